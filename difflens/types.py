@@ -1,0 +1,104 @@
+"""The words of the project as types: sites, attributes, plans, scores and feature sets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+UNTOUCHED = -1
+"""Target of an image that no mitigation may change."""
+
+Branch = Literal["none", "cond", "uncond", "both"]
+Where = Literal["output", "input", "update"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where activations are read and edited.
+
+    Args:
+        module: dotted path inside the denoiser, such as `mid_block`.
+        tensor: the module's `output`, its `input`, or its `update` (output − input).
+        branch: which half of a classifier-free-guidance batch; `none` for models without guidance.
+    """
+
+    module: str = "mid_block"
+    tensor: Where = "output"
+    branch: Branch = "none"
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A bias under study: its name, as judges know it, and its ordered classes."""
+
+    name: str
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"attribute {self.name!r} needs at least two distinct classes, got {self.classes}.")
+
+    def index(self, name: str) -> int:
+        """Position of a class.
+
+        Raises:
+            ValueError: the attribute has no such class.
+        """
+        if name not in self.classes:
+            raise ValueError(f"attribute {self.name!r} has no class {name!r}; its classes are {list(self.classes)}.")
+        return self.classes.index(name)
+
+    def target(self, shares: Mapping[str, float] | None) -> Float[Tensor, "classes"]:
+        """The target distribution q (float64), uniform if `shares` is None.
+
+        Raises:
+            ValueError: a class is unknown or missing, a share is negative, or the shares do not sum to 1.
+        """
+        if shares is None:
+            return torch.full((len(self.classes),), 1 / len(self.classes), dtype=torch.float64)
+        for name in shares:
+            self.index(name)
+        missing = [name for name in self.classes if name not in shares]
+        if missing:
+            raise ValueError(f"the target of {self.name!r} lacks a share for {missing}.")
+        q = torch.tensor([float(shares[name]) for name in self.classes], dtype=torch.float64)
+        if (q < 0).any() or abs(float(q.sum()) - 1) > 1e-6:
+            raise ValueError(f"the target of {self.name!r} must be non-negative and sum to 1, got {dict(shares)}.")
+        return q
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """Which images to generate: each image's noise depends on (base seed, image id) and on nothing else."""
+
+    base_seed: int
+    image_ids: Int[Tensor, "images"]
+    targets: Int[Tensor, "images"] | None = None
+    """Target class per image for a mitigation, `UNTOUCHED` where it must not act."""
+
+
+@dataclass(frozen=True)
+class FeatureScores:
+    """Attribution scores of every latent for every class at every step: [classes, steps, latents], float32."""
+
+    attribute: Attribute
+    scores: Float[Tensor, "classes steps latents"]
+
+    def total(self) -> Float[Tensor, "classes latents"]:
+        """Scores summed over steps."""
+        return self.scores.sum(1)
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The latents selected for each class, strongest first."""
+
+    attribute: Attribute
+    latents: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if set(self.latents) != set(self.attribute.classes):
+            raise ValueError(f"a feature set of {self.attribute.name!r} needs latents for each of {self.attribute.classes}.")
