@@ -1,0 +1,150 @@
+"""Fit a miniature model from nothing: one visible loop with progress, checkpoints and an exact resume."""
+
+import csv
+import json
+import math
+import os
+import time
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How long and how a recipe is fitted; `ema` is the decay of the averaged weights, which are the ones exported."""
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 200
+    weight_decay: float = 0.0
+    ema: float = 0.999
+    seed: int = 0
+    checkpoint_every: int = 500
+    report_every: int = 1000
+
+
+class Recipe(ABC):
+    """What one miniature model is and what it learns from; a batch is a pure function of (seed, step)."""
+
+    name: str
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The untrained model."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, step: int, settings: FitSettings) -> Tensor:
+        """The scalar loss of training step `step`."""
+
+    @abstractmethod
+    def report(self, model: nn.Module) -> dict[str, float]:
+        """Figures on data never trained on."""
+
+    @abstractmethod
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the weights and their configuration."""
+
+
+def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Path) -> dict[str, float]:
+    """Train `recipe`, resuming from `workspace` if it holds a checkpoint, and export the averaged weights.
+
+    Returns:
+        The figures of the final report, which also stand in `export_to/training.json` beside the settings.
+    """
+    workspace.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    model = recipe.build().train()
+    average = recipe.build().eval().requires_grad_(False)
+    average.load_state_dict(model.state_dict())
+    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    first = _resume(workspace, model, average, optimiser, settings)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns) as progress:
+        bar = progress.add_task(recipe.name, total=settings.steps, completed=first)
+        for step in range(first, settings.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = settings.lr * learning_rate_factor(step, settings)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = recipe.loss(model, step, settings)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+            _average(average, model, min(settings.ema, (1 + step) / (10 + step)))
+            progress.update(bar, advance=1, description=f"{recipe.name} loss {float(loss.detach()):.4f}")
+            done = step + 1
+            if done % 50 == 0:
+                _log(workspace / "log.csv", {"step": done, "loss": float(loss.detach()), "norm": float(norm), "time": time.time()})
+            if done % settings.checkpoint_every == 0 or done == settings.steps:
+                _checkpoint(workspace, model, average, optimiser, done, settings)
+            if done % settings.report_every == 0 and done != settings.steps:
+                _log(workspace / "report.csv", {"step": done, **recipe.report(average)})
+    figures = recipe.report(average)
+    _log(workspace / "report.csv", {"step": settings.steps, **figures})
+    recipe.export(average, export_to)
+    summary = {"recipe": recipe.name, "settings": asdict(settings), "figures": figures}
+    (export_to / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return figures
+
+
+def learning_rate_factor(step: int, settings: FitSettings) -> float:
+    """Linear warm-up, then half a cosine down to zero."""
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.no_grad()
+def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    for mean, value in zip(average.buffers(), model.buffers(), strict=True):
+        mean.copy_(value)
+
+
+def _checkpoint(
+    workspace: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, step: int, settings: FitSettings
+) -> None:
+    state = {
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "step": step,
+        "settings": asdict(settings),
+        "rng": torch.get_rng_state(),
+    }
+    partial = workspace / "checkpoint.pt.partial"
+    torch.save(state, partial)
+    os.replace(partial, workspace / "checkpoint.pt")
+
+
+def _resume(
+    workspace: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, settings: FitSettings
+) -> int:
+    path = workspace / "checkpoint.pt"
+    if not path.exists():
+        return 0
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    if state["settings"] != asdict(settings):
+        raise ValueError(f"{path} was made with other settings ({state['settings']}); delete {workspace} to start again.")
+    model.load_state_dict(state["model"])
+    average.load_state_dict(state["average"])
+    optimiser.load_state_dict(state["optimiser"])
+    torch.set_rng_state(state["rng"])
+    return int(state["step"])
+
+
+def _log(path: Path, row: dict[str, float]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)

@@ -1,0 +1,147 @@
+"""The miniature's two judges: small classifiers of different architecture that read every factor of a drawn face."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from difflens.locations import locate
+from difflens.miniature.faces import FACTORS, render
+from difflens.miniature.fit import FitSettings, Recipe
+from difflens.miniature.population import Population
+from difflens.models.base import weights_fingerprint
+
+
+class ConvolutionalJudge(nn.Module):
+    """A plain strided convolutional network with one linear head per factor, reading images [N, 3, 32, 32] in [0, 1]."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        widths = (3, width, 2 * width, 4 * width)
+        self.body = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.GroupNorm(8, b), nn.SiLU(), nn.Conv2d(b, b, 3, 1, 1), nn.SiLU())
+                for a, b in zip(widths, widths[1:], strict=False)
+            ),
+            nn.Flatten(),
+            nn.Linear(4 * width * 16, 128),
+            nn.SiLU(),
+        )
+        self.heads = nn.ModuleDict({name: nn.Linear(128, len(values)) for name, values in FACTORS.items()})
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images [N, 3, 32, 32] in [0, 1] → factor → logits [N, C]."""
+        features = self.body(images * 2 - 1)
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+class MixerJudge(nn.Module):
+    """A patch mixer (Tolstikhin et al., 2021) with one linear head per factor, reading images [N, 3, 32, 32] in [0, 1]."""
+
+    def __init__(self, width: int = 96, depth: int = 4) -> None:
+        super().__init__()
+        tokens = 64
+        self.patches = nn.Conv2d(3, width, 4, 4)
+        self.over_tokens = nn.ModuleList(
+            nn.Sequential(nn.Linear(tokens, 128), nn.GELU(), nn.Linear(128, tokens)) for _ in range(depth)
+        )
+        self.over_channels = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+            for _ in range(depth)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth + 1))
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in FACTORS.items()})
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images [N, 3, 32, 32] in [0, 1] → factor → logits [N, C]."""
+        x = self.patches(images * 2 - 1).flatten(2).mT
+        for tokens, channels, norm in zip(self.over_tokens, self.over_channels, self.norms, strict=False):
+            x = x + tokens(norm(x).mT).mT
+            x = x + channels(x)
+        features = self.norms[-1](x).mean(1)
+        return {name: head(features) for name, head in self.heads.items()}
+
+
+ARCHITECTURES: Mapping[str, type[nn.Module]] = {"convolutional": ConvolutionalJudge, "mixer": MixerJudge}
+
+
+class JudgeRecipe(Recipe):
+    """Cross-entropy on every factor of renders with slight noise and brightness changes.
+
+    Args:
+        name: what the judge is called.
+        architecture: `convolutional` or `mixer`.
+        population: the faces trained on.
+        pool: number of renders trained on; `held_out` the number of fresh ones a report scores.
+    """
+
+    def __init__(self, name: str, *, architecture: str, population: Population, pool: int, held_out: int) -> None:
+        self.name, self.architecture = name, architecture
+        self.population, self.pool, self.held_out = population, pool, held_out
+        self._factors = population.sample(pool, seed=2)
+
+    def build(self) -> nn.Module:
+        return ARCHITECTURES[self.architecture]()
+
+    def loss(self, model: nn.Module, step: int, settings: FitSettings) -> Tensor:
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        rows = torch.randint(self.pool, (settings.batch,), generator=generator)
+        factors = {name: index[rows] for name, index in self._factors.items()}
+        logits = model(_disturb(render(factors), generator))
+        losses = [nn.functional.cross_entropy(logits[name].float(), index) for name, index in factors.items()]
+        return torch.stack(losses).mean()
+
+    @torch.inference_mode()
+    def report(self, model: nn.Module) -> dict[str, float]:
+        factors = self.population.sample(self.held_out, seed=3)
+        logits = model(render(factors))
+        return {f"{name}_accuracy": float((logits[name].argmax(-1) == index).double().mean()) for name, index in factors.items()}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, folder / "judge.safetensors")
+        (folder / "judge.safetensors").chmod(0o644)
+        (folder / "config.json").write_text(json.dumps({"architecture": self.architecture}, indent=2) + "\n")
+
+
+def _disturb(images: Tensor, generator: torch.Generator) -> Tensor:
+    n = len(images)
+    gain = 1 + 0.1 * (torch.rand(n, 1, 1, 1, generator=generator) - 0.5)
+    noise = 0.08 * torch.rand(n, 1, 1, 1, generator=generator) * torch.randn(images.shape, generator=generator)
+    return (images * gain + noise).clamp(0, 1)
+
+
+def load_network(folder: Path) -> nn.Module:
+    """The judge's network saved in `folder`, in float32 and evaluation mode."""
+    network = ARCHITECTURES[json.loads((folder / "config.json").read_text())["architecture"]]()
+    network.load_state_dict({name: value.float() for name, value in load_file(folder / "judge.safetensors").items()})
+    return network.eval().requires_grad_(False)
+
+
+class MiniatureJudge:
+    """A trained judge as `difflens.metrics.judges.Judge`: images [N, 3, 32, 32] in [0, 1] → factor → logits [N, C]."""
+
+    classes = FACTORS
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        self.network, self.name = network, name
+        self.fingerprint = weights_fingerprint(network)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of every factor, in batches of bounded memory."""
+        parts = [self.network(chunk) for chunk in images.split(256)]
+        return {name: torch.cat([part[name] for part in parts]).float() for name in FACTORS}
+
+
+def load_judge(folder: str) -> MiniatureJudge:
+    """The judge saved in `folder`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = locate(folder)
+    return MiniatureJudge(load_network(path), path.name)

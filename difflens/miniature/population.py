@@ -1,0 +1,100 @@
+"""Populations of faces: how often each factor value occurs, and which nuisance depends on which attribute."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from difflens.miniature.faces import FACTORS
+
+
+def quotas(shares: Tensor, n: int) -> Tensor:
+    """Split `n` into whole counts [C] in proportion to `shares` [C], by the largest remainder."""
+    exact = shares.double() / shares.double().sum() * n
+    counts = exact.floor().long()
+    order = torch.argsort(exact - counts, descending=True, stable=True)
+    counts[order[: n - int(counts.sum())]] += 1
+    return counts
+
+
+def _seeded(seed: int, *names: object) -> torch.Generator:
+    digest = hashlib.sha256(":".join(map(str, (seed, *names))).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+@dataclass(frozen=True)
+class Conditional:
+    """Shares of one factor that depend on the value of another."""
+
+    given: str
+    shares: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Population:
+    """The joint distribution of a set of faces; factors not named are uniform and independent.
+
+    Args:
+        shares: factor → value → share; every factor's shares sum to 1.
+        conditional: factor → the factor it depends on and its shares given each of that one's values.
+
+    Raises:
+        ValueError: an unknown factor or value, a missing value, or shares that do not sum to 1.
+    """
+
+    shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    conditional: Mapping[str, Conditional] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, shares in self.shares.items():
+            _check_shares(name, shares)
+        for name, rule in self.conditional.items():
+            if rule.given not in FACTORS or set(rule.shares) != set(FACTORS[rule.given]):
+                raise ValueError(f"{name!r} given {rule.given!r} needs shares for each of {FACTORS.get(rule.given)}.")
+            for shares in rule.shares.values():
+                _check_shares(name, shares)
+
+    def share_vector(self, factor: str) -> Tensor:
+        """Marginal shares [C] (float64) of one factor, in the order of its values."""
+        if factor not in self.conditional:
+            return _vector(factor, self.shares.get(factor))
+        rule = self.conditional[factor]
+        given = self.share_vector(rule.given)
+        rows = torch.stack([_vector(factor, rule.shares[value]) for value in FACTORS[rule.given]])
+        return given @ rows
+
+    def sample(self, n: int, *, seed: int) -> dict[str, Tensor]:
+        """Draw `n` faces whose factor counts meet the shares exactly (largest remainder), shuffled independently."""
+        factors = {
+            name: _assign(_vector(name, self.shares.get(name)), n, _seeded(seed, name))
+            for name in FACTORS
+            if name not in self.conditional
+        }
+        for name, rule in self.conditional.items():
+            factors[name] = torch.empty(n, dtype=torch.int64)
+            for index, value in enumerate(FACTORS[rule.given]):
+                rows = (factors[rule.given] == index).nonzero()[:, 0]
+                shares = _vector(name, rule.shares[value])
+                factors[name][rows] = _assign(shares, len(rows), _seeded(seed, name, value))
+        return {name: factors[name] for name in FACTORS}
+
+
+def _assign(shares: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    values = torch.repeat_interleave(torch.arange(len(shares)), quotas(shares, n))
+    return values[torch.randperm(n, generator=generator)]
+
+
+def _vector(factor: str, shares: Mapping[str, float] | None) -> Tensor:
+    values = FACTORS[factor]
+    return torch.tensor([1 / len(values) if shares is None else shares[value] for value in values], dtype=torch.float64)
+
+
+def _check_shares(name: str, shares: Mapping[str, float]) -> None:
+    if name not in FACTORS:
+        raise ValueError(f"unknown factor {name!r}; the faces have {tuple(FACTORS)}.")
+    if set(shares) != set(FACTORS[name]):
+        raise ValueError(f"shares of {name!r} must name each of {FACTORS[name]}, got {tuple(shares)}.")
+    if abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
+        raise ValueError(f"shares of {name!r} must be non-negative and sum to 1, got {dict(shares)}.")
