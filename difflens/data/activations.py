@@ -1,0 +1,99 @@
+"""Activations recorded while a model samples: write-once shards on disk, read back by step, by image or as tokens."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from safetensors import safe_open
+from torch import Tensor
+
+from difflens.artifacts import finished_shards, write_shard
+from difflens.models.base import DiffusionModel, Generated
+from difflens.types import GenerationPlan, Site
+
+
+def expected_bytes(model: DiffusionModel, site: Site, images: int) -> int:
+    """Size of a store of `images` images in half precision."""
+    channels, height, width = model.site_shape(site)
+    return images * model.steps * channels * height * width * 2
+
+
+def collect_activations(model: DiffusionModel, plan: GenerationPlan, *, site: Site, folder: Path) -> Iterator[int]:
+    """Write one shard per micro-batch, skipping those that an interrupted run finished; yields the images done so far.
+
+    Raises:
+        ValueError: an activation is not finite.
+    """
+    done = {path.name for path in finished_shards(folder)}
+    for start in range(0, len(plan.image_ids), model.micro_batch):
+        ids = plan.image_ids[start : start + model.micro_batch]
+        name = f"shard-{start // model.micro_batch:05d}.safetensors"
+        if name not in done:
+            for batch in model.sample(GenerationPlan(plan.base_seed, ids), record=site):
+                write_shard(folder, name, _shard(batch, site))
+        yield start + len(ids)
+
+
+def _shard(batch: Generated, site: Site) -> dict[str, Tensor]:
+    assert batch.activations is not None
+    if not batch.activations.isfinite().all():
+        raise ValueError(
+            f"activations at {site.module!r} are not finite in half precision; check the model's weights and precision."
+        )
+    images = (batch.images * 255).round().byte()
+    return {"activations": batch.activations, "images": images, "image_ids": batch.image_ids}
+
+
+class ActivationStore:
+    """The shards of one finished collection.
+
+    Args:
+        folder: holds `shard-*.safetensors`, each with activations [n, steps, D, H, W], images [n, 3, h, w], image_ids [n].
+
+    Raises:
+        ValueError: the folder holds no shard.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.shards = sorted(folder.glob("shard-*.safetensors"))
+        if not self.shards:
+            raise ValueError(f"no activations in {str(folder)!r}; run `difflens task=activations` first.")
+        self._files = [safe_open(path, framework="pt") for path in self.shards]
+        shapes = [file.get_slice("activations").get_shape() for file in self._files]
+        self.sizes = [shape[0] for shape in shapes]
+        self.steps, self.shape = shapes[0][1], tuple(shapes[0][2:])
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    @cached_property
+    def image_ids(self) -> Int[Tensor, "images"]:
+        """Ids of the stored images, in storage order."""
+        return torch.cat([file.get_tensor("image_ids") for file in self._files])
+
+    @cached_property
+    def images(self) -> UInt8[Tensor, "images 3 height width"]:
+        """The images these activations led to."""
+        return torch.cat([file.get_tensor("images") for file in self._files])
+
+    def at_step(self, step: int) -> Float[Tensor, "images channels height width"]:
+        """Activations of all images at one step, half precision."""
+        return torch.cat([file.get_slice("activations")[:, step] for file in self._files])
+
+    def shard_at(self, shard: int, step: int) -> Float[Tensor, "images channels height width"]:
+        """Activations of one shard's images at one step, half precision."""
+        return self._files[shard].get_slice("activations")[:, step]
+
+
+def as_tokens(maps: Float[Tensor, "images channels height width"]) -> Float[Tensor, "tokens channels"]:
+    """Maps as one vector per spatial position."""
+    return maps.flatten(2).mT.flatten(0, 1)
+
+
+def split_by_image(images: int, validation: float, *, seed: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Positions of training and validation images: a seeded split of images, never of tokens."""
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed)).tolist()
+    held = max(1, round(images * validation))
+    return sorted(order[held:]), sorted(order[:held])
