@@ -1,0 +1,1 @@
+"""Which latents drive an attribute: scores per class, step and latent, and the selection made from them."""

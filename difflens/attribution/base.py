@@ -1,0 +1,55 @@
+"""The interface of a scorer and the affine head it attributes through."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AffineHead:
+    """Codes → class logits at one step: probe after decoder, both affine, so the whole head is.
+
+    Args:
+        decoder: SAE decoder rows [M, D].
+        decoder_bias: [D].
+        weight: probe weights as maps [C, D, H, W].
+        bias: probe biases [C].
+    """
+
+    decoder: Float[Tensor, "latents channels"]
+    decoder_bias: Float[Tensor, "channels"]
+    weight: Float[Tensor, "classes channels height width"]
+    bias: Float[Tensor, "classes"]
+
+    def zero_logits(self) -> Float[Tensor, "classes"]:
+        """Logits of all-zero codes."""
+        return self.bias + torch.einsum("cdhw,d->c", self.weight, self.decoder_bias)
+
+    def logits(self, codes: Float[Tensor, "images latents height width"]) -> Float[Tensor, "images classes"]:
+        """Logits of the decoded codes."""
+        decoded = torch.einsum("nmhw,md->ndhw", codes, self.decoder)
+        return self.zero_logits() + torch.einsum("ndhw,cdhw->nc", decoded, self.weight)
+
+    def pullback(self, g: Float[Tensor, "images classes"]) -> Float[Tensor, "images latents height width"]:
+        """The vector–Jacobian product Σ_j g_j ∂ℓ_j/∂z at every latent and position."""
+        pulled = torch.einsum("nc,cdhw->ndhw", g, self.weight)
+        return torch.einsum("ndhw,md->nmhw", pulled, self.decoder)
+
+
+class Scorer(Protocol):
+    """Scores latents of images of one class at one step."""
+
+    name: str
+
+    def __call__(
+        self,
+        head: AffineHead,
+        codes: Float[Tensor, "images latents height width"],
+        labels: Int[Tensor, "images"],
+        baseline: Float[Tensor, "images latents height width"] | None = None,
+    ) -> Float[Tensor, "images latents"]:
+        """Score of every latent for each image's own class, summed over positions."""
+        ...

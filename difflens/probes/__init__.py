@@ -1,0 +1,1 @@
+"""Light probes that read an attribute off the activations at one step."""
