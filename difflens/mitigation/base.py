@@ -1,0 +1,49 @@
+"""The interface of a mitigation method: an edit at a site that can be made stronger or weaker per class."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from difflens.models.base import Update
+from difflens.types import Attribute, Site
+
+
+@dataclass(frozen=True)
+class Window:
+    """The edited share of the denoising trajectory: steps s with start ≤ s/steps < stop; step 0 is the noisiest."""
+
+    start: float = 0.0
+    stop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop <= 1:
+            raise ValueError(f"mitigation.window needs 0 ≤ start < stop ≤ 1, got {self.start} to {self.stop}.")
+
+    def holds(self, step: int, steps: int) -> bool:
+        """Whether a step lies inside."""
+        return self.start * steps <= step < self.stop * steps
+
+
+class Mitigation(ABC):
+    """An edit (h, step, targets) → h′ whose strength per class can be set (it fulfils `models.base.Edit`)."""
+
+    def __init__(self, attribute: Attribute, *, site: Site, update: Update, window: Window) -> None:
+        if update not in ("asymmetric", "symmetric"):
+            raise ValueError(f"mitigation.update must be asymmetric or symmetric, got {update!r}.")
+        self.attribute, self.site, self.update, self.window = attribute, site, update, window
+
+    def active(self, step: int, steps: int) -> bool:
+        """Whether step `step` of `steps` is edited."""
+        return self.window.holds(step, steps)
+
+    @abstractmethod
+    def with_strength(self, strength: Float[Tensor, "classes"]) -> "Mitigation":
+        """The same method at another strength per class."""
+
+    @abstractmethod
+    def __call__(
+        self, h: Float[Tensor, "images channels height width"], step: int, targets: Int[Tensor, "images"]
+    ) -> Float[Tensor, "images channels height width"]:
+        """The edited activations; rows whose target is `UNTOUCHED` come back bit for bit."""

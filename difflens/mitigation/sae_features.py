@@ -1,0 +1,135 @@
+"""DiffLens' intervention: rescale, raise, pin or shift the selected sparse features towards each image's target class."""
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from difflens.attribution.statistics import CodeStatistics
+from difflens.mitigation.base import Mitigation, Window
+from difflens.models.base import Update
+from difflens.sae.base import SparseAutoencoder
+from difflens.types import FeatureSet, Site
+
+Mode = Literal["contrast", "scale", "add", "clamp"]
+Places = Literal["everywhere", "fired"]
+
+
+class SaeFeatureMitigation(Mitigation):
+    """h′ = h + W_decᵀ Δz with Δz on the selected latents alone and no bias (METHOD section 5).
+
+    With r the strength of the image's target class c, z the latent's code and u its usual level where it fires:
+
+    - `scale`: Δz = (r − 1) z; `add`: Δz = r·u; `clamp`: Δz = r·u − z; on the latents of class c.
+    - `contrast`: Δz = r·(mean code of class c − mean code of the other classes) at each position and step, on the latents
+      of all classes, never below −z. r = 1 moves by the difference the model itself makes between the classes, and only
+      where in the image it makes it.
+
+    Args:
+        sae: reads codes and holds the decoder.
+        features: latents per class.
+        statistics: of exactly these latents.
+        site: where the SAE was trained.
+        mode: see above.
+        strength: r per class [C].
+        places: for `add` and `clamp`, edit every position or only those where the latent fired.
+        suppress: for `scale`, `add` and `clamp`: scale latents of the other classes by this factor too; None leaves them.
+        update: see `Mitigation`.
+        window: see `Mitigation`.
+
+    Raises:
+        ValueError: an unknown mode or place.
+    """
+
+    def __init__(
+        self,
+        sae: SparseAutoencoder,
+        features: FeatureSet,
+        statistics: CodeStatistics,
+        *,
+        site: Site,
+        mode: Mode,
+        strength: Float[Tensor, "classes"],
+        places: Places = "everywhere",
+        suppress: float | None = None,
+        update: Update = "asymmetric",
+        window: Window | None = None,
+    ) -> None:
+        super().__init__(features.attribute, site=site, update=update, window=window or Window())
+        if mode not in get_args(Mode):
+            raise ValueError(f"mitigation.mode must be one of {get_args(Mode)}, got {mode!r}.")
+        if places not in get_args(Places):
+            raise ValueError(f"mitigation.places must be one of {get_args(Places)}, got {places!r}.")
+        assert torch.equal(statistics.latents, selected_latents(features)), "statistics of other latents"
+        self.sae, self.features, self.statistics = sae, features, statistics
+        self.mode, self.places, self.suppress = mode, places, suppress
+        self.strength = strength.float()
+        self._own = membership(features.latents, features.attribute.classes, statistics.latents)
+
+    @property
+    def neutral(self) -> float:
+        """The strength that changes nothing."""
+        return 1.0 if self.mode == "scale" else 0.0
+
+    def with_strength(self, strength: Float[Tensor, "classes"]) -> "SaeFeatureMitigation":
+        """See `Mitigation.with_strength`."""
+        return SaeFeatureMitigation(
+            self.sae,
+            self.features,
+            self.statistics,
+            site=self.site,
+            mode=self.mode,
+            strength=strength,
+            places=self.places,
+            suppress=self.suppress,
+            update=self.update,
+            window=self.window,
+        )
+
+    def __call__(
+        self, h: Float[Tensor, "images channels height width"], step: int, targets: Int[Tensor, "images"]
+    ) -> Float[Tensor, "images channels height width"]:
+        """See `Mitigation`."""
+        latents = self.statistics.latents.to(h.device)
+        delta = self.change(self.sae.codes_of_latents(h.float(), latents), step, targets)
+        return self.sae.add_to_map(h, delta, latents)
+
+    def change(
+        self, codes: Float[Tensor, "images selected height width"], step: int, targets: Int[Tensor, "images"]
+    ) -> Float[Tensor, "images selected height width"]:
+        """Δz on the selected latents, zero for untouched images."""
+        target = targets.clamp_min(0)
+        strength = self.strength.to(codes.device)[target][:, None, None, None]
+        if self.mode == "contrast":
+            shift = strength * self.statistics.contrast(step).to(codes)[target]
+            delta = torch.maximum(shift, -codes)
+        else:
+            delta = self._change_own_latents(codes, step, target, strength)
+        return torch.where((targets >= 0)[:, None, None, None], delta, 0.0)
+
+    def _change_own_latents(self, codes: Tensor, step: int, target: Tensor, strength: Tensor) -> Tensor:
+        level = self.statistics.level[step].to(codes)[None, :, None, None]
+        fired = (codes > 0).to(codes.dtype) if self.places == "fired" else torch.ones_like(codes)
+        match self.mode:
+            case "scale":
+                delta = (strength - 1) * codes
+            case "add":
+                delta = strength * level * fired
+            case _:
+                delta = (strength * level - codes) * fired
+        own = self._own.to(codes.device)[target][:, :, None, None]
+        return torch.where(own, delta, 0.0 if self.suppress is None else (self.suppress - 1) * codes)
+
+
+def selected_latents(features: FeatureSet) -> Int[Tensor, "selected"]:
+    """The distinct latents of all classes, in increasing order."""
+    return torch.tensor(sorted({latent for group in features.latents.values() for latent in group}), dtype=torch.int64)
+
+
+def membership(
+    latents: Mapping[str, tuple[int, ...]], classes: tuple[str, ...], union: Int[Tensor, "selected"]
+) -> Tensor:
+    """Which of the selected latents belong to each class, bool [C, selected]."""
+    return torch.stack([torch.isin(union, torch.tensor(latents[name], dtype=torch.int64)) for name in classes])
