@@ -1,0 +1,46 @@
+"""Errors that end a run with one clear line; `exit_code`: 2 for a mistake in the configuration, 1 for a failed run."""
+
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """The configuration asks for something impossible; the message says what was wrong and what to do."""
+
+    exit_code = 2
+
+
+class ArtifactError(RuntimeError):
+    """An artifact is damaged, cannot be written or does not fit on the disk."""
+
+    exit_code = 1
+
+
+class ArtifactExistsError(ArtifactError):
+    """The artifact to be made is already there; nothing was overwritten."""
+
+
+class ArtifactMismatchError(ArtifactError, UserError):
+    """An artifact was made for another model, site or grid than the one asked for."""
+
+    exit_code = 2
+
+
+class JobFailedError(RuntimeError):
+    """A job of a sweep failed; its own error line was printed when that happened, and `folder` is its run folder."""
+
+    def __init__(self, message: str, exit_code: int, folder: Path) -> None:
+        """All values are arguments of the exception, so that it survives the way back from a worker process."""
+        super().__init__(message, exit_code, folder)
+        self.exit_code = exit_code
+        self.folder = folder
+
+    def __str__(self) -> str:
+        """The job's error line."""
+        return str(self.args[0])
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message on one line, led by its type unless the type adds nothing to a written message."""
+    message = " ".join(str(error).split())
+    plain = isinstance(error, ValueError | ArtifactError | JobFailedError) and message
+    return message if plain else f"{type(error).__name__}: {message}".removesuffix(": ")

@@ -1,0 +1,144 @@
+"""The program: composes the configuration and hands it with a run to the task it names.
+
+Nothing here imports torch: `--help`, `--cfg job` and shell completion answer at once.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from difflens.errors import JobFailedError, UserError
+from difflens.exits import Ending, ending, was_interrupted
+from difflens.run import Run, open_run
+from difflens.usage import config_groups, usage
+
+HYDRA_VARIABLE = "HYDRA_FULL_ERROR"
+DEBUG_VARIABLE = "DIFFLENS_DEBUG"
+"""Set for this process and the workers of a sweep when the user asked for tracebacks with either variable."""
+
+
+def conf_folder() -> Path:
+    """The configuration: inside the package when installed from a wheel, next to it in a source checkout."""
+    package = Path(__file__).resolve().parent
+    return next((folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir()), package / "conf")
+
+
+def load_task(path: str) -> Callable[[DictConfig, Run], None]:
+    """The function that `task._target_` names; importing it is what imports torch.
+
+    Raises:
+        UserError: there is no such module or function.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        task = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if not f"{path}.".startswith(f"{error.name}."):
+            raise
+        task = None
+    if not callable(task):
+        raise UserError(f"task._target_ is {path!r}, but there is no function {name!r} in {module!r}.")
+    return cast(Callable[[DictConfig, Run], None], task)
+
+
+@contextmanager
+def whole_errors(wanted: bool) -> Iterator[None]:
+    """Let Hydra pass exceptions on instead of printing its own report; not seen by processes started in the block."""
+    before = os.environ.pop(HYDRA_VARIABLE, None)
+    if wanted:
+        os.environ[HYDRA_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(HYDRA_VARIABLE, None)
+        if before is not None:
+            os.environ[HYDRA_VARIABLE] = before
+
+
+def debugging() -> bool:
+    """Whether exceptions are to be shown whole."""
+    return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
+
+
+def tell(end: Ending) -> None:
+    """Print the line on stderr."""
+    print(f"difflens: error: {end.line}", file=sys.stderr, flush=True)
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")  # type: ignore[untyped-decorator]
+def job(cfg: DictConfig) -> None:
+    """Run one task; a failure is told once here, and ends a sweep only after its other jobs have run."""
+    settings = HydraConfig.get()
+    folder = Path(settings.runtime.output_dir)
+    # Unresolved: an override such as `lr=${other}` is text here, and has nothing to refer to in Hydra's own settings.
+    overrides = cast(list[str], OmegaConf.to_container(settings.overrides.task, resolve=False))
+    sweep = settings.mode == RunMode.MULTIRUN
+    stage = None
+    try:
+        with (
+            whole_errors(False),
+            open_run(cfg, folder, overrides=overrides, sweep=sweep) as run,
+        ):
+            try:
+                load_task(cfg.task._target_)(cfg, run)
+            finally:
+                stage = run.failed_stage
+    except Exception as error:
+        if debugging():
+            raise
+        end = ending(error, stage=stage)
+        more = f" [{os.path.relpath(folder / 'traceback.txt')}]" if end.exit_code == 1 else ""
+        tell(Ending(end.exit_code, end.line + more))
+        if not sweep:
+            sys.exit(end.exit_code)
+        raise JobFailedError(end.line, end.exit_code, folder) from error
+
+
+def sweep_ending(failure: JobFailedError) -> Ending:
+    """The last line of a sweep in which jobs failed."""
+    sweep = failure.folder.parent
+    states = {path.parent.name: json.loads(path.read_text()) for path in sorted(sweep.glob("*/status.json"))}
+    failed = {name: state for name, state in states.items() if state["status"] == "failed"}
+    which = "; ".join(f"{name} ({' '.join(state['overrides'])})" for name, state in failed.items())
+    code = min((state["exit_code"] for state in failed.values()), default=failure.exit_code)
+    return Ending(code, f"{len(failed)} of {len(states)} jobs failed: {which}. See {os.path.relpath(sweep)}.")
+
+
+def stop(_: int, __: FrameType | None) -> None:
+    """End on SIGTERM as on Ctrl-C: the status is written and locks are released."""
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point of `difflens`; exits with 0, with 2 for a mistake in the configuration, else with 1 (130: Ctrl-C)."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(usage(conf_folder()))
+        return
+    signal.signal(signal.SIGTERM, stop)
+    os.environ.setdefault(DEBUG_VARIABLE, os.environ.get(HYDRA_VARIABLE, "0"))
+    try:
+        with whole_errors(True):
+            job()
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if debugging() or (isinstance(error, SystemExit) and not was_interrupted(error)):
+            raise
+        groups = sorted(config_groups(conf_folder()))
+        end = sweep_ending(error) if isinstance(error, JobFailedError) else ending(error, groups=groups)
+        tell(end)
+        sys.exit(end.exit_code)
+
+
+if __name__ == "__main__":
+    main()

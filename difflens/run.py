@@ -1,0 +1,199 @@
+"""One run: its folder, status, manifest, stages and artifacts."""
+
+import logging
+import math
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from difflens.artifacts import Artifact, ArtifactStore
+from difflens.errors import UserError
+from difflens.exits import ending
+from difflens.provenance import peak_memory, provenance
+from difflens.storage import TEMPORARY, write_json, write_text
+from difflens.targets import check_targets
+
+log = logging.getLogger(__name__)
+
+
+def process_rank() -> int:
+    """This process's rank in a distributed run, 0 if there is none; only rank 0 writes the run folder."""
+    return next((int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), 0)
+
+
+def finite(data: Any) -> Any:
+    """The data with numbers that JSON does not know (an undefined metric's NaN) as null."""
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+class Run:
+    """What a task is given besides the configuration.
+
+    Attributes:
+        folder: the run folder: config.yaml, status.json, manifest.json and what the task writes.
+        store: the artifacts shared by all runs.
+        rank: 0, or this process's rank in a distributed run.
+        manifest: what manifest.json says.
+    """
+
+    def __init__(self, folder: Path, store: ArtifactStore, *, rank: int = 0) -> None:
+        """Nothing is written yet: `open_run` keeps the folder's files."""
+        self.folder = folder
+        self.store = store
+        self.rank = rank
+        self.manifest: dict[str, Any] = {"seconds": {}, "artifacts": []}
+        self.failed_stage: str | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Record the block's seconds under `name` and say them in one line; a repeated name adds up."""
+        start = time.monotonic()
+        try:
+            yield
+        except BaseException:
+            self.failed_stage = self.failed_stage or name
+            raise
+        finally:
+            seconds = time.monotonic() - start
+            self.manifest["seconds"][name] = round(self.manifest["seconds"].get(name, 0.0) + seconds, 3)
+            self.write_manifest()
+        self.say(f"{name}: {seconds:.1f} s")
+
+    def artifact(
+        self, kind: str, spec: Mapping[str, Any], make: Callable[[Path], object], *, resumable: bool = False
+    ) -> Artifact:
+        """The artifact of this spec: reused if it was made before, else made by `make(folder)`."""
+        if self.rank == 0:
+            artifact, reused = self.store.get_or_create(kind, spec, make, resumable=resumable)
+        else:
+            artifact, reused = self.store.join(kind, spec, make)
+        entry = {"kind": kind, "fingerprint": artifact.fingerprint, "reused": reused}
+        self.manifest["artifacts"].append(entry)
+        self.write_manifest()
+        self.say(f"{kind} {artifact.fingerprint}: {'reused' if reused else 'made'}")
+        return artifact
+
+    def seed_everything(self, seed: int) -> None:
+        """Seed Python, NumPy and torch, for code that draws from their global states, and note it in the manifest."""
+        import random
+
+        import numpy as np
+        import torch
+
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        self.manifest.setdefault("seeds", {})["global"] = seed
+        self.write_manifest()
+
+    def write_json(self, name: str, data: Any) -> Path:
+        """Write a JSON file into the run folder atomically; NaN and infinities become null."""
+        path = self.folder / name
+        return write_json(path, finite(data)) if self.rank == 0 else path
+
+    def write_manifest(self) -> None:
+        """Bring manifest.json up to date, so that a killed run leaves a true one."""
+        self.manifest.update(peak_memory())
+        self.write_json("manifest.json", self.manifest)
+
+    def say(self, line: str) -> None:
+        """Print one line and keep it in the run's log, from the first rank only."""
+        if self.rank == 0:
+            log.info(line)
+
+
+def point_latest(outputs: Path, folder: Path) -> None:
+    """Make `outputs/latest` a link to the run folder, atomically: at every moment it points to a run."""
+    latest = outputs / "latest"
+    if latest.exists() and not latest.is_symlink():
+        log.warning("%s is not a link; it is left as it is and does not point to this run", latest)
+        return
+    temporary = outputs / f".latest.{os.getpid()}{TEMPORARY}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(folder, outputs), target_is_directory=True)
+    os.replace(temporary, latest)
+
+
+def refuse_distributed_sweep(config: Mapping[str, Any]) -> None:
+    """Check that no job of a local sweep asks for several devices: each rank would start the whole sweep again.
+
+    Raises:
+        UserError: one does.
+    """
+    devices = (config.get("trainer") or {}).get("devices")
+    count = len(devices) if isinstance(devices, list) else devices
+    if isinstance(count, int) and count > 1:
+        raise UserError(
+            f"trainer.devices={devices} does not work in a sweep (-m): every rank would restart the sweep; set "
+            "trainer.devices=1, or give each job its own process with hydra/launcher=submitit_local."
+        )
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values, every interpolation resolved and every `_target_` checked."""
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(config, dict)
+    check_targets(config)
+    return {str(key): value for key, value in config.items()}
+
+
+@contextmanager
+def recorded_status(run: Run, overrides: Sequence[str]) -> Iterator[None]:
+    """Keep status.json true: `running` at once, then `done`, or `failed` with one line and the traceback's file."""
+    start = time.monotonic()
+    status: dict[str, Any] = {
+        "status": "running",
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "overrides": list(overrides),
+    }
+    run.write_json("status.json", status)
+    try:
+        yield
+        status.update(status="done")
+    except BaseException as error:
+        code, line = ending(error, stage=run.failed_stage)
+        status.update(status="failed", error=line, exit_code=code)
+        if run.rank == 0:
+            write_text(run.folder / "traceback.txt", "".join(traceback.format_exception(error)))
+        raise
+    finally:
+        status.update(seconds=round(time.monotonic() - start, 3))
+        run.write_json("status.json", status)
+        run.write_manifest()
+
+
+@contextmanager
+def open_run(cfg: DictConfig, folder: Path, *, overrides: Sequence[str] = (), sweep: bool = False) -> Iterator[Run]:
+    """A run in `folder`, whose files tell the truth about it from the first moment and after any ending.
+
+    Args:
+        cfg: the composed configuration; `paths.outputs` and `paths.artifacts` say where results go.
+        folder: the run folder.
+        overrides: what the command line changed.
+        sweep: whether this is one job of a sweep.
+    """
+    run = Run(folder, ArtifactStore(Path(cfg.paths.artifacts)), rank=process_rank())
+    with recorded_status(run, overrides):
+        config = resolve(cfg)
+        if sweep:
+            refuse_distributed_sweep(config)
+        run.manifest = {**provenance(config, overrides), **run.manifest}
+        if run.rank == 0:
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+            point_latest(Path(cfg.paths.outputs), folder)
+        run.write_manifest()
+        yield run

@@ -1,0 +1,58 @@
+"""The text of `difflens --help`, read from the folder of the configuration without composing it."""
+
+import textwrap
+from pathlib import Path
+
+PLUMBING = ("hydra", "paths", "population", "recipe")
+"""Groups that a newcomer does not choose from."""
+
+HEADER = """\
+difflens: where inside a diffusion model does a social bias live, and can it be turned down without touching anything
+else?
+
+usage: difflens [group=choice ...] [key=value ...]
+
+With no argument it runs the whole study on the embedded miniature model: collect activations, train a sparse
+autoencoder and a linear probe, find the latents that carry the attribute, edit them, measure, write a report.
+Results: outputs/latest. A later run reuses every stage that was made with the same settings.
+
+Groups and their choices (group=choice):"""
+
+FOOTER = """\
+Examples:
+  difflens                                 the whole study on the miniature model
+  difflens attribute=age                   the same for another attribute
+  difflens task=steer mitigation=difflens  one stage with one method; what it needs is made or reused
+  difflens -m attribute=gender,age,race    one run per attribute; one that fails does not stop the others
+  difflens task=report                     tables, figures and report.html from what is in outputs/
+
+More:
+  difflens --cfg job                       print every setting and its value; set any with key=value
+  difflens --hydra-help                    all flags
+  eval "$(difflens -sc install=bash)"      completion of groups and choices (also zsh, fish)
+  HYDRA_FULL_ERROR=1 difflens ...          show the traceback of an error
+
+Exit codes: 0 done, 2 a mistake in the configuration, 1 a failed run, 130 interrupted (run it again to go on)."""
+
+
+def config_groups(conf: Path) -> dict[str, list[str]]:
+    """The choices of every config group by the group's name; a group inside a group is `outer/inner`."""
+    groups: dict[str, list[str]] = {}
+    for path in sorted(conf.glob("*/**/*.yaml")):
+        groups.setdefault(path.parent.relative_to(conf).as_posix(), []).append(path.stem)
+    return groups
+
+
+def usage(conf: Path) -> str:
+    """The help text."""
+    lines = []
+    for group, choices in config_groups(conf).items():
+        if group.split("/")[0] not in PLUMBING:
+            lines += textwrap.wrap(
+                f"{group:<12} {', '.join(choices)}",
+                width=118,
+                initial_indent="  ",
+                subsequent_indent=" " * 15,
+                break_on_hyphens=False,
+            )
+    return "\n".join([HEADER, *lines, "", FOOTER])

@@ -1,0 +1,58 @@
+"""A lock is held by one living process: the dead are taken over, the living and the unknown are waited for."""
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from difflens.locks import SECONDS_TO_SIGN, exclusive, process_start
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    lock = tmp_path / "x.lock"
+    for owner in (
+        {"pid": dead.pid, "host": socket.gethostname(), "started": "1"},
+        {"pid": os.getpid(), "host": socket.gethostname(), "started": "another start: the number was given again"},
+    ):
+        lock.write_text(json.dumps(owner))
+        with exclusive(lock, "sae", poll_seconds=0.01):
+            assert json.loads(lock.read_text())["pid"] == os.getpid()
+        assert not lock.exists()
+    assert "is gone" in caplog.text
+
+
+def test_a_living_owner_or_one_on_another_host_is_waited_for(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    lock = tmp_path / "x.lock"
+    mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": process_start(os.getpid())}
+    for owner in (mine, {"pid": 1, "host": "elsewhere", "started": "1"}):
+        lock.write_text(json.dumps(owner))
+        entered = threading.Event()
+
+        def enter(entered: threading.Event = entered) -> None:
+            with exclusive(lock, "sae 0123", poll_seconds=0.01):
+                entered.set()
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        assert not entered.wait(0.15)
+        lock.unlink()
+        thread.join(5)
+        assert entered.is_set() and not lock.exists()
+        assert f"waiting for process {owner['pid']} on {owner['host']}, which is making sae 0123" in caplog.text
+
+
+def test_a_lock_that_was_never_signed_is_taken_over_after_a_while(tmp_path):
+    lock = tmp_path / "x.lock"
+    lock.touch()
+    past = time.time() - SECONDS_TO_SIGN - 1
+    os.utime(lock, (past, past))
+    with exclusive(lock, "sae", poll_seconds=0.01):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
