@@ -1,0 +1,189 @@
+"""The sparse autoencoder: affine encoder, sparse activation function, decoder rows; and its view of whole maps."""
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from difflens.sae.decode import SparseCodes, decode
+
+__all__ = ["SparseAutoencoder", "SparseCodes", "Token"]
+
+Token = Literal["position", "map"]
+
+
+class SparseAutoencoder(nn.Module, ABC):
+    """`a = W_enc (x − b_dec) + b_enc`, `z = select(a)`, `x̂ = Σ z_i W_dec[i] + b_dec`.
+
+    Encoder and decoder start as the same random unit directions (Gao et al. 2024, section A.1).
+
+    Args:
+        dim: channels of the site.
+        expansion: latents per channel: width = expansion x `dim`.
+        k: active latents per token.
+        centre: subtract `b_dec` before encoding; the paper's release does not.
+        token: `position`, each spatial position is a token; `map`, the whole map is one (the paper's SD 1.5 SAE).
+        positions: H·W of the site's map; needed by `token="map"` alone.
+
+    Raises:
+        ValueError: no latent, `k` outside 1..width, an unknown `token`, or `token="map"` without `positions`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        expansion: int | float,
+        k: int,
+        centre: bool = True,
+        token: Token = "position",
+        positions: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.width = round(expansion * dim)
+        if self.width < 1:
+            raise ValueError(f"expansion={expansion} of {dim} channels leaves no latent; raise sae.expansion.")
+        if not 1 <= k <= self.width:
+            raise ValueError(f"k={k} must lie in 1..{self.width}, the width; lower sae.k or raise sae.expansion.")
+        if token not in ("position", "map"):
+            raise ValueError(f"token={token!r} is unknown; use 'position' or 'map'.")
+        if token == "map" and not positions:
+            raise ValueError("token='map' needs positions=H·W of the site's map.")
+        self.channels, self.expansion, self.k = dim, expansion, k
+        self.centre, self.token, self.positions = centre, token, positions
+        self.dim = dim * positions if token == "map" and positions else dim
+        directions = F.normalize(torch.randn(self.width, self.dim), dim=1)
+        self.w_enc = nn.Parameter(directions.clone())
+        self.b_enc = nn.Parameter(torch.zeros(self.width))
+        self.w_dec = nn.Parameter(directions)
+        self.b_dec = nn.Parameter(torch.zeros(self.dim))
+
+    @abstractmethod
+    def select(self, activations: Float[Tensor, "tokens width"]) -> SparseCodes:
+        """The sparse activation function: which pre-activations become codes."""
+
+    def settings(self) -> dict[str, int | float | str | bool | None]:
+        """The constructor's arguments, from which an equal SAE can be built."""
+        return {
+            "dim": self.channels,
+            "expansion": self.expansion,
+            "k": self.k,
+            "centre": self.centre,
+            "token": self.token,
+            "positions": self.positions,
+        }
+
+    @property
+    def decoder(self) -> Float[Tensor, "width dim"]:
+        """One row per latent: the direction it writes."""
+        return self.w_dec
+
+    def pre_activations(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens width"]:
+        """`a = W_enc (x − b_dec) + b_enc`, without `b_dec` if not centred."""
+        x = x.to(self.w_enc.dtype)
+        return F.linear(x - self.b_dec if self.centre else x, self.w_enc, self.b_enc)
+
+    def encode(self, x: Float[Tensor, "tokens dim"]) -> SparseCodes:
+        """Active latents of each token."""
+        return self.select(self.pre_activations(x))
+
+    def encode_dense(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens width"]:
+        """Codes of each token, one column per latent."""
+        return self.encode(x).dense(self.width)
+
+    def decode(self, codes: SparseCodes) -> Float[Tensor, "tokens dim"]:
+        """`x̂ = Σ z_i W_dec[i] + b_dec`."""
+        return decode(codes, self.w_dec) + self.b_dec
+
+    def reconstruct(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens dim"]:
+        """x̂ of each token."""
+        return self.decode(self.encode(x))
+
+    def forward(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens dim"]:
+        """x̂ of each token."""
+        return self.reconstruct(x)
+
+    def update_statistics(self, codes: SparseCodes) -> None:
+        """Learn from one training batch what is not learnt by gradient; nothing by default."""
+
+    @torch.no_grad()
+    def fold_input_scale(self, scale: float) -> None:
+        """Turn an SAE of `scale · x` into the same SAE of `x`, whose codes and output are smaller by `scale`.
+
+        Only biases (and thresholds) are divided: ReLU and TopK are positively homogeneous.
+        """
+        self.b_enc.div_(scale)
+        self.b_dec.div_(scale)
+
+    @torch.no_grad()
+    def remove_parallel_gradient(self) -> None:
+        """Drop the part of each unit-norm decoder row's gradient along the row, which renormalisation would undo."""
+        gradient = self.w_dec.grad
+        if gradient is not None:
+            gradient.sub_((gradient * self.w_dec).sum(1, keepdim=True) * self.w_dec)
+
+    @torch.no_grad()
+    def normalise_decoder(self) -> None:
+        """Give every decoder row unit norm."""
+        self.w_dec.copy_(F.normalize(self.w_dec, dim=1))
+
+    def tokens_of_map(self, h: Float[Tensor, "images channels height width"]) -> Float[Tensor, "tokens dim"]:
+        """The map's tokens: image-major, then row-major over positions; one per image for `token="map"`.
+
+        Raises:
+            ValueError: the map's channels or positions are not those of this SAE.
+        """
+        positions = h.shape[2] * h.shape[3]
+        if h.shape[1] != self.channels or (self.token == "map" and positions != self.positions):
+            raise ValueError(
+                f"this SAE reads {self.channels} channels at {self.positions or 'any number of'} positions, got a map "
+                f"of {h.shape[1]} channels at {positions}; use the SAE of this site."
+            )
+        return h.flatten(1) if self.token == "map" else h.permute(0, 2, 3, 1).flatten(0, 2)
+
+    def map_of_tokens(self, tokens: Float[Tensor, "tokens dim"], like: Tensor) -> Tensor:
+        """Tokens back as a map of the shape of `like` [n, channels, H, W]: the inverse of `tokens_of_map`."""
+        images, channels, height, width = like.shape
+        if self.token == "map":
+            return tokens.reshape(like.shape)
+        return tokens.reshape(images, height, width, channels).permute(0, 3, 1, 2)
+
+    def codes_of_map(self, h: Tensor) -> Tensor:
+        """Dense codes of maps [n, channels, H, W]: [n, width, H, W], or [n, width, 1, 1] for `token="map"`."""
+        return self._codes_as_map(self.encode_dense(self.tokens_of_map(h)), h)
+
+    def codes_of_latents(self, h: Tensor, latents: Tensor) -> Tensor:
+        """`codes_of_map(h)[:, latents]` without its full-width map: [n, L, H, W]; `latents` [L] must be distinct."""
+        assert len(set(latents.tolist())) == len(latents), latents
+        codes = self.encode(self.tokens_of_map(h))
+        slot = torch.full((self.width,), len(latents), device=h.device)
+        slot[latents] = torch.arange(len(latents), device=h.device)
+        chosen = SparseCodes(codes.values, slot[codes.indices]).dense(len(latents) + 1)
+        return self._codes_as_map(chosen[:, : len(latents)], h)
+
+    def _codes_as_map(self, codes: Tensor, like: Tensor) -> Tensor:
+        height, width = (1, 1) if self.token == "map" else like.shape[2:]
+        return codes.reshape(len(like), height, width, codes.shape[1]).permute(0, 3, 1, 2)
+
+    def reconstruct_map(self, h: Tensor) -> Tensor:
+        """x̂ of maps [n, channels, H, W], in the dtype of `h`."""
+        return self.map_of_tokens(self.reconstruct(self.tokens_of_map(h)), h).to(h.dtype)
+
+    def add_to_map(self, h: Tensor, delta: Tensor, latents: Tensor | None = None) -> Tensor:
+        """`h + W_decᵀ Δz` without bias; an image whose Δz is zero everywhere comes back bit-exactly.
+
+        Args:
+            h: maps [n, channels, H, W].
+            delta: Δz [n, L, H, W], or [n, L, 1, 1] for `token="map"`.
+            latents: which latents [L] the channels of `delta` are; all of them, in order, if None.
+        """
+        rows = self.w_dec if latents is None else self.w_dec[latents]
+        assert delta.shape[:2] == (len(h), len(rows)), (delta.shape, h.shape, rows.shape)
+        written = delta.to(rows.dtype).permute(0, 2, 3, 1).flatten(0, 2) @ rows
+        edited = (h.to(rows.dtype) + self.map_of_tokens(written, h)).to(h.dtype)
+        # Adding zero would already lose the sign of -0.0, so untouched images are passed through.
+        touched = (delta != 0).flatten(1).any(1)
+        return torch.where(touched[:, None, None, None], edited, h)

@@ -1,0 +1,79 @@
+"""The k·N largest activations of a batch of N tokens (Bussmann et al. 2024)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from difflens.sae.base import SparseAutoencoder, SparseCodes, Token
+
+
+class BatchTopKAutoencoder(SparseAutoencoder):
+    """Activations above a threshold: in training mode the batch's own, in evaluation mode the one learnt.
+
+    Tokens may have more or fewer than `k` active latents; `k` is their mean. Outside training a token's codes do not
+    depend on its neighbours.
+
+    Args:
+        dim: as in `SparseAutoencoder`, like the arguments not named here.
+        expansion: see there.
+        k: mean number of active latents per token.
+        centre: see there.
+        token: see there.
+        positions: see there.
+        threshold_decay: of the moving average of each batch's smallest kept activation.
+    """
+
+    threshold: Tensor
+    batches_seen: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        expansion: int | float,
+        k: int,
+        centre: bool = True,
+        token: Token = "position",
+        positions: int | None = None,
+        threshold_decay: float = 0.98,
+    ) -> None:
+        super().__init__(dim, expansion=expansion, k=k, centre=centre, token=token, positions=positions)
+        if not 0 <= threshold_decay < 1:
+            raise ValueError(f"threshold_decay={threshold_decay} must lie in [0, 1).")
+        self.threshold_decay = threshold_decay
+        self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64))
+
+    def settings(self) -> dict[str, int | float | str | bool | None]:
+        """The constructor's arguments, from which an equal SAE can be built."""
+        return {**super().settings(), "threshold_decay": self.threshold_decay}
+
+    def select(self, activations: Float[Tensor, "tokens width"]) -> SparseCodes:
+        """The positive pre-activations at or above the threshold."""
+        positive = activations.relu()
+        kept = (positive >= self._threshold_of(positive)) & (positive > 0)
+        slots = max(1, int(kept.sum(1).max())) if len(kept) else 1
+        values, indices = positive.topk(slots, dim=1, sorted=False)
+        return SparseCodes(values * kept.gather(1, indices), indices)
+
+    @torch.no_grad()
+    def _threshold_of(self, positive: Tensor) -> Tensor:
+        if not self.training:
+            return self.threshold
+        return positive.flatten().topk(self.k * len(positive), sorted=False).values.min()
+
+    @torch.no_grad()
+    def update_statistics(self, codes: SparseCodes) -> None:
+        """Move the threshold towards the smallest activation this training batch kept."""
+        kept = codes.values[codes.values > 0]
+        if not kept.numel():
+            return
+        decay = self.threshold_decay if self.batches_seen else 0.0
+        self.threshold.mul_(decay).add_((1 - decay) * kept.min())
+        self.batches_seen.add_(1)
+
+    @torch.no_grad()
+    def fold_input_scale(self, scale: float) -> None:
+        """As for any SAE; the threshold is an activation, hence divided too."""
+        super().fold_input_scale(scale)
+        self.threshold.div_(scale)

@@ -1,0 +1,73 @@
+"""A saved SAE: `sae.safetensors`, for raw activations, and `spec.json`: what it is and what made it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from difflens.sae.base import SparseAutoencoder
+
+WEIGHTS, SPEC = "sae.safetensors", "spec.json"
+
+
+def save_sae(sae: SparseAutoencoder, folder: Path, *, spec: Mapping[str, Any]) -> None:
+    """Write an SAE whose input scale is folded in, with `spec`: where its training tokens came from.
+
+    Args:
+        sae: the SAE.
+        folder: created if missing.
+        spec: plain JSON values; the key `autoencoder` is this function's own.
+
+    Raises:
+        ValueError: the folder already holds an SAE.
+    """
+    assert "autoencoder" not in spec, spec
+    if (folder / WEIGHTS).exists():
+        raise ValueError(f"{folder} already holds an SAE; choose another folder or delete this one.")
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()})
+    described = {
+        "class": f"{type(sae).__module__}.{type(sae).__qualname__}",
+        "settings": sae.settings(),
+        "sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    _write(folder / SPEC, json.dumps({"autoencoder": described, **spec}, indent=2).encode())
+    _write(folder / WEIGHTS, weights)
+
+
+def load_sae(folder: Path) -> SparseAutoencoder:
+    """The SAE of a folder, bit-identical to the one saved, on the CPU and in evaluation mode.
+
+    Raises:
+        ValueError: the folder holds no SAE, its weights are not those written, or its class is not one of difflens.
+    """
+    if not (folder / WEIGHTS).is_file() or not (folder / SPEC).is_file():
+        raise ValueError(f"{folder} holds no SAE ({WEIGHTS} and {SPEC}); train one with task=sae.")
+    described = json.loads((folder / SPEC).read_text())["autoencoder"]
+    weights = (folder / WEIGHTS).read_bytes()
+    if hashlib.sha256(weights).hexdigest() != described["sha256"]:
+        raise ValueError(f"{folder / WEIGHTS} differs from what was written (sha256); copy or train it again.")
+    with torch.device("meta"):  # no random numbers are drawn for weights that are replaced at once
+        sae = _class(described["class"])(**described["settings"])
+    sae.load_state_dict(load(weights), assign=True)
+    return sae.eval()
+
+
+def _class(dotted: str) -> type[SparseAutoencoder]:
+    module, _, name = dotted.rpartition(".")
+    found = getattr(import_module(module), name, None) if module.startswith("difflens.") else None
+    if not (isinstance(found, type) and issubclass(found, SparseAutoencoder)):
+        raise ValueError(f"the saved class {dotted!r} is not a SparseAutoencoder of difflens.")
+    return found
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or absent."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    part.replace(path)

@@ -1,0 +1,15 @@
+"""The k largest activations of each token (Makhzani & Frey 2014; Gao et al. 2024)."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from difflens.sae.base import SparseAutoencoder, SparseCodes
+
+
+class TopKAutoencoder(SparseAutoencoder):
+    """`z = TopK_k(ReLU(a))` token by token: at most `k` active latents each."""
+
+    def select(self, activations: Float[Tensor, "tokens width"]) -> SparseCodes:
+        """The `k` largest positive pre-activations of each token, in no particular order."""
+        values, indices = activations.topk(self.k, dim=1, sorted=False)
+        return SparseCodes(values.relu(), indices)

@@ -1,0 +1,180 @@
+"""Training of a sparse autoencoder: losses from `difflens.sae.losses`, dead latents counted, decoder rows kept unit."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from jaxtyping import Float, Int
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from difflens.sae.base import SparseAutoencoder
+from difflens.sae.decode import SparseCodes
+from difflens.sae.health import HealthMeter
+from difflens.sae.losses import auxk_loss, reconstruction_loss, token_variance
+from difflens.sae.statistics import require_finite, token_statistics
+from difflens.training.schedule import sae_learning_rate, trapezoid
+
+Batch = Sequence[Tensor]
+"""Tokens [B, D] and the denoising step of each [B]; a `DataLoader` makes it a list."""
+
+
+class SaeModule(L.LightningModule):
+    """Trains an SAE on batches `(tokens [B, D], step [B])`: `calibrate_input` first, `fold_scale` last.
+
+    Args:
+        sae: the SAE; it sees scaled tokens until `fold_scale`.
+        steps: number of denoising steps.
+        tokens: length of the run; with `batch` it fixes the schedule and when a latent counts as dead.
+        batch: tokens per batch.
+        lr: learning rate, `sae_learning_rate(width)` if None.
+        warmup: updates of linear warm-up, at most a tenth of the run.
+        decay: last share of the run over which the learning rate falls to 0.
+        aux_coefficient: weight of the AuxK loss, 0 for none.
+        k_aux: dead latents used by AuxK, half the token dimension if None.
+        variance: what divides the squared error: the variance of the `dataset`, of each `batch`, or of each `step`.
+        site: named in error messages.
+
+    Raises:
+        ValueError: an unknown `variance`.
+    """
+
+    input_scale: Tensor
+    variance: Tensor
+    tokens_since_fired: Tensor
+
+    def __init__(
+        self,
+        sae: SparseAutoencoder,
+        *,
+        steps: int,
+        tokens: int,
+        batch: int = 4096,
+        lr: float | None = None,
+        warmup: int = 1000,
+        decay: float = 0.2,
+        aux_coefficient: float = 1 / 32,
+        k_aux: int | None = None,
+        variance: Literal["dataset", "batch", "step"] = "dataset",
+        site: str = "the site",
+    ) -> None:
+        super().__init__()
+        if variance not in ("dataset", "batch", "step"):
+            raise ValueError(f"variance={variance!r} is unknown; use 'dataset', 'batch' or 'step'.")
+        self.save_hyperparameters(ignore=["sae"])
+        self.sae = sae
+        self.updates = max(1, tokens // batch)
+        self.dead_after = min(10_000_000, tokens // 20)
+        self.health = HealthMeter(steps, sae.dim, sae.width)
+        self.register_buffer("input_scale", torch.zeros(()))
+        self.register_buffer("variance", torch.zeros(()))
+        self.register_buffer("variance_per_step", torch.zeros(steps))
+        self.register_buffer("tokens_since_fired", torch.zeros(sae.width, dtype=torch.int64))
+
+    @torch.no_grad()
+    def calibrate_input(self, x: Float[Tensor, "tokens dim"], step: Int[Tensor, "tokens"]) -> None:
+        """Set input scale, decoder bias (the data mean) and V from a first sample of tokens.
+
+        Raises:
+            ValueError: the tokens are not finite, all equal, or (for `variance="step"`) do not vary at every step.
+        """
+        steps = len(self.health.count)
+        found = token_statistics(x, step, steps=steps, site=self.hparams["site"])
+        if self.hparams["variance"] == "step" and not found.variance_per_step.all():
+            lacking = (found.variance_per_step == 0).nonzero().flatten().tolist()
+            raise ValueError(f"variance='step' needs varying tokens of every step; the sample lacks steps {lacking}.")
+        self.input_scale.fill_(found.scale)
+        self.sae.b_dec.copy_(found.mean * found.scale)
+        self.variance.copy_(found.variance)
+        self.get_buffer("variance_per_step").copy_(found.variance_per_step)
+
+    def fold_scale(self) -> SparseAutoencoder:
+        """The SAE, made to take raw activations; the module goes on at scale 1."""
+        self.sae.fold_input_scale(float(self.input_scale))
+        self.input_scale.fill_(1)
+        return self.sae
+
+    @property
+    def dead(self) -> Tensor:
+        """Latents that have not fired for `min(10M, 5 % of the run)` tokens: [width], bool."""
+        return self.tokens_since_fired >= self.dead_after
+
+    def on_train_start(self) -> None:
+        """Refuse to train on unscaled tokens."""
+        assert self.input_scale > 0, "calibrate_input(tokens, step) comes before training"
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """The loss `Σ‖x − x̂‖² / V + α · L_aux` of one batch."""
+        x, step = self._scaled(batch)
+        activations = self.sae.pre_activations(x)
+        codes = self.sae.select(activations)
+        x_hat = self.sae.decode(codes)
+        self._observe(codes)
+        auxiliary = self._auxiliary(x - x_hat, activations)
+        self._log_training(x - x_hat.detach(), codes, auxiliary.detach())
+        loss: Tensor = reconstruction_loss(x, x_hat, self._variance(x, step))
+        return loss + float(self.hparams["aux_coefficient"]) * auxiliary
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the held-out figures anew."""
+        self.health.reset()
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Add held-out tokens to the streaming figures."""
+        x, step = self._scaled(batch)
+        codes = self.sae.encode(x)
+        self.health.update(x, self.sae.decode(codes), codes, step)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the held-out figures."""
+        health = self.health.compute()
+        self.log_dict({"val/fvu": health.fvu, "val/l0": health.l0, "val/dead_share": health.dead_share})
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Adam with warm-up and linear decay."""
+        optimizer = torch.optim.Adam(self.sae.parameters(), lr=self.hparams["lr"] or sae_learning_rate(self.sae.width))
+        warmup, decay = min(self.hparams["warmup"], self.updates // 10), self.hparams["decay"]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda update: trapezoid(update, self.updates, warmup=warmup, decay=decay)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """Remove the decoder gradient along its rows, then clip to norm 1: only what moves the rows counts."""
+        self.sae.remove_parallel_gradient()
+        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        """Step, then renormalise at once: a checkpoint callback may save before any later hook of this module."""
+        super().optimizer_step(*arguments, **named)
+        self.sae.normalise_decoder()
+
+    def _scaled(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        x, step = batch
+        require_finite(x, self.hparams["site"])
+        return x * self.input_scale, step
+
+    def _variance(self, x: Tensor, step: Tensor) -> Tensor:
+        if self.hparams["variance"] == "batch":
+            return token_variance(x)
+        raw = self.variance if self.hparams["variance"] == "dataset" else self.get_buffer("variance_per_step")[step]
+        return raw * self.input_scale.square()
+
+    @torch.no_grad()
+    def _observe(self, codes: SparseCodes) -> None:
+        self.tokens_since_fired += len(codes.values)
+        self.tokens_since_fired[codes.indices[codes.values > 0]] = 0
+        self.sae.update_statistics(codes)
+
+    def _auxiliary(self, error: Tensor, activations: Tensor) -> Tensor:
+        if not self.hparams["aux_coefficient"]:
+            return error.new_zeros(())
+        k_aux = self.hparams["k_aux"] or max(1, self.sae.dim // 2)
+        return auxk_loss(error, activations, self.sae.decoder, dead=self.dead, k_aux=k_aux)
+
+    def _log_training(self, error: Tensor, codes: SparseCodes, auxiliary: Tensor) -> None:
+        fvu = error.square().sum(1).mean() / (self.variance * self.input_scale.square())
+        l0 = (codes.values > 0).sum(1).float().mean()
+        figures = {"fvu": fvu, "l0": l0, "dead_share": self.dead.float().mean(), "auxiliary": auxiliary}
+        self.log_dict({f"train/{name}": value for name, value in figures.items()})
