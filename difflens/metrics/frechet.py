@@ -1,0 +1,141 @@
+"""FID and KID as metrics over features of a named extractor."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int, Num
+from torch import Tensor
+
+from difflens.metrics.functional import frechet_distance, kernel_distance, kernel_subsets
+from difflens.metrics.judges import ReferenceStatistics
+from difflens.metrics.sums import RowMetric, SumMetric
+
+
+class FrechetResult(NamedTuple):
+    """Fréchet distance of n images, with all that makes the number comparable."""
+
+    distance: float
+    n: int
+    extractor: str
+    resize: str
+    reference_n: int
+    reference_sha256: str
+
+
+class KernelResult(NamedTuple):
+    """Kernel distance over all samples, and its mean and sd over random subsets."""
+
+    distance: float
+    subset_mean: float
+    subset_sd: float
+    subset_size: int
+    n: int
+    reference_n: int
+
+
+class FrechetDistance(SumMetric):
+    """Fréchet distance between the images' features and reference statistics.
+
+    Args:
+        dim: the extractor's feature dimension.
+        reference: statistics made by the same extractor.
+
+    Raises:
+        ValueError: the reference has another dimension.
+    """
+
+    frechet_sum: Tensor
+    frechet_products: Tensor
+    frechet_n: Tensor
+    origin: Tensor
+
+    def __init__(self, dim: int, reference: ReferenceStatistics) -> None:
+        super().__init__()
+        if len(reference.mean) != dim:
+            raise ValueError(
+                f"features of {dim} dimensions were to be compared with {len(reference.mean)} of a reference."
+            )
+        self.reference = reference
+        # Sums are taken about the reference mean, so that no digits cancel in the covariance.
+        self.register_buffer("origin", reference.mean.clone(), persistent=False)
+        self.add_sum("frechet_sum", dim)
+        self.add_sum("frechet_products", dim, dim)
+        self.add_sum("frechet_n", dtype=torch.int64)
+
+    def update(self, features: Num[Tensor, "images dim"]) -> None:
+        """Adds features [N, dim]."""
+        centred = _features(features, len(self.origin)).to(self.origin) - self.origin
+        self.frechet_sum = self.frechet_sum + centred.sum(0)
+        self.frechet_products = self.frechet_products + centred.mT @ centred
+        self.frechet_n = self.frechet_n + len(features)
+
+    def compute(self) -> FrechetResult:
+        """The distance; with n ≤ dim it is finite but strongly biased upwards.
+
+        Raises:
+            ValueError: fewer than two images came, or a feature is not finite.
+        """
+        n, reference = int(self.frechet_n), self.reference
+        if n < 2:
+            raise ValueError(f"a Fréchet distance needs at least two images, got {n}.")
+        shift = self.frechet_sum / n
+        covariance = (self.frechet_products - n * torch.outer(shift, shift)) / (n - 1)
+        made = (reference.mean.to(self.origin), reference.covariance.to(self.origin))
+        distance = frechet_distance((self.origin + shift, covariance), made)
+        return FrechetResult(float(distance), n, reference.extractor, reference.resize, reference.n, reference.sha256)
+
+
+class KernelDistance(RowMetric):
+    """Kernel distance between the images' features and reference features.
+
+    The features are kept, in a float64 state of fixed size [images, dim] with one row per id (10,000 × 2048: 164 MB per
+    rank), so that subsets do not depend on batches or ranks.
+
+    Args:
+        reference: reference features [m, dim].
+        image_ids: ids of the images to come [n].
+        subsets: number of random subsets.
+        subset_size: images per subset, cut to the smaller set.
+        seed: seed of the subsets.
+    """
+
+    kernel_features: Tensor
+    reference: Tensor
+
+    def __init__(
+        self,
+        reference: Num[Tensor, "others dim"],
+        image_ids: Int[Tensor, "images"],
+        *,
+        subsets: int = 100,
+        subset_size: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(image_ids, name="kernel")
+        self.subsets, self.subset_size, self.seed = subsets, subset_size, seed
+        self.register_buffer("reference", reference.double(), persistent=False)
+        self.add_sum("kernel_features", len(image_ids), reference.shape[1])
+
+    def update(self, features: Num[Tensor, "images dim"], image_ids: Int[Tensor, "images"]) -> None:
+        """Adds features [N, dim] of the images with these ids [N]."""
+        values = _features(features, self.reference.shape[1]).to(self.reference)
+        rows = self.take_rows(image_ids, values)
+        self.kernel_features = self.kernel_features.index_add(0, rows, values)
+
+    def compute(self) -> KernelResult:
+        """KID over all samples and over subsets.
+
+        Raises:
+            ValueError: an expected image did not come exactly once.
+        """
+        n = self.require_all_rows()
+        ordered = self.kernel_features[self.image_ids.argsort()]
+        part = kernel_subsets(ordered, self.reference, subsets=self.subsets, size=self.subset_size, seed=self.seed)
+        distance = float(kernel_distance(ordered, self.reference))
+        return KernelResult(distance, float(part.mean), float(part.sd), part.size, n, len(self.reference))
+
+
+def _features(features: Tensor, dim: int) -> Tensor:
+    if features.ndim != 2 or features.shape[1] != dim:
+        raise ValueError(f"features must be [N, {dim}] like the reference, got {list(features.shape)}.")
+    return features

@@ -1,0 +1,249 @@
+"""Fairness, similarity and leakage as pure functions in float64 (METHOD section 7)."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor
+
+from difflens.metrics.distances import (
+    KernelSubsets,
+    frechet_distance,
+    kernel_distance,
+    kernel_subsets,
+    mean_and_covariance,
+)
+from difflens.metrics.official import OfficialDiscrepancies, official_discrepancies
+
+__all__ = [
+    "Interval",
+    "KernelSubsets",
+    "OfficialDiscrepancies",
+    "chance_discrepancy",
+    "discrepancy",
+    "editing_precision",
+    "fairness_discrepancy",
+    "flip_rate",
+    "frechet_distance",
+    "hard_fairness_discrepancy",
+    "intersectional_discrepancy",
+    "kernel_distance",
+    "kernel_subsets",
+    "maximum_discrepancy",
+    "mean_and_covariance",
+    "official_discrepancies",
+    "paired_cosine",
+    "paper_scale",
+    "product_index",
+    "product_probabilities",
+    "share_shift",
+    "unbiased_squared_discrepancy",
+    "valid_target",
+    "wilson_interval",
+]
+
+
+class Interval(NamedTuple):
+    """Lower and upper ends, float64 [classes]."""
+
+    low: Float[Tensor, "classes"]
+    high: Float[Tensor, "classes"]
+
+
+def valid_target(target: Num[Tensor, "classes"]) -> Float[Tensor, "classes"]:
+    """The target distribution q in float64, normalised to sum to 1 exactly.
+
+    Raises:
+        ValueError: it is not a vector of at least two finite, non-negative shares that sum to 1 within 1e-6.
+    """
+    q = target.double()
+    if q.ndim != 1 or len(q) < 2 or not bool((q >= 0).all()) or not abs(float(q.sum()) - 1) <= 1e-6:
+        raise ValueError(f"a target needs two or more shares, non-negative and summing to 1, got {target.tolist()}.")
+    return q / q.sum()
+
+
+def discrepancy(shares: Num[Tensor, "classes"], target: Num[Tensor, "classes"]) -> Float[Tensor, ""]:
+    """‖p − q‖₂ of two distributions over the same classes.
+
+    Raises:
+        ValueError: the two have different numbers of classes, or the target is no distribution.
+    """
+    if shares.shape != target.shape:
+        raise ValueError(f"shares of {list(shares.shape)} classes were compared with a target of {list(target.shape)}.")
+    return _norm(shares.double() - valid_target(target))
+
+
+def fairness_discrepancy(
+    probabilities: Float[Tensor, "images classes"], target: Num[Tensor, "classes"]
+) -> Float[Tensor, ""]:
+    """Soft FD = ‖mean_i p_i − q‖₂, p_i the judge's softmax for image i (the paper's measure).
+
+    Raises:
+        ValueError: there is no image, or the numbers of classes differ.
+    """
+    return discrepancy(_rows(probabilities).double().mean(0), target)
+
+
+def hard_fairness_discrepancy(
+    probabilities: Float[Tensor, "images classes"], target: Num[Tensor, "classes"]
+) -> Float[Tensor, ""]:
+    """Hard FD = ‖p − q‖₂, p the shares of the most probable class (logits give the same value).
+
+    Raises:
+        ValueError: there is no image, or the numbers of classes differ.
+    """
+    labels = _rows(probabilities).argmax(-1)
+    return discrepancy(_shares(labels, classes=probabilities.shape[-1]), target)
+
+
+def unbiased_squared_discrepancy(
+    shares: Num[Tensor, "classes"], target: Num[Tensor, "classes"], *, n: int
+) -> Float[Tensor, ""]:
+    """Σ(p−q)² − Σp(1−p)/(n−1) for the hard shares p of n images; its mean is ‖E p − q‖², 0 for a fair sampler.
+
+    It may be negative, and is NaN for n = 1.
+    """
+    p = shares.double()
+    noise = (p * (1 - p)).sum() / (n - 1) if n > 1 else p.new_tensor(math.nan)
+    return discrepancy(p, target) ** 2 - noise
+
+
+def maximum_discrepancy(target: Num[Tensor, "classes"]) -> Float[Tensor, ""]:
+    """The largest possible FD: every image of the class farthest from q; √(1 − 1/C) for a uniform q."""
+    q = valid_target(target)
+    return _norm(torch.eye(len(q), dtype=q.dtype, device=q.device) - q).amax()
+
+
+def chance_discrepancy(
+    n: int, target: Num[Tensor, "classes"], *, draws: int = 20_000, seed: int = 0
+) -> Float[Tensor, ""]:
+    """Expected hard FD of n independent images drawn from q itself.
+
+    Exact for two classes (de Moivre's mean absolute deviation of a binomial; → 0.564/√n for a uniform q). For more
+    classes the mean over `draws` seeded multinomial samples, whose relative standard error is about 0.5/√draws.
+
+    Raises:
+        ValueError: n is below 1.
+    """
+    if n < 1:
+        raise ValueError(f"a chance level needs at least one image, got n={n}.")
+    q = valid_target(target).cpu()
+    if len(q) == 2:
+        return torch.tensor(math.sqrt(2) * _binomial_deviation(n, float(q[0])) / n, dtype=torch.float64)
+    counts = np.random.default_rng(seed).multinomial(n, q.numpy(), size=draws)
+    return _norm(torch.from_numpy(counts).double() / n - q).mean()
+
+
+def _binomial_deviation(n: int, q: float) -> float:
+    """E|K − nq| for K ~ Binomial(n, q), by 2v·C(n,v)·q^v·(1−q)^(n−v+1) with v = ⌊nq⌋ + 1 (de Moivre, 1730)."""
+    v = math.floor(n * q) + 1
+    if q == 0 or v > n:
+        return 0.0
+    log_choose = math.lgamma(n + 1) - math.lgamma(v + 1) - math.lgamma(n - v + 1)
+    return 2 * v * math.exp(log_choose + v * math.log(q) + (n - v + 1) * math.log1p(-q))
+
+
+def wilson_interval(counts: Int[Tensor, "classes"], n: int, *, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of each share counts/n (Wilson, 1927).
+
+    Raises:
+        ValueError: n is below 1, or the confidence is not between 0 and 1.
+    """
+    if n < 1 or not 0 < confidence < 1:
+        raise ValueError(f"an interval needs n ≥ 1 and 0 < confidence < 1, got n={n}, confidence={confidence}.")
+    z = float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
+    p = counts.double() / n
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)).sqrt()
+    return Interval((centre - half).clamp(min=0), (centre + half).clamp(max=1))
+
+
+def product_index(labels: Sequence[Int[Tensor, "images"]], sizes: Sequence[int]) -> Int[Tensor, "images"]:
+    """Row-major index of each image's product class, the last attribute varying fastest.
+
+    Raises:
+        ValueError: a label is not below its attribute's size.
+    """
+    index = torch.zeros_like(labels[0])
+    for label, size in zip(labels, sizes, strict=True):
+        if bool(((label < 0) | (label >= size)).any()):
+            raise ValueError(f"labels of {size} classes must lie in 0…{size - 1}, got {torch.unique(label).tolist()}.")
+        index = index * size + label
+    return index
+
+
+def product_probabilities(
+    probabilities: Sequence[Float[Tensor, "rows _"]],
+) -> Float[Tensor, "rows products"]:
+    """Product-class probabilities per row, the attributes taken as independent given the row; order of `product_index`.
+
+    With one row per attribute it also turns marginal targets into a product target.
+    """
+    joint = probabilities[0].double()
+    for factor in probabilities[1:]:
+        joint = (joint.unsqueeze(-1) * factor.double().unsqueeze(-2)).flatten(1)
+    return joint
+
+
+def intersectional_discrepancy(
+    labels: Sequence[Int[Tensor, "images"]], targets: Sequence[Num[Tensor, "_"]]
+) -> Float[Tensor, ""]:
+    """Hard FD over product classes against the product of the attributes' targets."""
+    sizes = [len(target) for target in targets]
+    target = product_probabilities([valid_target(target)[None] for target in targets])[0]
+    return discrepancy(_shares(product_index(labels, sizes), classes=math.prod(sizes)), target)
+
+
+def paired_cosine(a: Num[Tensor, "pairs dim"], b: Num[Tensor, "pairs dim"]) -> Float[Tensor, "pairs"]:
+    """Cosine of row i of `a` with row i of `b`.
+
+    Raises:
+        ValueError: the shapes differ, or an embedding is zero or not finite.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"paired embeddings must have one shape, got {list(a.shape)} and {list(b.shape)}.")
+    lengths = _norm(torch.stack([a.double(), b.double()]))
+    if not bool((lengths.isfinite() & (lengths > 0)).all()):
+        raise ValueError("an embedding is zero or not finite and has no cosine; check the images of this batch.")
+    return (a.double() * b.double()).sum(-1) / lengths.prod(0)
+
+
+def paper_scale(cosine: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """(cos + 1)/2, the scale on which the paper prints CLIP-I and CLIP-T."""
+    return (cosine.double() + 1) / 2
+
+
+def flip_rate(before: Int[Tensor, "images"], after: Int[Tensor, "images"]) -> Float[Tensor, ""]:
+    """Share of images whose label changed; NaN without images."""
+    return (before != after).double().mean()
+
+
+def share_shift(
+    before: Int[Tensor, "images"], after: Int[Tensor, "images"], *, classes: int
+) -> Float[Tensor, "classes"]:
+    """Share after minus share before, per class; sums to 0."""
+    return _shares(after, classes=classes) - _shares(before, classes=classes)
+
+
+def editing_precision(
+    target_change: Float[Tensor, "images target"], other_change: Float[Tensor, "images others"]
+) -> Float[Tensor, ""]:
+    """Mean |Δ target logit| / mean |Δ other logits|: inf if only the target moved, NaN if nothing did."""
+    return target_change.double().abs().mean() / other_change.double().abs().mean()
+
+
+def _norm(vectors: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape"]:
+    return vectors.square().sum(-1).sqrt()
+
+
+def _rows(values: Float[Tensor, "images classes"]) -> Float[Tensor, "images classes"]:
+    if values.ndim != 2 or len(values) == 0:
+        raise ValueError(f"a discrepancy needs at least one image as [images, classes], got {list(values.shape)}.")
+    return values
+
+
+def _shares(labels: Int[Tensor, "images"], *, classes: int) -> Float[Tensor, "classes"]:
+    return torch.nn.functional.one_hot(labels.long(), classes).double().mean(0)

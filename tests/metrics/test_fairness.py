@@ -1,0 +1,164 @@
+"""Fairness metrics: agreement with the pure functions, faces that are missing, and any way of batching."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection
+
+from difflens.metrics import (
+    FairnessDiscrepancy,
+    IntersectionalFairnessDiscrepancy,
+    PerPromptFairnessDiscrepancy,
+    functional,
+)
+
+CLASSES = ("young", "adult", "old")
+
+
+def judged(n: int = 41, classes: int = 3, seed: int = 0) -> Tensor:
+    return torch.randn(n, classes, generator=torch.Generator().manual_seed(seed)) * 2 + torch.arange(classes) * 0.4
+
+
+def feed(metric: FairnessDiscrepancy, logits: Tensor, batch: int) -> FairnessDiscrepancy:
+    for part in logits.split(batch):
+        metric.update(part)
+    return metric
+
+
+def test_result_equals_the_pure_functions() -> None:
+    logits, q = judged(), torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    result = feed(FairnessDiscrepancy(CLASSES, q), logits, 10).compute()
+    p = logits.double().softmax(-1)
+    assert result.fd == pytest.approx(float(functional.fairness_discrepancy(p, q)), rel=1e-12)
+    assert result.fd_hard == pytest.approx(float(functional.hard_fairness_discrepancy(p, q)), rel=1e-12)
+    assert result.fd_chance == float(functional.chance_discrepancy(41, q))
+    counts = p.argmax(-1).bincount(minlength=3)
+    assert result.fd_squared_unbiased == pytest.approx(
+        float(functional.unbiased_squared_discrepancy(counts / 41.0, q, n=41)), rel=1e-5
+    )
+    assert [share.share for share in result.shares.values()] == pytest.approx((counts / 41).tolist())
+    assert [share.low for share in result.shares.values()] == functional.wilson_interval(counts, 41).low.tolist()
+    assert sum(result.probabilities.values()) == pytest.approx(1) and (result.n, result.missing) == (41, 0)
+
+
+def test_result_ignores_batches_order_and_dtype_casts() -> None:
+    logits = judged()
+    whole = feed(FairnessDiscrepancy(CLASSES), logits, 41).compute()
+    split = feed(FairnessDiscrepancy(CLASSES), logits.flip(0), 3).compute()
+    cast = FairnessDiscrepancy(CLASSES)
+    parent = torch.nn.ModuleList([cast])
+    cast.set_dtype(torch.float16)
+    parent.half()
+    parent.to(torch.bfloat16)
+    for result in (split, feed(cast, logits, 5).compute()):
+        assert result.fd == pytest.approx(whole.fd, rel=1e-13)
+        assert result.shares == whole.shares and result.fd_hard == whole.fd_hard
+    assert cast.fairness_probabilities.dtype == cast.target.dtype == torch.float64
+
+
+@pytest.mark.parametrize("cut", [0, 17])
+def test_merged_ranks_equal_one_process_even_if_one_saw_nothing(cut: int) -> None:
+    logits = judged()
+    ranks = [FairnessDiscrepancy(CLASSES), FairnessDiscrepancy(CLASSES)]
+    for metric, part in zip(ranks, (logits[:cut], logits[cut:]), strict=True):
+        if len(part):
+            metric.update(part)
+    ranks[1].merge_state(ranks[0])
+    whole = feed(FairnessDiscrepancy(CLASSES), logits, 41).compute()
+    assert ranks[1].compute().fd == pytest.approx(whole.fd, rel=1e-13)
+    assert ranks[1].compute().shares == whole.shares
+
+
+def test_a_collection_keeps_metrics_apart_and_forward_gives_the_batch() -> None:
+    collection = MetricCollection(
+        {"fair": FairnessDiscrepancy(("a", "b")), "skewed": FairnessDiscrepancy(("a", "b"), torch.tensor([1.0, 0.0]))},
+        compute_groups=False,
+    )
+    first = collection(torch.tensor([[50.0, 0.0]]))
+    collection.update(torch.tensor([[0.0, 50.0]]))
+    results = collection.compute()
+    assert first["skewed"].fd == pytest.approx(0, abs=1e-9) and first["fair"].n == 1
+    assert results["fair"].fd == pytest.approx(0, abs=1e-9)
+    assert results["skewed"].fd == pytest.approx(math.sqrt(0.5))
+
+
+def test_missing_faces_are_counted_or_refused_but_never_dropped() -> None:
+    logits = judged()
+    logits[[3, 30]] = math.nan
+    result = feed(FairnessDiscrepancy(CLASSES, missing="count"), logits, 8).compute()
+    kept = feed(FairnessDiscrepancy(CLASSES), logits[logits.isfinite().all(-1)], 8).compute()
+    assert (result.n, result.missing) == (39, 2)
+    assert result.fd == pytest.approx(kept.fd, rel=1e-13) and result.shares == kept.shares
+    with pytest.raises(ValueError, match="no face in 1 of 8"):
+        feed(FairnessDiscrepancy(CLASSES), logits, 8)
+    logits[3, 0] = 0.0
+    with pytest.raises(ValueError, match="partly NaN"):
+        feed(FairnessDiscrepancy(CLASSES, missing="count"), logits, 8)
+    with pytest.raises(ValueError, match="'skip'"):
+        FairnessDiscrepancy(CLASSES, missing="skip")  # type: ignore[arg-type]
+    blind = feed(FairnessDiscrepancy(CLASSES, missing="count"), torch.full((4, 3), math.nan), 4)
+    with pytest.raises(ValueError, match="4 without a face"):
+        blind.compute()
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 shares"):
+        FairnessDiscrepancy(CLASSES, torch.tensor([0.5, 0.5]))
+    with pytest.raises(ValueError, match=r"\[N, 3\]"):
+        FairnessDiscrepancy(CLASSES).update(torch.zeros(4, 2))
+
+
+def test_mean_over_prompts_sees_what_pooling_hides() -> None:
+    metric = PerPromptFairnessDiscrepancy(("f", "m"), prompts=("nurse", "firefighter"))
+    logits = torch.tensor([[60.0, 0.0], [0.0, 60.0]])
+    metric.update(logits[[0, 1, 0]], torch.tensor([0, 1, 0]))
+    metric.update(logits[[1]], torch.tensor([1]))
+    result = metric.compute()
+    assert result.fd_mean_over_prompts == pytest.approx(math.sqrt(0.5)) == result.fd_hard_mean_over_prompts
+    assert result.pooled.fd == pytest.approx(0, abs=1e-12) and result.pooled.n == 4
+    assert result.prompts["nurse"].shares["f"].share == 1 and result.prompts["firefighter"].n == 2
+    with pytest.raises(ValueError, match="prompt"):
+        metric.update(logits, torch.tensor([0, 2]))
+
+
+def test_per_prompt_pooling_equals_the_plain_metric() -> None:
+    logits, prompts = judged(), torch.arange(41) % 4
+    metric = PerPromptFairnessDiscrepancy(CLASSES, prompts=("a", "b", "c", "d"))
+    for part in torch.randperm(41, generator=torch.Generator().manual_seed(1)).split(6):
+        metric.update(logits[part], prompts[part])
+    result, plain = metric.compute(), feed(FairnessDiscrepancy(CLASSES), logits, 41).compute()
+    assert result.pooled.fd == pytest.approx(plain.fd, rel=1e-13) and result.pooled.shares == plain.shares
+    alone = [feed(FairnessDiscrepancy(CLASSES), logits[prompts == i], 41).compute().fd for i in range(4)]
+    assert result.fd_mean_over_prompts == pytest.approx(sum(alone) / 4, rel=1e-12)
+
+
+def test_intersection_equals_the_pure_function_and_names_its_classes() -> None:
+    gender, age = judged(41, 2, seed=1), judged(41, 3, seed=2)
+    metric = IntersectionalFairnessDiscrepancy({"gender": ("f", "m"), "age": CLASSES})
+    for g, a in zip(gender.split(9), age.split(9), strict=True):
+        metric.update({"age": a, "gender": g, "hair": torch.zeros(len(a), 2)})
+    result = metric.compute()
+    labels, targets = [gender.argmax(-1), age.argmax(-1)], [torch.ones(2) / 2, torch.ones(3).double() / 3]
+    assert result.fd_hard == pytest.approx(float(functional.intersectional_discrepancy(labels, targets)), rel=1e-12)
+    assert result.shares["m × young"].share == pytest.approx(
+        float(((labels[0] == 1) & (labels[1] == 0)).double().mean())
+    )
+    assert result.fd_maximum == pytest.approx(math.sqrt(5 / 6))
+
+
+def test_intersection_finds_a_joint_target_and_missing_faces() -> None:
+    gender, age = torch.tensor([[60.0, 0.0], [0.0, 60.0]]), torch.tensor([[60.0, 0.0], [0.0, 60.0]])
+    names = {"gender": ("f", "m"), "age": ("young", "old")}
+    on_diagonal = IntersectionalFairnessDiscrepancy(names, torch.eye(2) / 2)
+    uniform = IntersectionalFairnessDiscrepancy(names, missing="count")
+    for metric in (on_diagonal, uniform):
+        metric.update({"gender": gender, "age": age})
+    assert on_diagonal.compute().fd == pytest.approx(0, abs=1e-12)
+    uniform.update({"gender": gender, "age": torch.tensor([[math.nan, math.nan], [0.0, 1.0]])})
+    assert (uniform.compute().n, uniform.compute().missing) == (3, 1)
+    with pytest.raises(ValueError, match="lacks"):
+        uniform.update({"gender": gender})
+    with pytest.raises(ValueError, match="shape"):
+        IntersectionalFairnessDiscrepancy(names, torch.ones(4) / 4)

@@ -1,0 +1,147 @@
+"""Closed forms of the fairness, similarity and leakage measures."""
+
+import math
+
+import pytest
+import torch
+
+from difflens.metrics import functional
+
+
+def uniform(classes: int) -> torch.Tensor:
+    return torch.ones(classes).double() / classes
+
+
+def one_class(n: int, classes: int) -> torch.Tensor:
+    return torch.eye(classes)[torch.zeros(n, dtype=torch.int64)]
+
+
+@pytest.mark.parametrize(("classes", "maximum"), [(2, 0.7071), (3, 0.8165), (4, 0.8660)])
+def test_one_class_only_gives_the_maximum(classes: int, maximum: float) -> None:
+    for measure in (functional.fairness_discrepancy, functional.hard_fairness_discrepancy):
+        assert float(measure(one_class(9, classes), uniform(classes))) == pytest.approx(maximum, abs=5e-5)
+    assert float(functional.maximum_discrepancy(uniform(classes))) == pytest.approx(
+        math.sqrt(1 - 1 / classes), abs=1e-15
+    )
+
+
+def test_the_maximum_of_a_skewed_target_is_its_rarest_class() -> None:
+    q = torch.tensor([0.75, 0.25])
+    assert float(functional.maximum_discrepancy(q)) == pytest.approx(0.75 * math.sqrt(2))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_perfect_balance_is_zero(classes: int) -> None:
+    assert float(functional.fairness_discrepancy(torch.eye(classes).repeat(7, 1), uniform(classes))) < 1e-15
+    assert float(functional.hard_fairness_discrepancy(torch.eye(classes).repeat(7, 1), uniform(classes))) < 1e-15
+
+
+def test_soft_and_hard_differ_where_the_judge_hesitates() -> None:
+    p = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.2, 0.8], [0.6, 0.4]], dtype=torch.float64)
+    assert float(functional.fairness_discrepancy(p, uniform(2))) == pytest.approx(0.0, abs=1e-15)
+    assert float(functional.hard_fairness_discrepancy(p, uniform(2))) == pytest.approx(0.25 * math.sqrt(2))
+
+
+def test_a_skewed_target_is_met_by_its_own_shares() -> None:
+    p = torch.eye(2)[torch.tensor([0, 0, 0, 1])]
+    assert float(functional.hard_fairness_discrepancy(p, torch.tensor([0.75, 0.25]))) == 0
+    assert float(functional.hard_fairness_discrepancy(p, torch.tensor([0.25, 0.75]))) == pytest.approx(
+        0.5 * math.sqrt(2)
+    )
+
+
+@pytest.mark.parametrize("target", [[0.5, 0.6], [-0.1, 1.1], [1.0], [math.nan, 1.0]])
+def test_a_target_must_be_a_distribution(target: list[float]) -> None:
+    with pytest.raises(ValueError, match="summing to 1"):
+        functional.valid_target(torch.tensor(target))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 50])
+@pytest.mark.parametrize("q", [0.5, 0.3, 1 / 3, 1.0])
+def test_two_class_chance_level_is_the_binomial_sum(n: int, q: float) -> None:
+    direct = sum(
+        math.comb(n, k) * q**k * (1 - q) ** (n - k) * math.hypot(k / n - q, (n - k) / n - (1 - q)) for k in range(n + 1)
+    )
+    assert float(functional.chance_discrepancy(n, torch.tensor([q, 1 - q], dtype=torch.float64))) == pytest.approx(
+        direct, rel=1e-11, abs=1e-15
+    )
+
+
+@pytest.mark.parametrize("n", [1_000, 100_000])
+def test_two_class_chance_level_tends_to_its_limit(n: int) -> None:
+    assert float(functional.chance_discrepancy(n, uniform(2))) * math.sqrt(n) == pytest.approx(0.564, abs=5e-4)
+
+
+def test_chance_level_of_four_classes_is_the_chi_mean() -> None:
+    # For large n, √n (p − q) is Gaussian with covariance (I − 11ᵀ/4)/4: a chi variable of 3 degrees, halved.
+    expected = math.sqrt(2) * math.gamma(2) / math.gamma(1.5) / 2 / math.sqrt(10_000)
+    assert float(functional.chance_discrepancy(10_000, uniform(4))) == pytest.approx(expected, rel=0.01)
+    assert float(functional.chance_discrepancy(99, uniform(4))) == float(functional.chance_discrepancy(99, uniform(4)))
+
+
+def test_chance_level_of_one_image_is_the_maximum() -> None:
+    assert float(functional.chance_discrepancy(1, uniform(3))) == pytest.approx(math.sqrt(2 / 3))
+
+
+def test_unbiased_square_has_the_true_mean() -> None:
+    generator = torch.Generator().manual_seed(0)
+    n, trials, q = 20, 1_500, uniform(3)
+    for p in (q, torch.tensor([0.6, 0.3, 0.1]).double()):
+        labels = torch.multinomial(p, n * trials, replacement=True, generator=generator).view(trials, n)
+        shares = torch.nn.functional.one_hot(labels, 3).double().mean(1)
+        squares = torch.stack([functional.unbiased_squared_discrepancy(row, q, n=n) for row in shares])
+        error = 4 * float(squares.std()) / math.sqrt(len(squares))
+        assert float(squares.mean()) == pytest.approx(float((p - q).square().sum()), abs=error)
+        assert float((shares - q).square().sum(-1).mean()) > float((p - q).square().sum()) + error
+    assert math.isnan(float(functional.unbiased_squared_discrepancy(torch.tensor([1.0, 0.0]), uniform(2), n=1)))
+
+
+def test_wilson_interval_has_its_published_values() -> None:
+    # Newcombe (1998), Statistics in Medicine 17, table I, method 3.
+    for count, n, low, high in [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)]:
+        interval = functional.wilson_interval(torch.tensor([count]), n)
+        assert float(interval.low) == pytest.approx(low, abs=5e-5)
+        assert float(interval.high) == pytest.approx(high, abs=5e-5)
+
+
+def test_wilson_interval_covers_everything_of_a_full_class() -> None:
+    interval = functional.wilson_interval(torch.tensor([29, 0]), 29)
+    assert float(interval.high[0]) == 1 and float(interval.low[0]) == pytest.approx(0.8830, abs=5e-5)
+    narrow, wide = (functional.wilson_interval(torch.tensor([29, 0]), 29, confidence=c).low[0] for c in (0.8, 0.99))
+    assert wide < interval.low[0] < narrow
+
+
+def test_product_classes_enumerate_rows_first() -> None:
+    a, b = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 0, 2])
+    assert functional.product_index([a, b], [2, 3]).tolist() == [0, 2, 3, 5]
+    with pytest.raises(ValueError, match="0…1"):
+        functional.product_index([b, a], [2, 2])
+    p = [torch.tensor([[0.9, 0.1]]), torch.tensor([[0.2, 0.3, 0.5]])]
+    assert torch.allclose(
+        functional.product_probabilities(p), torch.tensor([[0.18, 0.27, 0.45, 0.02, 0.03, 0.05]]).double()
+    )
+
+
+def test_fair_margins_can_hide_an_unfair_intersection() -> None:
+    a = torch.tensor([0, 0, 1, 1])
+    assert float(functional.intersectional_discrepancy([a, a], [uniform(2), uniform(2)])) == pytest.approx(0.5)
+    assert float(functional.intersectional_discrepancy([a, torch.tensor([0, 1, 0, 1])], [uniform(2), uniform(2)])) == 0
+
+
+def test_cosines_and_the_papers_scale() -> None:
+    a = torch.tensor([[1.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
+    b = torch.tensor([[3.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    cosine = functional.paired_cosine(a, b)
+    assert torch.allclose(cosine, torch.tensor([1.0, math.sqrt(0.5), -1.0]).double(), atol=1e-15)
+    assert functional.paper_scale(cosine)[[0, 2]].tolist() == [1.0, 0.0]
+    with pytest.raises(ValueError, match="zero"):
+        functional.paired_cosine(a, torch.zeros_like(a))
+
+
+def test_flips_shift_and_editing_precision() -> None:
+    before, after = torch.tensor([0, 0, 1, 1]), torch.tensor([1, 0, 1, 0])
+    assert float(functional.flip_rate(before, after)) == 0.5
+    assert functional.share_shift(before, after, classes=2).tolist() == [0, 0]
+    assert functional.share_shift(before, torch.ones(4).long(), classes=2).tolist() == [-0.5, 0.5]
+    target, other = torch.tensor([[2.0, -2.0], [0.0, 0.0]]), torch.tensor([[0.5, 0.0, -0.25], [0.0, 0.0, 0.0]])
+    assert float(functional.editing_precision(target, other)) == pytest.approx(8.0)
