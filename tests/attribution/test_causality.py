@@ -1,0 +1,25 @@
+import pytest
+import torch
+
+from difflens.attribution.causality import ablation_sets
+from difflens.types import Attribute, FeatureScores
+
+GENDER = Attribute("gender", ("female", "male"))
+
+
+def test_the_sets_are_disjoint_from_top_alive_and_ranked() -> None:
+    own = torch.linspace(-1, 1, 40)
+    scores = FeatureScores(GENDER, torch.stack([own, -own])[:, None])
+    activation = torch.ones(2, 40)
+    activation[0, 18:20] = 0
+    sets = ablation_sets(scores, activation, size=4, seed=0)
+    assert set(sets["female"]["top"]) == {36, 37, 38, 39} and set(sets["male"]["top"]) == {0, 1, 2, 3}
+    assert set(sets["female"]["bottom"]) == {17, 20, 21, 16} or set(sets["female"]["bottom"]) == {17, 20, 21, 22}
+    assert not set(sets["female"]["random"]) & {18, 19, 36, 37, 38, 39}
+
+
+def test_too_few_living_latents_are_an_error() -> None:
+    scores = FeatureScores(GENDER, torch.randn(2, 1, 10))
+    activation = torch.zeros(2, 10)
+    with pytest.raises(ValueError, match="further latents fire on 'female'"):
+        ablation_sets(scores, activation, size=4, seed=0)

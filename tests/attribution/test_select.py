@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from difflens.attribution.select import contrast, select_features
+from difflens.types import Attribute, FeatureScores
+
+GENDER = Attribute("gender", ("female", "male"))
+
+
+def scores(female: list[float], male: list[float], attribute: Attribute = GENDER) -> FeatureScores:
+    per_step = torch.tensor([female, male])[:, None].expand(2, 2, -1) / 2
+    return FeatureScores(attribute, per_step)
+
+
+def test_a_latent_that_drives_every_class_alike_is_not_selected() -> None:
+    found = select_features(scores([9.0, 1.0, 0.0, 0.2], [9.0, 0.0, 1.0, 0.0]), top=2)
+    assert found.latents == {"female": (1, 3), "male": (2,)}
+
+
+def test_contrast_of_a_class_is_against_the_mean_of_the_others() -> None:
+    values = torch.tensor([[3.0], [1.0], [2.0]])
+    torch.testing.assert_close(contrast(values), torch.tensor([[1.5], [-1.5], [0.0]]))
+
+
+def test_specificity_drops_latents_that_drive_another_attribute() -> None:
+    own = scores([1.0, 0.9, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0])
+    other = scores([1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], Attribute("glasses", ("without", "with")))
+    assert select_features(own, top=1).latents["female"] == (0,)
+    assert select_features(own, top=1, others=[other], specificity=1.0).latents["female"] == (1,)
+
+
+def test_one_count_per_class() -> None:
+    own = scores([1.0, 0.9, 0.0, 0.0], [0.0, 0.0, 1.0, 0.5])
+    assert select_features(own, top={"female": 2, "male": 0}).latents == {"female": (0, 1), "male": ()}
+
+
+@pytest.mark.parametrize(
+    ("top", "message"), [(5, "0 to 4"), ({"female": 1}, "each of"), ({"female": 1, "mal": 1}, "no class 'mal'")]
+)
+def test_impossible_counts_are_refused(top: int | dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        select_features(scores([1.0, 0.9, 0.0, 0.0], [0.0, 0.0, 1.0, 0.5]), top=top)
+
+
+def test_no_driving_latent_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no latent drives 'gender'"):
+        select_features(scores([1.0, 1.0], [1.0, 1.0]), top=1)

@@ -1,0 +1,47 @@
+"""Shapes and types of the whole package are checked while the tests run, by jaxtyping and beartype."""
+
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("difflens", "typechecking.check")
+
+import torch  # noqa: E402
+from diffusers import DDIMScheduler, UNet2DModel  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from difflens.models.unconditional import UnconditionalModel  # noqa: E402
+
+
+def tiny_unet() -> UNet2DModel:
+    """A random U-Net of 8×8 images with attention in its 4×4 bottleneck."""
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+        norm_num_groups=4,
+    ).eval()
+
+
+@pytest.fixture
+def unet() -> UNet2DModel:
+    return tiny_unet()
+
+
+@pytest.fixture
+def model(unet: UNet2DModel) -> UnconditionalModel:
+    scheduler = DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
+    return UnconditionalModel(unet, scheduler, name="tiny", steps=5, micro_batch=4)
+
+
+@pytest.fixture(scope="session")
+def official() -> dict[str, torch.Tensor]:
+    """Numbers made by the paper's released code."""
+    return load_file(Path(__file__).parent / "fixtures" / "official_measures.safetensors")

@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from difflens.mitigation.calibration import Calibration, Dose, calibrate
+
+TARGET = torch.tensor([0.5, 0.5], dtype=torch.float64)
+
+
+def world(threshold: tuple[float, float]) -> tuple[list[torch.Tensor], object]:
+    """A set in which class c's images all show c once its strength reaches the threshold."""
+    asked = []
+
+    def measure(strength: torch.Tensor) -> Dose:
+        asked.append(strength.clone())
+        success = (strength.double() / torch.tensor(threshold)).clamp(0, 1)
+        return Dose(strength.clone(), success, 0.3 + 0.2 * success)
+
+    return asked, measure
+
+
+def run(measure: object, **changed: float) -> Calibration:
+    settings = {"neutral": 0.0, "first": 1.0, "largest": 16.0, "tolerance": 0.001, "refinements": 6, **changed}
+    return calibrate(measure, TARGET, **settings)  # type: ignore[arg-type]
+
+
+def test_the_smallest_sufficient_strength_is_found_per_class_at_once() -> None:
+    asked, measure = world((3.0, 0.7))
+    found = run(measure)
+    assert found.met == (True, True)
+    assert 2.97 < float(found.strength[0]) < 3.1
+    assert 0.69 < float(found.strength[1]) < 0.73
+    assert len(asked) == 3 + 6 == len(found.doses)
+
+
+def test_an_unreachable_share_is_reported_and_the_strongest_edit_used() -> None:
+    _, measure = world((100.0, 1.0))
+    found = run(measure)
+    assert found.met == (False, True)
+    assert float(found.strength[0]) == 16.0
+
+
+def test_a_class_nobody_is_pushed_to_stays_neutral() -> None:
+    def measure(strength: torch.Tensor) -> Dose:
+        enough = float(strength[0] >= 2)
+        return Dose(
+            strength.clone(), torch.tensor([enough, torch.nan]), torch.tensor([0.3 + 0.2 * enough, 0.7 - 0.2 * enough])
+        )
+
+    found = run(measure, neutral=1.0, first=1.5)
+    assert float(found.strength[1]) == 1.0
+    assert found.met == (True, True)
+
+
+def test_strengths_are_measured_from_neutral() -> None:
+    asked, measure = world((5.0, 5.0))
+    run(measure, neutral=1.0, first=1.5, refinements=0)
+    assert [float(strength[0]) for strength in asked] == [1.5, 2.0, 3.0, 5.0]
+
+
+def test_an_impossible_bracket_is_refused() -> None:
+    with pytest.raises(ValueError, match="neutral < first"):
+        run(world((1.0, 1.0))[1], first=20.0)

@@ -1,0 +1,89 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor
+
+from difflens.models.hooks import SiteHooks, find_module
+from difflens.types import Site
+
+SITES = [
+    Site("mid_block"),
+    Site("mid_block", "input"),
+    Site("mid_block", "update"),
+    Site("mid_block.resnets.1"),
+    Site("up_blocks.0.resnets.0"),
+    Site("down_blocks.1", "output"),
+    Site("down_blocks.0.resnets.0"),
+]
+X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+GRID = [900, 500, 100]
+
+
+def run(unet: UNet2DModel, site: Site, change: Callable[[Tensor, int], Tensor | None], *, fork: bool) -> Tensor:
+    with torch.inference_mode(), SiteHooks(unet, site, timesteps=GRID, change=change, fork=fork):
+        return unet(X, 500).sample
+
+
+@pytest.mark.parametrize("site", SITES, ids=str)
+def test_a_fork_gives_the_unedited_and_the_edited_pass_at_once(unet: UNet2DModel, site: Site) -> None:
+    plain = unet(X, 500).sample.detach()
+    edited = run(unet, site, lambda h, _: h + 0.5, fork=False)
+    both = run(unet, site, lambda h, _: h + 0.5, fork=True)
+    torch.testing.assert_close(both[:3], plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(both[3:], edited, rtol=0, atol=1e-5)
+    assert (edited - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("site", SITES, ids=str)
+def test_a_neutral_edit_changes_no_bit(unet: UNet2DModel, site: Site) -> None:
+    plain = unet(X, 500).sample.detach()
+    assert torch.equal(run(unet, site, lambda h, _: h, fork=False), plain)
+    assert torch.equal(run(unet, site, lambda h, _: None, fork=False), plain)
+
+
+def test_everything_before_the_site_runs_once(unet: UNet2DModel) -> None:
+    batches: dict[str, int] = {}
+    for name in ("conv_in", "down_blocks.1", "mid_block", "up_blocks.0", "conv_out"):
+
+        def note(_: object, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], name: str = name) -> None:
+            batches[name] = len(args[0] if args else kwargs["hidden_states"])
+
+        unet.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
+    run(unet, Site("mid_block"), lambda h, _: h * 2, fork=True)
+    assert batches == {"conv_in": 3, "down_blocks.1": 3, "mid_block": 3, "up_blocks.0": 6, "conv_out": 6}
+
+
+def test_the_step_is_read_off_the_timestep_not_counted(unet: UNet2DModel) -> None:
+    seen = []
+    with SiteHooks(unet, Site(), timesteps=GRID, read=lambda step, h: seen.append((step, tuple(h.shape)))):
+        for t in (100, 900, 900):
+            unet(X, t)
+    assert [step for step, _ in seen] == [2, 0, 0]
+    assert seen[0][1] == (3, 16, 4, 4)
+
+
+def test_a_timestep_off_the_grid_is_an_error(unet: UNet2DModel) -> None:
+    with pytest.raises(ValueError, match="timestep 77"), SiteHooks(unet, Site(), timesteps=GRID):
+        unet(X, 77)
+
+
+def test_hooks_are_gone_after_an_exception(unet: UNet2DModel) -> None:
+    plain = unet(X, 500).sample
+    with pytest.raises(KeyError), SiteHooks(unet, Site(), timesteps=GRID, change=lambda h, _: h * 0):
+        raise KeyError
+    assert torch.equal(unet(X, 500).sample, plain)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
+
+
+def test_a_hook_that_never_fires_is_an_error(unet: UNet2DModel) -> None:
+    hooks = SiteHooks(unet, Site(), timesteps=GRID)
+    unet.mid_block = type(unet.mid_block)(in_channels=16, temb_channels=32, attention_head_dim=8, resnet_groups=4)
+    with pytest.raises(RuntimeError, match="fired 0 times in 1"), hooks:
+        unet(X, 500)
+
+
+def test_a_wrong_site_names_the_nearest_modules(unet: UNet2DModel) -> None:
+    with pytest.raises(ValueError, match=r"no module 'midblock'; did you mean .*mid_block"):
+        find_module(unet, Site("midblock"))

@@ -1,0 +1,68 @@
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from difflens.models.sampling import ddim_step, estimate
+
+STEPS = 10
+
+
+def scheduler(prediction: str, clip: bool, spacing: str = "trailing") -> DDIMScheduler:
+    made = DDIMScheduler(prediction_type=prediction, clip_sample=clip, timestep_spacing=spacing)
+    made.set_timesteps(STEPS)
+    return made
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize(("clip", "rederive"), [(True, False), (True, True), (False, False)])
+def test_equal_estimates_reproduce_the_diffusers_step(prediction: str, eta: float, clip: bool, rederive: bool) -> None:
+    ddim = scheduler(prediction, clip)
+    x, output, noise = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    for t in ddim.timesteps.tolist():
+        expected = ddim.step(
+            output, t, x, eta=eta, variance_noise=noise if eta else None, use_clipped_model_output=rederive
+        ).prev_sample
+        made = ddim_step(
+            ddim,
+            output,
+            timestep=t,
+            x=x,
+            edited_output=output,
+            eta=eta,
+            variance_noise=noise,
+            rederive_direction=rederive,
+        )
+        torch.testing.assert_close(made, expected, rtol=0, atol=1e-5 if t > 900 else 2e-6)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_edited_estimate_moves_the_clean_image_alone(prediction: str) -> None:
+    ddim = scheduler(prediction, clip=False)
+    x, output, edited = torch.randn(3, 2, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    t = 500 - 1
+    ddim.timesteps = torch.tensor([t])
+    alpha_previous = ddim.alphas_cumprod[t - 100].item()
+    change = estimate(ddim, edited, t, x).clean - estimate(ddim, output, t, x).clean
+    moved = ddim_step(ddim, output, timestep=t, x=x, edited_output=edited) - ddim_step(ddim, output, timestep=t, x=x)
+    torch.testing.assert_close(moved, alpha_previous**0.5 * change, rtol=1e-4, atol=1e-5)
+
+
+def test_sampling_with_the_exact_score_of_a_gaussian_gives_that_gaussian() -> None:
+    ddim = scheduler("epsilon", clip=False)
+    ddim.set_timesteps(200)
+    mean, sd = 0.7, 0.3
+    x = torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(3))
+    for t in ddim.timesteps.tolist():
+        alpha = ddim.alphas_cumprod[t].item()
+        variance = alpha * sd**2 + 1 - alpha
+        output = (1 - alpha) ** 0.5 * (x - alpha**0.5 * mean) / variance
+        x = ddim_step(ddim, output, timestep=t, x=x)
+    assert abs(float(x.mean()) - mean) < 0.01
+    assert abs(float(x.std()) - sd) < 0.01
+
+
+def test_noise_is_required_where_eta_asks_for_it() -> None:
+    ddim = scheduler("epsilon", clip=False)
+    with pytest.raises(ValueError, match="variance_noise"):
+        ddim_step(ddim, torch.zeros(1, 3, 4, 4), timestep=499, x=torch.ones(1, 3, 4, 4), eta=1.0)
