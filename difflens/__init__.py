@@ -1,1 +1,3 @@
+"""difflens: dissect, locate and control the social biases of diffusion models."""
+
 __version__ = "0.1.0"

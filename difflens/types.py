@@ -101,4 +101,6 @@ class FeatureSet:
 
     def __post_init__(self) -> None:
         if set(self.latents) != set(self.attribute.classes):
-            raise ValueError(f"a feature set of {self.attribute.name!r} needs latents for each of {self.attribute.classes}.")
+            raise ValueError(
+                f"a feature set of {self.attribute.name!r} needs latents for each of {self.attribute.classes}."
+            )

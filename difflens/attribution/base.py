@@ -1,7 +1,7 @@
 """The interface of a scorer and the affine head it attributes through."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -39,6 +39,7 @@ class AffineHead:
         return torch.einsum("ndhw,md->nmhw", pulled, self.decoder)
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Scores latents of images of one class at one step."""
 

@@ -21,9 +21,12 @@ def _gauss_legendre(nodes: int) -> tuple[Tensor, Tensor]:
 
 
 def mean_softmax_gradient(
-    start: Float[Tensor, "images classes"], change: Float[Tensor, "images classes"], labels: Int[Tensor, "images"], nodes: int
+    start: Float[Tensor, "images classes"],
+    change: Float[Tensor, "images classes"],
+    labels: Int[Tensor, "images"],
+    nodes: int,
 ) -> Float[Tensor, "images classes"]:
-    """g = ∫₀¹ p_c (e_c − p) dα along the logits ℓ(α) = start + α·change (METHOD section 4), in float64."""
+    """G = ∫₀¹ p_c (e_c − p) dα along the logits ℓ(α) = start + α·change (METHOD section 4), in float64."""
     points, weights = _gauss_legendre(nodes)
     logits = start.double() + points[:, None, None].to(start.device) * change.double()
     p = logits.softmax(-1)
@@ -57,7 +60,10 @@ class IntegratedGradients:
 
 
 def riemann_integrated_gradients(
-    forward: Callable[[Codes], Float[Tensor, "images classes"]], codes: Codes, labels: Int[Tensor, "images"], steps: int = 10
+    forward: Callable[[Codes], Float[Tensor, "images classes"]],
+    codes: Codes,
+    labels: Int[Tensor, "images"],
+    steps: int = 10,
 ) -> Float[Tensor, "images latents"]:
     """The left Riemann sum of the paper's released code (`protocol: official`), by autograd through any probe.
 

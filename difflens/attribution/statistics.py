@@ -29,6 +29,7 @@ class CodeStatistics(NamedTuple):
         return (mean * len(mean) - mean.sum(0)) / (len(mean) - 1)
 
 
+@torch.no_grad()
 def code_statistics(
     sae: SparseAutoencoder,
     latents: Int[Tensor, "selected"],
@@ -43,7 +44,8 @@ def code_statistics(
         codes = sae.codes_of_latents(maps.float(), latents).double()
         if not total.ndim:
             total = torch.zeros(classes, steps, *codes.shape[1:], dtype=torch.float64)
-            level, fired = torch.zeros(2, steps, len(latents), dtype=torch.float64)
+            level = torch.zeros(steps, len(latents), dtype=torch.float64)
+            fired = torch.zeros_like(level)
             images = torch.zeros(classes, steps, dtype=torch.float64)
         total[:, step].index_add_(0, labels, codes)
         images[:, step] += torch.bincount(labels, minlength=classes)

@@ -26,7 +26,7 @@ def collect_activations(model: DiffusionModel, plan: GenerationPlan, *, site: Si
     Raises:
         ValueError: an activation is not finite.
     """
-    done = {path.name for path in finished_shards(folder)}
+    done = set(finished_shards(folder))
     for start in range(0, len(plan.image_ids), model.micro_batch):
         ids = plan.image_ids[start : start + model.micro_batch]
         name = f"shard-{start // model.micro_batch:05d}.safetensors"

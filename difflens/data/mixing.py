@@ -1,7 +1,7 @@
 """Token batches mixed across images and steps, from shards on disk or from a model that is sampling."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,7 @@ class TokenBatch(NamedTuple):
     steps: Int[Tensor, "batch"]
 
 
+@runtime_checkable
 class TokenSource(Protocol):
     """Where an SAE's training tokens come from."""
 

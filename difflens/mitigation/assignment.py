@@ -50,7 +50,9 @@ def assign_by_affinity(
     """
     classes = len(target)
     surplus = torch.bincount(current, minlength=classes) - largest_remainder(target, len(current))
-    rows = torch.cat([torch.zeros(0, dtype=torch.int64)] + [(current == c).nonzero()[:, 0] for c in range(classes) if surplus[c] > 0])
+    rows = torch.cat(
+        [torch.zeros(0, dtype=torch.int64)] + [(current == c).nonzero()[:, 0] for c in range(classes) if surplus[c] > 0]
+    )
     wanted = torch.repeat_interleave(torch.arange(classes), (-surplus).clamp_min(0))
     result = torch.full_like(current, UNTOUCHED)
     if not len(wanted):

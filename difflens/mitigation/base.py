@@ -29,10 +29,11 @@ class Window:
 class Mitigation(ABC):
     """An edit (h, step, targets) → h′ whose strength per class can be set (it fulfils `models.base.Edit`)."""
 
-    def __init__(self, attribute: Attribute, *, site: Site, update: Update, window: Window) -> None:
+    def __init__(self, attribute: Attribute, *, site: Site, update: str, window: Window) -> None:
         if update not in ("asymmetric", "symmetric"):
             raise ValueError(f"mitigation.update must be asymmetric or symmetric, got {update!r}.")
-        self.attribute, self.site, self.update, self.window = attribute, site, update, window
+        self.attribute, self.site, self.window = attribute, site, window
+        self.update: Update = update  # type: ignore[assignment]
 
     def active(self, step: int, steps: int) -> bool:
         """Whether step `step` of `steps` is edited."""

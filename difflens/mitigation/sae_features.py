@@ -9,12 +9,12 @@ from torch import Tensor
 
 from difflens.attribution.statistics import CodeStatistics
 from difflens.mitigation.base import Mitigation, Window
-from difflens.models.base import Update
 from difflens.sae.base import SparseAutoencoder
 from difflens.types import FeatureSet, Site
 
 Mode = Literal["contrast", "scale", "add", "clamp"]
 Places = Literal["everywhere", "fired"]
+Protocol = Literal["difflens", "official"]
 
 
 class SaeFeatureMitigation(Mitigation):
@@ -38,9 +38,10 @@ class SaeFeatureMitigation(Mitigation):
         suppress: for `scale`, `add` and `clamp`: scale latents of the other classes by this factor too; None leaves them.
         update: see `Mitigation`.
         window: see `Mitigation`.
+        protocol: `official` adds the decoder's bias at every edited step, as the released code does on P2 (METHOD section 9).
 
     Raises:
-        ValueError: an unknown mode or place.
+        ValueError: an unknown mode, place or protocol.
     """
 
     def __init__(
@@ -50,21 +51,19 @@ class SaeFeatureMitigation(Mitigation):
         statistics: CodeStatistics,
         *,
         site: Site,
-        mode: Mode,
+        mode: str,
         strength: Float[Tensor, "classes"],
-        places: Places = "everywhere",
+        places: str = "everywhere",
         suppress: float | None = None,
-        update: Update = "asymmetric",
+        update: str = "asymmetric",
         window: Window | None = None,
+        protocol: str = "difflens",
     ) -> None:
         super().__init__(features.attribute, site=site, update=update, window=window or Window())
-        if mode not in get_args(Mode):
-            raise ValueError(f"mitigation.mode must be one of {get_args(Mode)}, got {mode!r}.")
-        if places not in get_args(Places):
-            raise ValueError(f"mitigation.places must be one of {get_args(Places)}, got {places!r}.")
+        check_mode(mode, places, protocol)
         assert torch.equal(statistics.latents, selected_latents(features)), "statistics of other latents"
         self.sae, self.features, self.statistics = sae, features, statistics
-        self.mode, self.places, self.suppress = mode, places, suppress
+        self.mode, self.places, self.suppress, self.protocol = mode, places, suppress, protocol
         self.strength = strength.float()
         self._own = membership(features.latents, features.attribute.classes, statistics.latents)
 
@@ -86,6 +85,7 @@ class SaeFeatureMitigation(Mitigation):
             suppress=self.suppress,
             update=self.update,
             window=self.window,
+            protocol=self.protocol,
         )
 
     def __call__(
@@ -94,7 +94,11 @@ class SaeFeatureMitigation(Mitigation):
         """See `Mitigation`."""
         latents = self.statistics.latents.to(h.device)
         delta = self.change(self.sae.codes_of_latents(h.float(), latents), step, targets)
-        return self.sae.add_to_map(h, delta, latents)
+        edited = self.sae.add_to_map(h, delta, latents)
+        if self.protocol == "official":
+            bias = self.sae.b_dec.detach().to(h.dtype)[None, :, None, None]
+            edited = torch.where((targets >= 0)[:, None, None, None], edited + bias, edited)
+        return edited
 
     def change(
         self, codes: Float[Tensor, "images selected height width"], step: int, targets: Int[Tensor, "images"]
@@ -121,6 +125,17 @@ class SaeFeatureMitigation(Mitigation):
                 delta = (strength * level - codes) * fired
         own = self._own.to(codes.device)[target][:, :, None, None]
         return torch.where(own, delta, 0.0 if self.suppress is None else (self.suppress - 1) * codes)
+
+
+def check_mode(mode: str, places: str, protocol: str) -> None:
+    """Check three words of the configuration.
+
+    Raises:
+        ValueError: one is not known.
+    """
+    for name, value, known in (("mode", mode, Mode), ("places", places, Places), ("protocol", protocol, Protocol)):
+        if value not in get_args(known):
+            raise ValueError(f"mitigation.{name} must be one of {', '.join(get_args(known))}, got {value!r}.")
 
 
 def selected_latents(features: FeatureSet) -> Int[Tensor, "selected"]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from difflens.types import GenerationPlan, Site
 Update = Literal["asymmetric", "symmetric"]
 
 
+@runtime_checkable
 class Edit(Protocol):
     """A change of the activations at a site, made while sampling."""
 
@@ -83,7 +84,8 @@ class DiffusionModel(ABC):
 
 def weights_fingerprint(module: nn.Module) -> str:
     """SHA-256 (16 hex digits) of a module's configuration and weights."""
-    digest = hashlib.sha256(json.dumps(dict(getattr(module, "config", {})), sort_keys=True, default=str).encode())
+    config = {key: value for key, value in dict(getattr(module, "config", {})).items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -108,7 +108,9 @@ class SiteHooks:
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
         t = int(timestep.flatten()[0]) if isinstance(timestep, Tensor) else int(timestep)
         if t not in self._step_of:
-            raise ValueError(f"the denoiser was called at timestep {t}, which is not on the grid {sorted(self._step_of)}.")
+            raise ValueError(
+                f"the denoiser was called at timestep {t}, which is not on the grid {sorted(self._step_of)}."
+            )
         self._step, self._batch, self._forked = self._step_of[t], len(sample), False
         self.calls += 1
 

@@ -13,7 +13,7 @@ from difflens.models.base import DiffusionModel, Edit, Generated, weights_finger
 from difflens.models.hooks import SiteHooks
 from difflens.models.noise import image_generator, normal
 from difflens.models.sampling import ddim_step, estimate
-from difflens.types import GenerationPlan, Site
+from difflens.types import UNTOUCHED, GenerationPlan, Site
 
 Precision = Literal["fp32", "bf16"]
 
@@ -78,8 +78,9 @@ class UnconditionalModel(DiffusionModel):
         """See `DiffusionModel.site_shape`."""
         shapes: list[tuple[int, ...]] = []
         x = torch.zeros(1, self.unet.config.in_channels, *self._size(), device=self.device)
-        with torch.inference_mode(), SiteHooks(
-            self.unet, site, timesteps=self.timesteps, read=lambda _, h: shapes.append(tuple(h.shape))
+        with (
+            torch.inference_mode(),
+            SiteHooks(self.unet, site, timesteps=self.timesteps, read=lambda _, h: shapes.append(tuple(h.shape))),
         ):
             self.unet(x, self.timesteps[0])
         if len(shapes[0]) != 4:
@@ -158,9 +159,10 @@ class UnconditionalModel(DiffusionModel):
         if targets is None:
             raise ValueError("an edit needs plan.targets: one class per image, UNTOUCHED where it must not act.")
         wanted = targets[torch.arange(full) % len(targets)].to(self.device)
+        touched = bool((wanted != UNTOUCHED).any())
 
         def change(h: Tensor, step: int) -> Tensor | None:
-            return edit(h, step, wanted) if edit.active(step, self.steps) else None
+            return edit(h, step, wanted) if touched and edit.active(step, self.steps) else None
 
         fork = edit.update == "asymmetric"
         return SiteHooks(self.unet, edit.site, timesteps=self.timesteps, change=change, fork=fork)

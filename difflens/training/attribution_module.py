@@ -1,0 +1,95 @@
+"""The attribution sweep as a LightningModule: every step's scores, averaged over images of each class."""
+
+from typing import Any
+
+import lightning
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from difflens.attribution.base import AffineHead, Scorer
+from difflens.probes.linear import LinearProbe
+from difflens.sae.base import SparseAutoencoder
+from difflens.types import Attribute, FeatureScores
+
+
+class AttributionModule(lightning.LightningModule):
+    """Sums scores, activations and completeness over batches (maps [n, D, H, W], labels [n], step).
+
+    `Trainer.predict` runs it; sums are over images, so the result does not depend on how they are batched.
+    """
+
+    def __init__(self, sae: SparseAutoencoder, probe: LinearProbe, attribute: Attribute, scorer: Scorer) -> None:
+        super().__init__()
+        self.sae, self.probe, self.attribute, self.scorer = sae, probe, attribute, scorer
+        shape = (len(attribute.classes), probe.weight.shape[0], sae.width)
+        self.register_buffer("score_sum", torch.zeros(shape, dtype=torch.float64), persistent=False)
+        self.register_buffer("activation_sum", torch.zeros(shape, dtype=torch.float64), persistent=False)
+        self.register_buffer("images", torch.zeros(shape[:2], dtype=torch.float64), persistent=False)
+        self.register_buffer("gap", torch.zeros(2, dtype=torch.float64), persistent=False)
+        self.score_sum: Tensor
+        self.activation_sum: Tensor
+        self.images: Tensor
+        self.gap: Tensor
+
+    def head(self, step: int, shape: torch.Size) -> AffineHead:
+        """Probe after decoder at one step, for maps of `shape` [n, D, H, W]."""
+        weight = self.probe.weight[step].reshape(-1, *shape[1:])
+        return AffineHead(self.sae.decoder.detach(), self.sae.b_dec.detach(), weight, self.probe.bias[step])
+
+    def predict_step(self, batch: tuple[Tensor, Int[Tensor, "images"], int], batch_idx: int) -> None:
+        """Add one batch to the sums."""
+        maps, labels, step = batch
+        codes = self.sae.codes_of_map(maps.float())
+        head = self.head(step, maps.shape)
+        scores = self.scorer(head, codes, labels).detach()
+        with torch.no_grad():
+            self._add_completeness(head, codes, labels, scores)
+        own = torch.nn.functional.one_hot(labels, len(self.attribute.classes)).double().T
+        self.score_sum[:, step] += own @ scores.double()
+        self.activation_sum[:, step] += own @ codes.sum((-1, -2)).double()
+        self.images[:, step] += own.sum(1)
+
+    def _add_completeness(self, head: AffineHead, codes: Tensor, labels: Tensor, scores: Tensor) -> None:
+        p = head.logits(codes).double().softmax(-1).gather(1, labels[:, None])[:, 0]
+        p_zero = head.zero_logits().double().softmax(-1)[labels]
+        self.gap += torch.stack([(scores.double().sum(1) - (p - p_zero)).abs().sum(), torch.ones_like(p).sum()])
+
+    def result(self) -> "AttributionResult":
+        """The averages over images.
+
+        Raises:
+            ValueError: a class had no image.
+        """
+        if (self.images == 0).any():
+            empty = [name for name, n in zip(self.attribute.classes, self.images.amin(1), strict=True) if n == 0]
+            raise ValueError(f"no image is judged {empty} ({self.attribute.name}); collect more activations.")
+        count = self.images[:, :, None]
+        return AttributionResult(
+            FeatureScores(self.attribute, (self.score_sum / count).float()),
+            (self.activation_sum / count).float(),
+            float(self.gap[0] / self.gap[1]),
+        )
+
+
+class AttributionResult:
+    """What a sweep found.
+
+    Args:
+        scores: mean score per class, step and latent.
+        activation: mean summed activation per image [classes, steps, M].
+        completeness_gap: mean |Σ_i score_i − (F_c(z) − F_c(0))|; zero for integrated gradients.
+    """
+
+    def __init__(
+        self,
+        scores: FeatureScores,
+        activation: Float[Tensor, "classes steps latents"],
+        completeness_gap: float,
+    ) -> None:
+        self.scores, self.activation = scores, activation
+        self.completeness_gap = completeness_gap
+
+    def tensors(self) -> dict[str, Any]:
+        """As stored in an artifact."""
+        return {"scores": self.scores.scores, "activation": self.activation}

@@ -1,0 +1,72 @@
+"""Generation with or without an edit as a LightningModule, so that it spreads over devices through `Trainer.predict`."""
+
+from collections.abc import Sequence
+
+import lightning
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from difflens.models.base import DiffusionModel, Edit, Generated
+from difflens.types import GenerationPlan
+
+
+class SteeringModule(lightning.LightningModule):
+    """`Trainer.predict` over micro-batches of a plan; the images carry their ids, so the order does not matter."""
+
+    def __init__(self, model: DiffusionModel, edit: Edit | None = None) -> None:
+        super().__init__()
+        self.model, self.edit = model, edit
+
+    def transfer_batch_to_device(
+        self, batch: GenerationPlan, device: torch.device, dataloader_idx: int
+    ) -> GenerationPlan:
+        """A plan stays where it is; the model moves its noise itself."""
+        return batch
+
+    def predict_step(self, batch: GenerationPlan, batch_idx: int) -> Generated:
+        """Sample one micro-batch."""
+        (generated,) = self.model.sample(batch, edit=self.edit)
+        return generated
+
+
+class MicroBatches(Dataset[GenerationPlan]):
+    """A plan cut into micro-batches: one item is one whole micro-batch, so that no rank ever splits one."""
+
+    def __init__(self, plan: GenerationPlan, size: int) -> None:
+        self.plan, self.size = plan, size
+
+    def __len__(self) -> int:
+        return -(-len(self.plan.image_ids) // self.size)
+
+    def __getitem__(self, index: int) -> GenerationPlan:
+        if index >= len(self):
+            raise IndexError(index)
+        rows = slice(index * self.size, (index + 1) * self.size)
+        targets = None if self.plan.targets is None else self.plan.targets[rows]
+        return GenerationPlan(self.plan.base_seed, self.plan.image_ids[rows], targets)
+
+
+def generate(
+    trainer: lightning.Trainer, model: DiffusionModel, plan: GenerationPlan, *, edit: Edit | None = None
+) -> Tensor:
+    """The plan's images, uint8 [N, 3, H, W], in the order of its ids.
+
+    Raises:
+        ValueError: the plan repeats an id.
+    """
+    if len(plan.image_ids.unique()) != len(plan.image_ids):
+        raise ValueError("a generation plan must not repeat an image id.")
+    if not len(plan.image_ids):
+        return torch.empty(0, dtype=torch.uint8)
+    loader = DataLoader(MicroBatches(plan, model.micro_batch), batch_size=None)
+    batches: Sequence[Generated] = trainer.predict(SteeringModule(model, edit), loader) or []  # type: ignore[assignment]
+    return in_order(plan.image_ids, batches)
+
+
+def in_order(image_ids: Int[Tensor, "images"], batches: Sequence[Generated]) -> Tensor:
+    """Images of the batches, uint8, by id; a micro-batch that two ranks both made counts once."""
+    position = {int(image_id): row for row, image_id in enumerate(torch.cat([batch.image_ids for batch in batches]))}
+    images = torch.cat([(batch.images * 255).round().byte() for batch in batches])
+    return images[[position[int(image_id)] for image_id in image_ids]]
