@@ -1,0 +1,66 @@
+"""`task=ablation`: does silencing the located features take the attribute away, and do other features not?"""
+
+from collections.abc import Mapping
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from difflens.attribution.causality import ablation_sets
+from difflens.attribution.statistics import CodeStatistics
+from difflens.mitigation.sae_features import SaeFeatureMitigation, selected_latents
+from difflens.run import Run
+from difflens.tasks.activations import open_store
+from difflens.tasks.attribution import Located, locate_features
+from difflens.tasks.workbench import Workbench
+from difflens.training.steering_module import generate
+from difflens.types import FeatureSet, GenerationPlan
+
+
+def ablation(cfg: DictConfig, run: Run) -> None:
+    """Silence the top, random and bottom latents of each class in images that show it; write `ablation.json`."""
+    bench = Workbench(cfg, run)
+    located = locate_features(bench)
+    activation = located.result.activation.sum(1)
+    sets = ablation_sets(located.result.scores, activation, size=cfg.task.size, seed=cfg.seed)
+    with run.stage("ablation"):
+        kept = {name: {kind: _kept(bench, located, name, group) for kind, group in sets[name].items()} for name in sets}
+    run.write_json("ablation.json", {"size": cfg.task.size, "images": cfg.task.images, "kept": kept, "latents": sets})
+    Console().print(_table(kept, cfg.task.size, bench.attribute.name))
+
+
+def _kept(bench: Workbench, located: Located, name: str, latents: tuple[int, ...]) -> float:
+    """Share of images of a class that still show it with these latents silenced at every step of the window."""
+    _, store = open_store(bench)
+    labels, _ = bench.labels(store.images)
+    index = bench.attribute.index(name)
+    rows = (labels == index).nonzero()[: bench.cfg.task.images, 0]
+    edit = silencer(bench, located, FeatureSet(bench.attribute, {c: latents for c in bench.attribute.classes}))
+    plan = GenerationPlan(bench.cfg.data.base_seed, store.image_ids[rows], torch.full((len(rows),), index))
+    made = generate(bench.trainer(enable_progress_bar=False), bench.model, plan, edit=edit)
+    return float((bench.labels(made)[0] == index).double().mean())
+
+
+def silencer(bench: Workbench, located: Located, features: FeatureSet) -> SaeFeatureMitigation:
+    """An edit that scales the features to nothing."""
+    latents, classes = selected_latents(features), bench.attribute.classes
+    shape = located.statistics.mean.shape
+    unused = CodeStatistics(
+        latents, torch.zeros(*shape[:2], len(latents), *shape[3:]), torch.zeros(shape[1], len(latents))
+    )
+    nothing: Tensor = torch.zeros(len(classes))
+    update = bench.cfg.mitigation["update"]
+    return SaeFeatureMitigation(
+        located.autoencoder, features, unused, site=bench.site, mode="scale", strength=nothing, update=update
+    )
+
+
+def _table(kept: Mapping[str, Mapping[str, float]], size: int, attribute: str) -> Table:
+    table = Table(title=f"{attribute}: share of images that keep their class with {size} latents silenced")
+    for column in ("class", "top", "random", "bottom"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for name, shares in kept.items():
+        table.add_row(name, *(f"{shares[kind]:.3f}" for kind in ("top", "random", "bottom")))
+    return table

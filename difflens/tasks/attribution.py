@@ -1,0 +1,130 @@
+"""`task=attribution`: score every latent for every class at every step, and select the features."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from difflens.artifacts import Artifact
+from difflens.attribution.select import select_features
+from difflens.attribution.statistics import CodeStatistics, code_statistics
+from difflens.data.activations import ActivationStore
+from difflens.mitigation.sae_features import selected_latents
+from difflens.run import Run
+from difflens.sae.base import SparseAutoencoder
+from difflens.tasks import probe as probe_task
+from difflens.tasks import sae as sae_task
+from difflens.tasks.activations import open_store
+from difflens.tasks.workbench import Workbench, plain
+from difflens.training.attribution_module import AttributionModule, AttributionResult
+from difflens.types import Attribute, FeatureScores, FeatureSet
+
+
+@dataclass(frozen=True)
+class Located:
+    """What the attribution stage found: the sweep's result and the features selected from it."""
+
+    artifact: Artifact
+    result: AttributionResult
+    features: FeatureSet
+    statistics: CodeStatistics
+    autoencoder: SparseAutoencoder
+
+
+def attribution(cfg: DictConfig, run: Run) -> None:
+    """Run the stage alone."""
+    located = locate_features(Workbench(cfg, run))
+    for name, latents in located.features.latents.items():
+        run.say(f"{name}: latents {', '.join(map(str, latents))}")
+
+
+def locate_features(bench: Workbench) -> Located:
+    """The features of the attribute under study; other attributes are scored too if selection asks for specificity."""
+    settings = bench.cfg.attribution
+    artifact, result, autoencoder = sweep(bench, bench.attribute)
+    others: list[FeatureScores] = []
+    if settings.specificity:
+        others = [sweep(bench, other)[1].scores for other in bench.others()]
+    top = settings.top if isinstance(settings.top, int) else plain(settings.top)
+    features = select_features(result.scores, top=top, others=others, specificity=settings.specificity)
+    statistics = usual_activity(bench, artifact, autoencoder, features)
+    return Located(artifact, result, features, statistics, autoencoder)
+
+
+def usual_activity(
+    bench: Workbench, attribution: Artifact, autoencoder: SparseAutoencoder, features: FeatureSet
+) -> CodeStatistics:
+    """What the selected latents do in images of each class, on the images that were attributed."""
+    latents = selected_latents(features)
+    spec = {"attribution": attribution.fingerprint, "latents": latents.tolist()}
+
+    def make(folder: Path) -> None:
+        _, store = open_store(bench)
+        labels, _ = bench.labels(store.images)
+        batches = _LabelledMaps(store, labels, _first_of_each(labels, bench.cfg.attribution.images_per_class))
+        found = code_statistics(autoencoder, latents, batches, classes=len(bench.attribute.classes), steps=store.steps)
+        save_file(found._asdict(), folder / "statistics.safetensors")
+
+    with bench.run.stage("attribution"):
+        artifact = bench.run.artifact("statistics", spec, make)
+    return CodeStatistics(**load_file(artifact.folder / "statistics.safetensors"))
+
+
+def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, AttributionResult, SparseAutoencoder]:
+    """Scores of every latent for one attribute."""
+    sae_artifact, autoencoder = sae_task.train(bench)
+    probe_artifact, probe, _ = probe_task.fit(bench, attribute)
+    _, store = open_store(bench)
+    settings = bench.cfg.attribution
+    spec = {
+        "sae": sae_artifact.fingerprint,
+        "probe": probe_artifact.fingerprint,
+        "scorer": plain(settings.scorer),
+        "images_per_class": settings.images_per_class,
+    }
+
+    def make(folder: Path) -> None:
+        labels, _ = bench.labels(store.images, attribute)
+        module = AttributionModule(autoencoder, probe, attribute, instantiate(settings.scorer))
+        batches = _LabelledMaps(store, labels, _first_of_each(labels, settings.images_per_class))
+        trainer = bench.trainer(inference_mode=False)
+        trainer.predict(module, DataLoader(batches, batch_size=None), return_predictions=False)
+        result = module.result()
+        save_file({name: value.contiguous() for name, value in result.tensors().items()}, folder / "scores.safetensors")
+        (folder / "completeness.json").write_text(json.dumps(result.completeness_gap))
+
+    with bench.run.stage("attribution"):
+        artifact = bench.run.artifact("attribution", spec, make)
+    stored = load_file(artifact.folder / "scores.safetensors")
+    scores = FeatureScores(attribute, stored["scores"])
+    gap = json.loads((artifact.folder / "completeness.json").read_text())
+    return artifact, AttributionResult(scores, stored["activation"], gap), autoencoder
+
+
+class _LabelledMaps(IterableDataset[tuple[Tensor, Tensor, int]]):
+    """Batches (maps of the chosen images at one step, their labels, the step)."""
+
+    def __init__(self, store: ActivationStore, labels: Tensor, rows: Sequence[int], batch: int = 64) -> None:
+        self.store, self.labels, self.rows, self.batch = store, labels, torch.tensor(rows), batch
+
+    def __len__(self) -> int:
+        return self.store.steps * -(-len(self.rows) // self.batch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
+        for step in range(self.store.steps):
+            maps = self.store.at_step(step)
+            for rows in self.rows.split(self.batch):
+                yield maps[rows], self.labels[rows], step
+
+
+def _first_of_each(labels: Tensor, per_class: int) -> list[int]:
+    """Positions of the first `per_class` images of each class."""
+    rows = [(labels == index).nonzero()[:per_class, 0] for index in range(int(labels.max()) + 1)]
+    return sorted(int(row) for row in torch.cat(rows))

@@ -1,0 +1,172 @@
+"""`task=calibrate`: find, per class, the smallest strength whose realised share meets the requested one."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from difflens.artifacts import Artifact
+from difflens.mitigation.assignment import assign_by_affinity, assign_exact, assign_iid, check_rule
+from difflens.mitigation.base import Mitigation
+from difflens.mitigation.calibration import Calibration, Dose
+from difflens.mitigation.calibration import calibrate as find_strength
+from difflens.mitigation.sae_features import SaeFeatureMitigation
+from difflens.run import Run
+from difflens.tasks.activations import open_store
+from difflens.tasks.attribution import Located, locate_features
+from difflens.tasks.workbench import Workbench, plain
+from difflens.training.steering_module import generate
+from difflens.types import UNTOUCHED, GenerationPlan
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A mitigation at its chosen strength, and the calibration that chose it (None for a given strength)."""
+
+    mitigation: Mitigation
+    strength: Tensor
+    calibration: Calibration | None
+    spec: dict[str, Any]
+    located: Located
+
+
+def calibrate(cfg: DictConfig, run: Run) -> None:
+    """Run the stage alone."""
+    bench = Workbench(cfg, run)
+    prepared = prepare(bench)
+    for name, strength in zip(bench.attribute.classes, prepared.strength.tolist(), strict=True):
+        run.say(f"{name}: strength {strength:.3g}")
+
+
+def prepare(bench: Workbench) -> Prepared:
+    """The mitigation under test, its strength given by the configuration or calibrated."""
+    located = locate_features(bench)
+    mitigation = build_mitigation(bench, located, torch.zeros(len(bench.attribute.classes)))
+    spec = mitigation_spec(bench, located)
+    if bench.fixed_strength is not None:
+        strength = torch.full((len(bench.attribute.classes),), bench.fixed_strength, dtype=torch.float64)
+        return Prepared(
+            mitigation.with_strength(strength), strength, None, {**spec, "strength": strength.tolist()}, located
+        )
+    artifact, calibration = _calibrated(bench, mitigation, spec)
+    strength = calibration.strength
+    for name, met in zip(bench.attribute.classes, calibration.met, strict=True):
+        if not met:
+            bench.run.say(f"{name}: the requested share was not met at any strength tried; the strongest is used")
+    return Prepared(
+        mitigation.with_strength(strength),
+        strength,
+        calibration,
+        {**spec, "calibration": artifact.fingerprint},
+        located,
+    )
+
+
+def build_mitigation(bench: Workbench, located: Located, strength: Tensor) -> SaeFeatureMitigation:
+    """The sparse-feature mitigation the configuration describes, at a strength per class."""
+    settings = bench.cfg.mitigation
+    return SaeFeatureMitigation(
+        located.autoencoder,
+        located.features,
+        located.statistics,
+        site=bench.site,
+        mode=settings.mode,
+        strength=strength,
+        places=settings.places,
+        suppress=settings.suppress,
+        update=settings["update"],
+        window=instantiate(settings.window),
+        protocol=settings.protocol,
+    )
+
+
+def mitigation_spec(bench: Workbench, located: Located) -> dict[str, Any]:
+    """What decides the edit apart from its strength, for artifact specs."""
+    settings = plain(bench.cfg.mitigation)
+    kept = {key: settings[key] for key in ("mode", "places", "suppress", "update", "window", "assignment", "protocol")}
+    latents = {name: list(group) for name, group in located.features.latents.items()}
+    attribution = located.artifact.fingerprint
+    return {"mitigation": kept, "target": bench.target.tolist(), "attribution": attribution, "latents": latents}
+
+
+def assign(bench: Workbench, images: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Target class of each image under the configured rule, `UNTOUCHED` where none, and the class each shows now."""
+    labels, logits = bench.labels(images)
+    match check_rule(bench.cfg.mitigation.assignment):
+        case "affinity":
+            return assign_by_affinity(bench.target, labels, logits), labels
+        case "exact":
+            return assign_exact(bench.target, len(images), seed=seed), labels
+        case "iid":
+            return assign_iid(bench.target, len(images), seed=seed), labels
+
+
+def _calibrated(
+    bench: Workbench, mitigation: SaeFeatureMitigation, spec: dict[str, Any]
+) -> tuple[Artifact, Calibration]:
+    settings = plain(bench.cfg.mitigation.calibration)
+    activations, store = open_store(bench)
+    full = {**spec, "activations": activations.fingerprint, "calibration": settings}
+
+    def make(folder: Path) -> None:
+        n = min(settings["images"], len(store))
+        measure = dose_meter(bench, mitigation, store.images[:n], store.image_ids[:n])
+        found = find_strength(
+            measure,
+            bench.target,
+            neutral=mitigation.neutral,
+            first=settings["first"],
+            largest=settings["largest"],
+            tolerance=settings["tolerance"],
+            refinements=settings["refinements"],
+        )
+        save_file(_tensors(found), folder / "calibration.safetensors")
+        (folder / "met.json").write_text(json.dumps(found.met))
+
+    with bench.run.stage("calibrate"):
+        artifact = bench.run.artifact("calibration", full, make)
+    stored = load_file(artifact.folder / "calibration.safetensors")
+    doses = tuple(Dose(*row) for row in zip(stored["dose_strength"], stored["success"], stored["shares"], strict=True))
+    met = tuple(json.loads((artifact.folder / "met.json").read_text()))
+    return artifact, Calibration(stored["strength"], met, doses)
+
+
+def dose_meter(bench: Workbench, mitigation: Mitigation, images: Tensor, image_ids: Tensor) -> Callable[[Tensor], Dose]:
+    """A function from strength per class to what it does to these images of the activation seeds."""
+    targets, labels = assign(bench, images, seed=bench.cfg.seed)
+    moved = targets != UNTOUCHED
+    plan = GenerationPlan(bench.cfg.data.base_seed, image_ids[moved], targets[moved])
+    classes = len(bench.attribute.classes)
+
+    def measure(strength: Tensor) -> Dose:
+        made = generate(bench.trainer(), bench.model, plan, edit=mitigation.with_strength(strength))
+        after = labels.clone()
+        if len(made):
+            after[moved] = bench.labels(made)[0]
+        hit = (after == targets)[moved].double()
+        success = torch.stack([hit[targets[moved] == c].mean() for c in range(classes)])
+        shares = torch.bincount(after, minlength=classes).double() / len(after)
+        bench.run.say(f"strength {_list(strength)}: success {_list(success)}, shares {_list(shares)}")
+        return Dose(strength.clone(), success, shares)
+
+    return measure
+
+
+def _tensors(found: Calibration) -> dict[str, Tensor]:
+    return {
+        "strength": found.strength,
+        "dose_strength": torch.stack([dose.strength for dose in found.doses]),
+        "success": torch.stack([dose.success for dose in found.doses]),
+        "shares": torch.stack([dose.shares for dose in found.doses]),
+    }
+
+
+def _list(values: Tensor) -> str:
+    return "/".join(f"{value:.3g}" for value in values.tolist())

@@ -1,0 +1,19 @@
+"""`task=pipeline`, the default: every stage from activations to the report."""
+
+from omegaconf import DictConfig
+
+from difflens.run import Run
+from difflens.tasks.calibrate import prepare
+from difflens.tasks.evaluation import evaluate
+from difflens.tasks.report import present
+from difflens.tasks.steer import generate_pairs
+from difflens.tasks.workbench import Workbench
+
+
+def pipeline(cfg: DictConfig, run: Run) -> None:
+    """Dissect, locate, control, measure, and show it; each stage reuses what an earlier run made."""
+    bench = Workbench(cfg, run)
+    prepared = prepare(bench)
+    steered = generate_pairs(bench, prepared)
+    metrics = evaluate(bench, steered)
+    present(bench, prepared, steered, metrics)

@@ -1,0 +1,59 @@
+"""`task=probe`: fit one classifier per denoising step on the stored activations, labelled by the judge."""
+
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.progress import Progress
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from difflens.artifacts import Artifact
+from difflens.probes.linear import LinearProbe
+from difflens.run import Run
+from difflens.tasks.activations import open_store
+from difflens.tasks.workbench import Workbench, plain
+from difflens.types import Attribute
+
+
+def probe(cfg: DictConfig, run: Run) -> None:
+    """Run the stage alone."""
+    artifact, _, accuracy = fit(Workbench(cfg, run))
+    run.say(
+        f"probe {artifact.fingerprint}: held-out accuracy {accuracy[0]:.3f} at step 0, {accuracy.max():.3f} at best"
+    )
+
+
+def fit(bench: Workbench, attribute: Attribute | None = None) -> tuple[Artifact, LinearProbe, Tensor]:
+    """The probe of an attribute (the one under study if None) and its held-out accuracy per step."""
+    attribute = attribute or bench.attribute
+    activations, store = open_store(bench)
+    spec = {
+        "activations": activations.fingerprint,
+        **bench.attribute_spec(attribute),
+        "probe": plain(bench.cfg.probe),
+        "seed": bench.cfg.seed,
+    }
+
+    def make(folder: Path) -> None:
+        labels, _ = bench.labels(store.images, attribute)
+        with Progress() as progress:
+            bar = progress.add_task(f"probe {attribute.name}", total=store.steps)
+            fitted = instantiate(bench.cfg.probe)(
+                store.at_step,
+                labels,
+                attribute,
+                steps=store.steps,
+                seed=bench.cfg.seed,
+                progress=lambda step: progress.update(bar, completed=step + 1),
+            )
+        tensors = {"weight": fitted.probe.weight, "bias": fitted.probe.bias, "accuracy": fitted.accuracy}
+        save_file({**tensors, "images_per_class": torch.tensor(fitted.images_per_class)}, folder / "probe.safetensors")
+
+    with bench.run.stage("probe"):
+        artifact = bench.run.artifact("probe", spec, make)
+    stored = load_file(artifact.folder / "probe.safetensors")
+    fitted = LinearProbe(*stored["weight"].shape)
+    fitted.load_state_dict({name: stored[name] for name in ("weight", "bias")})
+    return artifact, fitted, stored["accuracy"]

@@ -1,0 +1,107 @@
+"""`task=report`: write the pictures and `report.html` of a run."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from difflens.report import summary_table, write_report
+from difflens.run import Run
+from difflens.tasks import probe as probe_task
+from difflens.tasks import sae as sae_task
+from difflens.tasks.calibrate import Prepared, prepare
+from difflens.tasks.cards import draw_cards
+from difflens.tasks.evaluation import evaluate
+from difflens.tasks.steer import Steered, generate_pairs
+from difflens.tasks.workbench import Workbench
+
+
+def report(cfg: DictConfig, run: Run) -> None:
+    """Run the stage alone."""
+    bench = Workbench(cfg, run)
+    prepared = prepare(bench)
+    steered = generate_pairs(bench, prepared)
+    present(bench, prepared, steered, evaluate(bench, steered))
+
+
+def present(bench: Workbench, prepared: Prepared, steered: Steered, metrics: dict[str, Any]) -> None:
+    """Write images, `report.json` and `report.html` into the run folder, and print the summary."""
+    cards, features = draw_cards(bench, prepared)
+    with bench.run.stage("report"):
+        folder = bench.run.folder / "images"
+        write_images(folder / "original", steered.image_ids, steered.before)
+        write_images(folder / bench.cfg.mitigation.name, steered.image_ids, steered.after)
+        shutil.copytree(
+            cards.folder, folder / "features", ignore=lambda _, names: [n for n in names if not n.endswith(".png")]
+        )
+        bench.run.write_json("images/edited.json", edits(bench, steered))
+        bench.run.write_json("report.json", contents(bench, prepared, features))
+        path = write_report(bench.run.folder)
+    Console().print(summary_table(metrics))
+    bench.run.say(f"report: {path}")
+
+
+def write_images(folder: Path, image_ids: Tensor, images: Tensor) -> None:
+    """One PNG per image, named by its id."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for image_id, image in zip(image_ids.tolist(), images, strict=True):
+        Image.fromarray(np.asarray(image.permute(1, 2, 0))).save(folder / f"{image_id}.png")
+
+
+def edits(bench: Workbench, steered: Steered) -> list[dict[str, Any]]:
+    """Which images were pushed, from which class to which."""
+    classes = bench.attribute.classes
+    rows = zip(
+        steered.image_ids[steered.edited], steered.labels[steered.edited], steered.targets[steered.edited], strict=True
+    )
+    return [{"id": int(i), "from": classes[int(a)], "to": classes[int(b)]} for i, a, b in rows]
+
+
+def contents(bench: Workbench, prepared: Prepared, features: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the report shows besides metrics and pictures."""
+    sae_artifact, autoencoder = sae_task.train(bench)
+    _, _, accuracy = probe_task.fit(bench)
+    health = json.loads((sae_artifact.folder / "health.json").read_text())
+    classes = bench.attribute.classes
+    return {
+        "dose": _doses(prepared, classes),
+        "sae": {
+            "width": autoencoder.width,
+            "k": autoencoder.k,
+            "dim": autoencoder.dim,
+            **{key: health[key] for key in ("fvu", "fvu_per_step", "loss_recovered_per_step", "l0", "dead_share")},
+            "density": {"edges": health["density_edges"], "counts": health["density_histogram"]},
+        },
+        "probe": {"accuracy_per_step": accuracy.tolist(), "chance": 1 / len(classes)},
+        "attribution": {
+            "method": str(bench.cfg.attribution.scorer["_target_"]).rsplit(".", 1)[-1],
+            "completeness_gap": prepared.located.result.completeness_gap,
+        },
+        "features": features,
+        "strength": dict(zip(classes, prepared.strength.tolist(), strict=True)),
+    }
+
+
+def _doses(prepared: Prepared, classes: tuple[str, ...]) -> dict[str, Any] | None:
+    found = prepared.calibration
+    if found is None:
+        return None
+
+    def by_class(values: Tensor) -> dict[str, float | None]:
+        return {name: None if value != value else value for name, value in zip(classes, values.tolist(), strict=True)}
+
+    return {
+        "neutral": getattr(prepared.mitigation, "neutral", 0.0),
+        "chosen": by_class(found.strength),
+        "met": dict(zip(classes, found.met, strict=True)),
+        "points": [
+            {"strength": by_class(d.strength), "success": by_class(d.success), "shares": by_class(d.shares)}
+            for d in found.doses
+        ],
+    }

@@ -1,0 +1,138 @@
+"""`task=sae`: train a sparse autoencoder on the stored activations, and report its health."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader, IterableDataset
+
+from difflens.artifacts import Artifact
+from difflens.data.activations import ActivationStore, as_tokens, split_by_image
+from difflens.data.mixing import OnlineTokens, StoredTokens, TokenBatch, TokenSource, mixed_batches
+from difflens.run import Run
+from difflens.sae.base import SparseAutoencoder
+from difflens.sae.health import DENSITY_EDGES, HealthMeter, SaeHealth
+from difflens.sae.losses import denoising_loss_recovered
+from difflens.sae.storage import load_sae, save_sae
+from difflens.tasks.activations import open_store
+from difflens.tasks.workbench import Workbench, plain
+from difflens.training.loggers import logging_to
+from difflens.training.sae_module import SaeModule
+
+ONLINE_FIRST_ID = 1_000_000
+"""Images sampled for online training get ids that no stored image has."""
+
+
+def sae(cfg: DictConfig, run: Run) -> None:
+    """Run the stage alone."""
+    train(Workbench(cfg, run))
+
+
+def train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
+    """The trained SAE on raw activations; goes on from the last checkpoint of an interrupted run."""
+    activations, store = open_store(bench)
+    spec = {
+        "activations": activations.fingerprint,
+        "source": bench.cfg.data.source,
+        "buffer": bench.cfg.data.buffer,
+        "validation": bench.cfg.data.validation,
+        "sae": plain(bench.cfg.sae),
+        "seed": bench.cfg.seed,
+    }
+
+    def make(folder: Path) -> None:
+        training, validation = split_by_image(len(store), bench.cfg.data.validation, seed=bench.cfg.seed)
+        trained = _fit(bench, store, list(training), workspace=folder / "training")
+        save_sae(trained, folder / "autoencoder", spec={"made_from": spec})
+        health = measure_health(trained, store, validation)
+        recovered = loss_recovered(bench, trained, store, validation)
+        report = {**asdict(health), "density_edges": list(DENSITY_EDGES), "loss_recovered_per_step": recovered}
+        (folder / "health.json").write_text(json.dumps(report))
+
+    with bench.run.stage("sae"):
+        artifact = bench.run.artifact("sae", spec, make, resumable=True)
+        return artifact, load_sae(artifact.folder / "autoencoder")
+
+
+class _Stream(IterableDataset[TokenBatch]):
+    """The mixed token batches from update `first` on: a function of the source and the seed, so that a resume is exact."""
+
+    def __init__(self, source: TokenSource, *, batch: int, batches: int, capacity: int, seed: int, first: int) -> None:
+        self.source, self.first = source, first
+        self.settings: dict[str, int] = {"batch": batch, "batches": batches, "capacity": capacity, "seed": seed}
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        return islice(mixed_batches(self.source, **self.settings), self.first, None)
+
+
+def _fit(bench: Workbench, store: ActivationStore, training: list[int], *, workspace: Path) -> SparseAutoencoder:
+    torch.manual_seed(bench.cfg.seed)
+    module = build_module(bench, store)
+    source = _token_source(bench, store, training)
+    batch = int(module.hparams["batch"])
+    stream = {"batch": batch, "batches": module.updates, "seed": bench.cfg.seed}
+    stream["capacity"] = max(bench.cfg.data.buffer, 2 * batch)
+    sample = next(mixed_batches(source, **{**stream, "batch": stream["capacity"] // 2, "batches": 1}))
+    module.calibrate_input(sample.tokens, sample.steps)
+    checkpoint = workspace / "last.ckpt"
+    first = torch.load(checkpoint, weights_only=True)["global_step"] if checkpoint.exists() else 0
+    keeper = ModelCheckpoint(workspace, filename="last", every_n_train_steps=500, enable_version_counter=False)
+    loader = DataLoader(_Stream(source, **stream, first=first), batch_size=None)
+    with logging_to(instantiate(bench.cfg.logger), bench.run.folder, name="sae") as logger:
+        trainer = bench.trainer(
+            max_steps=module.updates, callbacks=[keeper], enable_checkpointing=True, logger=logger, log_every_n_steps=20
+        )
+        trainer.fit(module, loader, ckpt_path=str(checkpoint) if first else None, weights_only=True)
+    shutil.rmtree(workspace, ignore_errors=True)
+    return module.fold_scale().eval()
+
+
+def build_module(bench: Workbench, store: ActivationStore) -> SaeModule:
+    """The untrained SAE of the site's size in its training module."""
+    training = instantiate(bench.cfg.sae.training)
+    module: SaeModule = training(bench.new_autoencoder(), steps=store.steps, site=bench.site.module)
+    return module
+
+
+def _token_source(bench: Workbench, store: ActivationStore, training: list[int]) -> TokenSource:
+    if bench.cfg.data.source == "shards":
+        return StoredTokens(store, training)
+    return OnlineTokens(bench.model, bench.site, base_seed=bench.cfg.data.base_seed, first_id=ONLINE_FIRST_ID)
+
+
+@torch.inference_mode()
+def measure_health(autoencoder: SparseAutoencoder, store: ActivationStore, positions: Any) -> SaeHealth:
+    """FVU, L0, dead share and density on images that never trained the SAE."""
+    meter = HealthMeter(store.steps, autoencoder.dim, autoencoder.width)
+    for step in range(store.steps):
+        tokens = as_tokens(store.at_step(step)[list(positions)]).float()
+        for chunk in tokens.split(4096):
+            codes = autoencoder.encode(chunk)
+            meter.update(chunk, autoencoder.decode(codes), codes, torch.full((len(chunk),), step))
+    return meter.compute()
+
+
+def loss_recovered(
+    bench: Workbench, autoencoder: SparseAutoencoder, store: ActivationStore, positions: Any
+) -> list[float]:
+    """Denoising loss recovered per step on held-out images; the ablation puts the site's mean activation in its place."""
+    rows = list(positions)[: bench.model.micro_batch // 2]
+    images = store.images[rows].float() / 255
+    losses = torch.zeros(3, store.steps, dtype=torch.float64)
+    for step in range(store.steps):
+        mean = store.at_step(step).float().mean(0)
+        changes = (None, autoencoder.reconstruct_map, lambda h, mean=mean: mean.to(h.dtype).expand_as(h))
+        for row, change in enumerate(changes):
+            losses[row, step] = bench.model.denoising_loss(
+                images, step, site=bench.site, change=change, seed=bench.cfg.seed
+            )
+    original, reconstructed, ablated = losses
+    return denoising_loss_recovered(original=original, reconstructed=reconstructed, ablated=ablated).tolist()

@@ -1,0 +1,72 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from difflens.targets import check_targets, find_targets
+from difflens.types import Attribute
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+NO_CHOICE = {"hydra", "recipe", "population"}
+
+
+def choices() -> list[str]:
+    """Every `group=option` of the primary config."""
+    files = (path for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in NO_CHOICE)
+    return [f"{path.parent.name}={path.stem}" for path in files]
+
+
+@pytest.fixture(autouse=True)
+def configuration() -> Iterator[None]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def resolved(overrides: list[str]) -> DictConfig:
+    cfg = compose("config", overrides=overrides)
+    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    check_targets(values)
+    return cfg
+
+
+@pytest.mark.parametrize("choice", choices())
+def test_every_choice_composes_and_names_targets_that_exist(choice: str) -> None:
+    cfg = resolved([choice])
+    for where, target in find_targets(OmegaConf.to_container(cfg, resolve=True)):
+        assert callable(hydra.utils.get_object(target)), where
+
+
+def test_the_headline_overrides_reach_their_place() -> None:
+    cfg = resolved(
+        ["attribute=race", "sae.expansion=4", "sae.k=16", "mitigation.mode=scale", "mitigation.strength=1.5"]
+    )
+    assert cfg.attribute.classes == ["White", "Black", "Asian", "Indian"]
+    assert instantiate({**cfg.sae, "training": None})  # a partial: the site's channels come from the task
+    assert (cfg.sae.expansion, cfg.sae.k, cfg.mitigation.strength) == (4, 16, 1.5)
+
+
+@pytest.mark.parametrize("name", ["gender", "age", "race"])
+def test_attributes_are_what_the_judges_read(name: str) -> None:
+    cfg = resolved([f"attribute={name}"])
+    attribute = Attribute(cfg.attribute.name, tuple(cfg.attribute.classes))
+    for role in ("labels", "scores"):
+        judge = instantiate(cfg.judge[role])
+        assert set(attribute.classes) <= set(judge.classes[name])
+    assert set(cfg.judge.others) <= set(judge.classes)
+
+
+def test_every_task_has_its_module_and_its_config() -> None:
+    for path in (CONF / "task").glob("*.yaml"):
+        cfg = resolved([f"task={path.stem}"])
+        assert cfg.task.name == path.stem
+        assert get_method(cfg.task._target_).__module__ == f"difflens.tasks.{path.stem}"
+
+
+def test_a_foreign_target_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"os\.system"):
+        check_targets({"model": {"_target_": "os.system", "command": "true"}})
