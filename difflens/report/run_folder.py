@@ -1,0 +1,93 @@
+"""What a run left behind, read tolerantly: an older, unfinished or partial run still gives a report."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An image that a mitigation acted on, and the classes it was moved between."""
+
+    id: int
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run; a file that is absent or cannot be read is empty here.
+
+    Attributes:
+        path: the folder.
+        metrics: metrics.json, one row per method.
+        report: report.json, what the stages measured on the way.
+        manifest: manifest.json, where the results come from.
+        status: status.json.
+        config: text of config.yaml.
+        edits: image id → edit, of images/edited.json.
+        unreadable: one line for each file that is there but cannot be read.
+    """
+
+    path: Path
+    metrics: Json
+    report: Json
+    manifest: Json
+    status: Json
+    config: str
+    edits: Mapping[int, Edit]
+    unreadable: tuple[str, ...] = ()
+
+
+def read_run(path: Path) -> RunFolder:
+    """The run in a folder.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if not path.is_dir():
+        raise ValueError(f"there is no run folder {str(path)!r}; give one that a run made, such as outputs/latest.")
+    unreadable: list[str] = []
+    metrics, report, manifest, status = (
+        _mapping(path / f"{name}.json", unreadable) for name in ("metrics", "report", "manifest", "status")
+    )
+    config = path / "config.yaml"
+    return RunFolder(
+        path=path,
+        metrics=metrics,
+        report=report,
+        manifest=manifest,
+        status=status,
+        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+        edits=_edits(path / "images" / "edited.json", unreadable),
+        unreadable=tuple(unreadable),
+    )
+
+
+def _json(path: Path, unreadable: list[str]) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        unreadable.append(f"{path.name} is not valid JSON ({error}); run the task that writes it again.")
+        return None
+
+
+def _mapping(path: Path, unreadable: list[str]) -> Json:
+    data = _json(path, unreadable)
+    return data if isinstance(data, dict) else {}
+
+
+def _edits(path: Path, unreadable: list[str]) -> dict[int, Edit]:
+    entries = _json(path, unreadable) or []
+    try:
+        edits = [Edit(int(entry["id"]), str(entry["from"]), str(entry["to"])) for entry in entries]
+    except (KeyError, TypeError, ValueError) as error:
+        unreadable.append(f"{path.name} needs a list of id, from and to ({error!r}); run the steer task again.")
+        return {}
+    return {edit.id: edit for edit in edits}

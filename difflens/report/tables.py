@@ -1,0 +1,139 @@
+"""The summary of metrics.json as a table: for the terminal, for READMEs and for the page."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from difflens.report.run_folder import Json
+from difflens.report.wording import NONE, count, interval, method_name, number, percent, rows_of
+
+
+class Measure(NamedTuple):
+    """One line of the summary: a label, a cell per method, and what the measure means."""
+
+    label: str
+    cells: tuple[str, ...]
+    meaning: str
+
+
+def summary_measures(metrics: Json) -> list[Measure]:
+    """The measures that at least one method has, in reading order."""
+    rows = rows_of(metrics)
+    lines = ((label, tuple(cell(row) for row in rows), meaning) for label, cell, meaning in _lines(metrics))
+    return [Measure(*line) for line in lines if any(cell.strip(f"{NONE} /") for cell in line[1])]
+
+
+def protocol_sentence(metrics: Json) -> str:
+    """Under which conditions the numbers hold: judge, extractor, reference, steps, seed."""
+    protocol = dict(metrics.get("protocol") or {})
+    reference = protocol.pop("reference", None)
+    words = [f"{key} {value}" for key, value in protocol.items() if value is not None]
+    if isinstance(reference, dict):
+        sha256 = str(reference.get("sha256", ""))[:12]
+        words.append(f"reference {reference.get('name', '?')}, n {reference.get('n', '?')}, sha256 {sha256 or NONE}")
+    return " · ".join(words)
+
+
+def summary_table(metrics: dict[str, Any]) -> Table:
+    """The summary for a terminal: a line per measure, a column per method."""
+    table = Table(
+        title=Text(_title(metrics)),
+        caption=Text(protocol_sentence(metrics)),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("measure", overflow="fold")
+    for row in rows_of(metrics):
+        table.add_column(Text(method_name(row)), justify="right", overflow="fold")
+    for measure in summary_measures(metrics):
+        table.add_row(Text(measure.label), *(Text(cell) for cell in measure.cells))
+    return table
+
+
+def summary_markdown(metrics: dict[str, Any]) -> str:
+    """The summary as a GitHub-flavoured Markdown table with a title and the protocol."""
+    header = ["measure", *(method_name(row) for row in rows_of(metrics))]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *([m.label, *m.cells] for m in summary_measures(metrics))]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n\n".join(part for part in (f"**{_title(metrics)}**", table, protocol_sentence(metrics)) if part) + "\n"
+
+
+def _title(metrics: Json) -> str:
+    n = metrics.get("n")
+    words = [str(metrics.get("attribute", "attribute")), str(metrics.get("model", "model"))]
+    return " · ".join([*words, count(n, "image")] if isinstance(n, int) else words)
+
+
+Line = tuple[str, Callable[[Json], str], str]
+
+
+def _lines(metrics: Json) -> Iterator[Line]:
+    yield from _fairness(metrics)
+    yield from _shares(metrics)
+    yield from _quality()
+    yield from _leakage(metrics)
+    yield from _accounting()
+
+
+def _decimals(key: str, digits: int) -> Callable[[Json], str]:
+    return lambda row: number(row.get(key), digits)
+
+
+def _fairness(metrics: Json) -> Iterator[Line]:
+    largest = next((row["fd_max"] for row in rows_of(metrics) if row.get("fd_max") is not None), None)
+    limit = f"; the largest possible is {number(largest, 3)}" if largest is not None else ""
+    yield "FD, soft", _decimals("fd", 3), f"distance of the judge's mean softmax from the target; 0 is fair{limit}"
+    yield "FD, hard", _decimals("fd_hard", 3), "the same with every image counted as its most likely class"
+    yield "FD by chance", _decimals("fd_chance", 3), "expected hard FD of a perfectly fair sampler of as many images"
+    yield "FD², unbiased", _decimals("fd_squared_unbiased", 4), "without the sampling noise; may be negative"
+    yield "intersectional FD", _decimals("intersectional_fd", 3), "over the classes of all attributes together"
+
+
+def _shares(metrics: Json) -> Iterator[Line]:
+    target = metrics.get("target") or {}
+    for name in metrics.get("classes") or target:
+        goal = f" (target {percent(target[name], 0)})" if name in target else ""
+        yield f"{name}{goal}", _share(name), "share of the images, with its 95 % Wilson interval"
+
+
+def _share(name: str) -> Callable[[Json], str]:
+    return lambda row: interval((row.get("shares") or {}).get(name) or {})
+
+
+def _quality() -> Iterator[Line]:
+    yield "FID ↓", _decimals("fid", 2), "Fréchet distance to the reference images"
+    yield "KID ↓", _kid, "kernel distance to the reference images ± its spread over subsets"
+    yield "CLIP-I ↑", _decimals("clip_i", 4), "cosine of each image with the same seed's unmitigated one"
+    yield "CLIP-I ↑, (cos + 1) / 2", _decimals("clip_i_paper", 4), "the same on the paper's scale"
+    yield "CLIP-T ↑", _decimals("clip_t", 4), "cosine of each image with its prompt"
+    yield "CLIP-T ↑, (cos + 1) / 2", _decimals("clip_t_paper", 4), "the same on the paper's scale"
+
+
+def _kid(row: Json) -> str:
+    value, spread = number(row.get("kid"), 4), number(row.get("kid_sd"), 4)
+    return value if NONE in (value, spread) else f"{value} ± {spread}"
+
+
+def _leakage(metrics: Json) -> Iterator[Line]:
+    for name in dict.fromkeys(name for row in rows_of(metrics) for name in row.get("leakage") or {}):
+        meaning = f"images whose {name} changed although only {metrics.get('attribute', 'another attribute')} should"
+        yield f"leakage into {name}, all / edited", _flips(name), meaning
+    yield "editing precision ↑", _decimals("editing_precision", 2), "mean logit change of the target over the others'"
+
+
+def _flips(name: str) -> Callable[[Json], str]:
+    def cell(row: Json) -> str:
+        flips = (row.get("leakage") or {}).get(name) or {}
+        return f"{percent(flips.get('flip_rate'))} / {percent(flips.get('flip_rate_edited'))}" if flips else NONE
+
+    return cell
+
+
+def _accounting() -> Iterator[Line]:
+    yield "images changed", _decimals("edited", 0), "the others are left as they were"
+    yield "images without a face", _decimals("missing_faces", 0), "in which the judge found none"
+    yield "seconds per image", _decimals("seconds_per_image", 3), ""

@@ -1,0 +1,123 @@
+"""The summary's numbers are those of metrics.json, in every form, and it fits a terminal."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from difflens.report import summary_markdown, summary_table
+from difflens.report.tables import summary_measures
+from difflens.report.wording import chance_sentence, result_sentence
+
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+LEAKAGE = {
+    "age": {"flip_rate": 0.0213, "flip_rate_edited": 0.1061},
+    "glasses": {"flip_rate": 0.004, "flip_rate_edited": None},
+}
+
+
+@pytest.fixture
+def metrics() -> dict[str, Any]:
+    shares = {"female": {"share": 0.3412, "low": 0.3014, "high": 0.3833}}
+    original = {
+        "method": "original",
+        "edited": 0,
+        "fd": 0.2263,
+        "fd_hard": 0.2251,
+        "fd_chance": 0.0249,
+        "fd_max": 0.7071,
+    }
+    after = {
+        "method": "difflens",
+        "edited": 82,
+        "fd": 0.0061,
+        "fd_hard": 0.0055,
+        "fd_chance": 0.0249,
+        "leakage": LEAKAGE,
+    }
+    return {
+        "model": "mini_ddpm",
+        "attribute": "gender",
+        "classes": ["female", "male"],
+        "target": {"female": 0.5, "male": 0.5},
+        "n": 512,
+        "protocol": {
+            "judge": "second_judge",
+            "extractor": "mini_clip",
+            "reference": {"name": "renders", "n": 4096, "sha256": "ab" * 32},
+        },
+        "rows": [
+            {**original, "shares": shares, "leakage": {}, "fid": 3.214, "clip_i": None, "fd_squared_unbiased": 0.0501},
+            {
+                **after,
+                "kid": 0.00114,
+                "kid_sd": 0.0002,
+                "clip_i": 0.97123,
+                "clip_i_paper": 0.98561,
+                "fd_squared_unbiased": -0.0021,
+            },
+        ],
+    }
+
+
+def printed(metrics: dict[str, Any], width: int = 100) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(summary_table(metrics))
+    return console.export_text()
+
+
+def test_cells_are_the_numbers_of_the_json(metrics: dict[str, Any]) -> None:
+    cells = {measure.label: measure.cells for measure in summary_measures(metrics)}
+    assert cells == {
+        "FD, soft": ("0.226", "0.006"),
+        "FD, hard": ("0.225", "0.005"),
+        "FD by chance": ("0.025", "0.025"),
+        "FD², unbiased": ("0.0501", f"{MINUS}0.0021"),
+        "female (target 50 %)": (f"34.1 % (30.1{DASH}38.3)", DASH),
+        "FID ↓": ("3.21", DASH),
+        "KID ↓": (DASH, "0.0011 ± 0.0002"),
+        "CLIP-I ↑": (DASH, "0.9712"),
+        "CLIP-I ↑, (cos + 1) / 2": (DASH, "0.9856"),
+        "leakage into age, all / edited": (DASH, "2.1 % / 10.6 %"),
+        "leakage into glasses, all / edited": (DASH, f"0.4 % / {DASH}"),
+        "images changed": ("0", "82"),
+    }
+
+
+def test_the_terminal_table_keeps_every_cell_on_its_line(metrics: dict[str, Any]) -> None:
+    lines = printed(metrics).splitlines()
+    assert max(map(len, lines)) <= 100
+    for measure in summary_measures(metrics):
+        assert [line for line in lines if measure.label in line and all(cell in line for cell in measure.cells)]
+    assert "second_judge" in "".join(lines) and "abababababab" in "".join(lines)
+
+
+def test_ten_methods_fit_without_a_cut(metrics: dict[str, Any]) -> None:
+    metrics["rows"] = [{**metrics["rows"][1], "method": f"m{i}", "fd": i / 1000} for i in range(10)]
+    text = printed(metrics)
+    assert "…" not in text
+    assert all(f"0.00{i}" in text for i in range(10))
+
+
+def test_names_are_text_and_never_markup(metrics: dict[str, Any]) -> None:
+    metrics["classes"], metrics["target"] = ["[bold]a|b"], {"[bold]a|b": 1.0}
+    metrics["rows"][0]["shares"] = {"[bold]a|b": {"share": 0.5}}
+    assert "[bold]a|b (target 100 %)" in printed(metrics)
+    assert f"| [bold]a\\|b (target 100 %) | 50.0 % | {DASH} |" in summary_markdown(metrics)
+
+
+def test_markdown_is_a_rectangular_table(metrics: dict[str, Any]) -> None:
+    lines = [line for line in summary_markdown(metrics).splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {4}
+    assert lines[:3] == ["| measure | original | DiffLens |", "| --- | ---: | ---: |", "| FD, soft | 0.226 | 0.006 |"]
+    assert len(lines) == 2 + len(summary_measures(metrics))
+
+
+def test_the_sentences_follow_the_numbers(metrics: dict[str, Any]) -> None:
+    assert result_sentence(metrics) == "gender: FD 0.226 → 0.006 over 512 images; 82 images were changed."
+    assert "at or below" in chance_sentence(metrics)
+    metrics["rows"][1].update(edited=1, fd_hard=0.0250)
+    assert result_sentence(metrics).endswith("; 1 image was changed.")
+    assert "above" in chance_sentence(metrics)
+    assert result_sentence({}) == "This run has no result yet."
