@@ -1,6 +1,6 @@
 """What the selected latents usually do in images of each class: the scale on which an edit's strength is read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ class CodeStatistics(NamedTuple):
 
     Attributes:
         latents: which latents [L].
-        mean: mean code at every position over images of each class [C, steps, L, H, W].
+        mean: mean code at every position in images of each class, other attributes held even [C, steps, L, H, W].
         level: mean activation where the latent fired [steps, L]; zero if it never did.
     """
 
@@ -29,27 +29,55 @@ class CodeStatistics(NamedTuple):
         return (mean * len(mean) - mean.sum(0)) / (len(mean) - 1)
 
 
+def effect_coding(labels: Int[Tensor, "images attributes"], sizes: Sequence[int]) -> Float[Tensor, "images effects"]:
+    """A constant, and for each attribute one column per class but the last, whose images count −1: effects sum to zero."""
+    columns = [torch.ones(len(labels), 1, dtype=torch.float64)]
+    for attribute, size in enumerate(sizes):
+        one_hot = torch.nn.functional.one_hot(labels[:, attribute], size).double()
+        columns.append(one_hot[:, :-1] - one_hot[:, -1:])
+    return torch.cat(columns, 1)
+
+
 @torch.no_grad()
 def code_statistics(
     sae: SparseAutoencoder,
     latents: Int[Tensor, "selected"],
     batches: Iterable[tuple[Tensor, Tensor, int]],
     *,
-    classes: int,
+    sizes: Sequence[int],
     steps: int,
 ) -> CodeStatistics:
-    """Statistics over batches (maps [n, D, H, W], labels [n], step); they do not depend on how images are batched."""
-    total = level = fired = images = torch.zeros(())
+    """Statistics over batches (maps [n, D, H, W], labels [n, attributes], step), whatever the batches.
+
+    The class means are those of a least-squares fit of the codes to the main effects of all attributes, so that what one
+    class happens to share with another attribute in these images is not taken for its own.
+
+    Args:
+        sae: reads the codes.
+        latents: which ones.
+        batches: labels of the attribute under study come first.
+        sizes: number of classes of each attribute.
+        steps: number of denoising steps.
+    """
+    effects = 1 + sum(size - 1 for size in sizes)
+    squares = torch.zeros(steps, effects, effects, dtype=torch.float64)
+    level, fired = (torch.zeros(steps, len(latents), dtype=torch.float64) for _ in range(2))
+    products: Tensor | None = None
     for maps, labels, step in batches:
         codes = sae.codes_of_latents(maps.float(), latents).double()
-        if not total.ndim:
-            total = torch.zeros(classes, steps, *codes.shape[1:], dtype=torch.float64)
-            level = torch.zeros(steps, len(latents), dtype=torch.float64)
-            fired = torch.zeros_like(level)
-            images = torch.zeros(classes, steps, dtype=torch.float64)
-        total[:, step].index_add_(0, labels, codes)
-        images[:, step] += torch.bincount(labels, minlength=classes)
+        if products is None:
+            products = torch.zeros(steps, effects, *codes.shape[1:], dtype=torch.float64)
+        design = effect_coding(labels, sizes)
+        squares[step] += design.T @ design
+        products[step] += torch.einsum("ne,nlhw->elhw", design, codes)
         level[step] += codes.sum((0, 2, 3))
         fired[step] += (codes > 0).sum((0, 2, 3))
-    mean = total / images[:, :, None, None, None].clamp_min(1)
-    return CodeStatistics(latents, mean.float(), (level / fired.clamp_min(1)).float())
+    assert products is not None, "no batch"
+    fitted = torch.linalg.pinv(squares, hermitian=True) @ products.flatten(2)
+    own = fitted[:, 1 : sizes[0]]
+    means = fitted[:, :1] + torch.cat([own, -own.sum(1, keepdim=True)], 1)
+    return CodeStatistics(
+        latents,
+        means.unflatten(2, products.shape[2:]).movedim(1, 0).float().contiguous(),
+        (level / fired.clamp_min(1)).float(),
+    )

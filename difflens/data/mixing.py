@@ -1,6 +1,6 @@
 """Token batches mixed across images and steps, from shards on disk or from a model that is sampling."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 from difflens.data.activations import ActivationStore, as_tokens
 from difflens.models.base import DiffusionModel
 from difflens.types import GenerationPlan, Site
+
+Tokenise = Callable[[Tensor], Tensor]
 
 
 class TokenBatch(NamedTuple):
@@ -29,9 +31,16 @@ class TokenSource(Protocol):
 
 
 class StoredTokens:
-    """Tokens of the chosen images of a store on disk; a chunk is one shard at one step."""
+    """Tokens of the chosen images of a store on disk; a chunk is one shard at one step.
 
-    def __init__(self, store: ActivationStore, positions: list[int]) -> None:
+    Args:
+        store: the activations.
+        positions: which of its images.
+        tokenise: maps [n, D, H, W] → tokens; one per position unless the SAE cuts them otherwise.
+    """
+
+    def __init__(self, store: ActivationStore, positions: list[int], *, tokenise: Tokenise = as_tokens) -> None:
+        self.tokenise = tokenise
         chosen = torch.zeros(len(store), dtype=torch.bool)
         chosen[positions] = True
         self.store = store
@@ -44,15 +53,18 @@ class StoredTokens:
             for index in torch.randperm(len(self._rows) * self.store.steps, generator=generator).tolist():
                 shard, step = divmod(index, self.store.steps)
                 if len(self._rows[shard]):
-                    tokens = as_tokens(self.store.shard_at(shard, step)[self._rows[shard]])
+                    tokens = self.tokenise(self.store.shard_at(shard, step)[self._rows[shard]])
                     yield TokenBatch(tokens, torch.full((len(tokens),), step))
 
 
 class OnlineTokens:
     """Tokens of images sampled on the fly, for models whose activations would not fit on disk."""
 
-    def __init__(self, model: DiffusionModel, site: Site, *, base_seed: int, first_id: int = 0) -> None:
+    def __init__(
+        self, model: DiffusionModel, site: Site, *, base_seed: int, first_id: int = 0, tokenise: Tokenise = as_tokens
+    ) -> None:
         self.model, self.site, self.base_seed, self.first_id = model, site, base_seed, first_id
+        self.tokenise = tokenise
 
     def chunks(self, *, seed: int) -> Iterator[TokenBatch]:
         """See `TokenSource.chunks`; every micro-batch holds images never seen before."""
@@ -64,7 +76,7 @@ class OnlineTokens:
             for batch in self.model.sample(GenerationPlan(self.base_seed, ids), record=self.site):
                 assert batch.activations is not None
                 for step in torch.randperm(self.model.steps, generator=generator).tolist():
-                    tokens = as_tokens(batch.activations[:, step])
+                    tokens = self.tokenise(batch.activations[:, step])
                     yield TokenBatch(tokens, torch.full((len(tokens),), step))
 
 

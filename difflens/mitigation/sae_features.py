@@ -9,6 +9,7 @@ from torch import Tensor
 
 from difflens.attribution.statistics import CodeStatistics
 from difflens.mitigation.base import Mitigation, Window
+from difflens.probes.linear import LinearProbe
 from difflens.sae.base import SparseAutoencoder
 from difflens.types import FeatureSet, Site
 
@@ -38,6 +39,7 @@ class SaeFeatureMitigation(Mitigation):
         suppress: for `scale`, `add` and `clamp`: scale latents of the other classes by this factor too; None leaves them.
         update: see `Mitigation`.
         window: see `Mitigation`.
+        gate: a probe of the attribute; where it already reads the target class with probability p, the edit shrinks by 1 − p.
         protocol: `official` adds the decoder's bias at every edited step, as the released code does on P2 (METHOD section 9).
 
     Raises:
@@ -57,13 +59,15 @@ class SaeFeatureMitigation(Mitigation):
         suppress: float | None = None,
         update: str = "asymmetric",
         window: Window | None = None,
+        gate: LinearProbe | None = None,
         protocol: str = "difflens",
     ) -> None:
         super().__init__(features.attribute, site=site, update=update, window=window or Window())
         check_mode(mode, places, protocol)
         assert torch.equal(statistics.latents, selected_latents(features)), "statistics of other latents"
         self.sae, self.features, self.statistics = sae, features, statistics
-        self.mode, self.places, self.suppress, self.protocol = mode, places, suppress, protocol
+        self.mode, self.places, self.suppress = mode, places, suppress
+        self.gate, self.protocol = gate, protocol
         self.strength = strength.float()
         self._own = membership(features.latents, features.attribute.classes, statistics.latents)
 
@@ -85,6 +89,7 @@ class SaeFeatureMitigation(Mitigation):
             suppress=self.suppress,
             update=self.update,
             window=self.window,
+            gate=self.gate,
             protocol=self.protocol,
         )
 
@@ -93,19 +98,36 @@ class SaeFeatureMitigation(Mitigation):
     ) -> Float[Tensor, "images channels height width"]:
         """See `Mitigation`."""
         latents = self.statistics.latents.to(h.device)
-        delta = self.change(self.sae.codes_of_latents(h.float(), latents), step, targets)
+        codes = self.sae.codes_of_latents(h.float(), latents)
+        delta = self.change(codes, step, targets, strength=self.effective_strength(h, step, targets))
         edited = self.sae.add_to_map(h, delta, latents)
         if self.protocol == "official":
             bias = self.sae.b_dec.detach().to(h.dtype)[None, :, None, None]
             edited = torch.where((targets >= 0)[:, None, None, None], edited + bias, edited)
         return edited
 
-    def change(
-        self, codes: Float[Tensor, "images selected height width"], step: int, targets: Int[Tensor, "images"]
-    ) -> Float[Tensor, "images selected height width"]:
-        """Δz on the selected latents, zero for untouched images."""
+    def effective_strength(
+        self, h: Float[Tensor, "images channels height width"], step: int, targets: Int[Tensor, "images"]
+    ) -> Float[Tensor, "images"]:
+        """Each image's strength: its class's, nearer to neutral the surer the gate is that the class is there already."""
         target = targets.clamp_min(0)
-        strength = self.strength.to(codes.device)[target][:, None, None, None]
+        strength = self.strength.to(h.device)[target]
+        if self.gate is None:
+            return strength
+        reached = self.gate(h, step).softmax(-1).gather(1, target[:, None])[:, 0]
+        return self.neutral + (strength - self.neutral) * (1 - reached)
+
+    def change(
+        self,
+        codes: Float[Tensor, "images selected height width"],
+        step: int,
+        targets: Int[Tensor, "images"],
+        *,
+        strength: Float[Tensor, "images"],
+    ) -> Float[Tensor, "images selected height width"]:
+        """Δz on the selected latents at a strength per image, zero for untouched images."""
+        target = targets.clamp_min(0)
+        strength = strength[:, None, None, None]
         if self.mode == "contrast":
             shift = strength * self.statistics.contrast(step).to(codes)[target]
             delta = torch.maximum(shift, -codes)

@@ -1,7 +1,7 @@
 """The sparse autoencoder: affine encoder, sparse activation function, decoder rows; and its view of whole maps."""
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ class SparseAutoencoder(nn.Module, ABC):
         expansion: int | float,
         k: int,
         centre: bool = True,
-        token: Token = "position",
+        token: str = "position",
         positions: int | None = None,
     ) -> None:
         super().__init__()
@@ -48,8 +48,8 @@ class SparseAutoencoder(nn.Module, ABC):
             raise ValueError(f"expansion={expansion} of {dim} channels leaves no latent; raise sae.expansion.")
         if not 1 <= k <= self.width:
             raise ValueError(f"k={k} must lie in 1..{self.width}, the width; lower sae.k or raise sae.expansion.")
-        if token not in ("position", "map"):
-            raise ValueError(f"token={token!r} is unknown; use 'position' or 'map'.")
+        if token not in get_args(Token):
+            raise ValueError(f"token={token!r} is unknown; use one of {get_args(Token)}.")
         if token == "map" and not positions:
             raise ValueError("token='map' needs positions=H·W of the site's map.")
         self.channels, self.expansion, self.k = dim, expansion, k

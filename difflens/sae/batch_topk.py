@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difflens.sae.base import SparseAutoencoder, SparseCodes, Token
+from difflens.sae.base import SparseAutoencoder, SparseCodes
 
 
 class BatchTopKAutoencoder(SparseAutoencoder):
@@ -33,7 +33,7 @@ class BatchTopKAutoencoder(SparseAutoencoder):
         expansion: int | float,
         k: int,
         centre: bool = True,
-        token: Token = "position",
+        token: str = "position",
         positions: int | None = None,
         threshold_decay: float = 0.98,
     ) -> None:

@@ -63,13 +63,20 @@ def usual_activity(
 ) -> CodeStatistics:
     """What the selected latents do in images of each class, on the images that were attributed."""
     latents = selected_latents(features)
-    spec = {"attribution": attribution.fingerprint, "latents": latents.tolist()}
+    studied, images = [bench.attribute, *bench.others()], bench.cfg.attribution.statistics_images
+    spec = {
+        "attribution": attribution.fingerprint,
+        "latents": latents.tolist(),
+        "attributes": [attribute.name for attribute in studied],
+        "images": images,
+    }
 
     def make(folder: Path) -> None:
         _, store = open_store(bench)
-        labels, _ = bench.labels(store.images)
-        batches = _LabelledMaps(store, labels, _first_of_each(labels, bench.cfg.attribution.images_per_class))
-        found = code_statistics(autoencoder, latents, batches, classes=len(bench.attribute.classes), steps=store.steps)
+        labels = torch.stack([bench.labels(store.images, attribute)[0] for attribute in studied], 1)
+        batches = _LabelledMaps(store, labels, range(min(images, len(store))))
+        sizes = [len(attribute.classes) for attribute in studied]
+        found = code_statistics(autoencoder, latents, batches, sizes=sizes, steps=store.steps)
         save_file(found._asdict(), folder / "statistics.safetensors")
 
     with bench.run.stage("attribution"):

@@ -19,6 +19,7 @@ from difflens.mitigation.calibration import Calibration, Dose
 from difflens.mitigation.calibration import calibrate as find_strength
 from difflens.mitigation.sae_features import SaeFeatureMitigation
 from difflens.run import Run
+from difflens.tasks import probe as probe_task
 from difflens.tasks.activations import open_store
 from difflens.tasks.attribution import Located, locate_features
 from difflens.tasks.workbench import Workbench, plain
@@ -83,6 +84,7 @@ def build_mitigation(bench: Workbench, located: Located, strength: Tensor) -> Sa
         suppress=settings.suppress,
         update=settings["update"],
         window=instantiate(settings.window),
+        gate=probe_task.fit(bench)[1] if settings.gate else None,
         protocol=settings.protocol,
     )
 
@@ -90,7 +92,10 @@ def build_mitigation(bench: Workbench, located: Located, strength: Tensor) -> Sa
 def mitigation_spec(bench: Workbench, located: Located) -> dict[str, Any]:
     """What decides the edit apart from its strength, for artifact specs."""
     settings = plain(bench.cfg.mitigation)
-    kept = {key: settings[key] for key in ("mode", "places", "suppress", "update", "window", "assignment", "protocol")}
+    kept = {
+        key: settings[key]
+        for key in ("mode", "places", "suppress", "update", "window", "assignment", "gate", "protocol")
+    }
     latents = {name: list(group) for name, group in located.features.latents.items()}
     attribution = located.artifact.fingerprint
     return {"mitigation": kept, "target": bench.target.tolist(), "attribution": attribution, "latents": latents}

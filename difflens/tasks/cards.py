@@ -115,22 +115,23 @@ def _draw_effects(
     statistics, classes = prepared.mitigation.statistics, bench.attribute.classes
     labels, _ = bench.labels(store.images)
     owner = torch.zeros(len(statistics.latents), dtype=torch.int64)
+    free = torch.ones(len(labels), dtype=torch.bool)
     rows, targets = [], []
     for card in cards:
         slot = int((statistics.latents == card.latent).nonzero())
         owner[slot] = classes.index(card.name)
-        lacking = (labels != owner[slot]).nonzero()[:, 0]
-        start = len(rows) * SHOWN % max(1, len(lacking) - SHOWN)
-        rows.append(lacking[start : start + SHOWN])
+        rows.append(((labels != owner[slot]) & free).nonzero()[:SHOWN, 0])
+        free[rows[-1]] = False
         targets.append(torch.full((len(rows[-1]),), slot))
+    plan = GenerationPlan(bench.cfg.data.base_seed, store.image_ids[torch.cat(rows)], torch.cat(targets))
     edit = SingleFeature(prepared.mitigation, owner, strength=RAISED)
+    made = generate(bench.trainer(), bench.model, plan, edit=edit).split([len(part) for part in rows])
     shifts = []
-    for positions, target, card in zip(rows, targets, cards, strict=True):
-        plan = GenerationPlan(bench.cfg.data.base_seed, store.image_ids[positions], target)
-        made = generate(bench.trainer(enable_progress_bar=False), bench.model, plan, edit=edit)
-        _save(torch.stack([store.images[positions], made]), folder / f"{card.latent}_effect.png")
-        before, after = (bench.labels(images)[1].softmax(-1).mean(0) for images in (store.images[positions], made))
-        shifts.append(dict(zip(classes, (after - before).tolist(), strict=True)))
+    for card, positions, after in zip(cards, rows, made, strict=True):
+        before = store.images[positions]
+        _save(torch.stack([before, after]), folder / f"{card.latent}_effect.png")
+        change = [bench.labels(images)[1].softmax(-1).mean(0) for images in (before, after)]
+        shifts.append(dict(zip(classes, (change[1] - change[0]).tolist(), strict=True)))
     return shifts
 
 

@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader, IterableDataset
 
 from difflens.artifacts import Artifact
-from difflens.data.activations import ActivationStore, as_tokens, split_by_image
-from difflens.data.mixing import OnlineTokens, StoredTokens, TokenBatch, TokenSource, mixed_batches
+from difflens.data.activations import ActivationStore, split_by_image
+from difflens.data.mixing import OnlineTokens, StoredTokens, TokenBatch, Tokenise, TokenSource, mixed_batches
 from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.health import DENSITY_EDGES, HealthMeter, SaeHealth
@@ -76,7 +76,7 @@ class _Stream(IterableDataset[TokenBatch]):
 def _fit(bench: Workbench, store: ActivationStore, training: list[int], *, workspace: Path) -> SparseAutoencoder:
     torch.manual_seed(bench.cfg.seed)
     module = build_module(bench, store)
-    source = _token_source(bench, store, training)
+    source = _token_source(bench, store, training, module.sae.tokens_of_map)
     batch = int(module.hparams["batch"])
     stream = {"batch": batch, "batches": module.updates, "seed": bench.cfg.seed}
     stream["capacity"] = max(bench.cfg.data.buffer, 2 * batch)
@@ -102,10 +102,12 @@ def build_module(bench: Workbench, store: ActivationStore) -> SaeModule:
     return module
 
 
-def _token_source(bench: Workbench, store: ActivationStore, training: list[int]) -> TokenSource:
+def _token_source(bench: Workbench, store: ActivationStore, training: list[int], tokenise: Tokenise) -> TokenSource:
     if bench.cfg.data.source == "shards":
-        return StoredTokens(store, training)
-    return OnlineTokens(bench.model, bench.site, base_seed=bench.cfg.data.base_seed, first_id=ONLINE_FIRST_ID)
+        return StoredTokens(store, training, tokenise=tokenise)
+    return OnlineTokens(
+        bench.model, bench.site, base_seed=bench.cfg.data.base_seed, first_id=ONLINE_FIRST_ID, tokenise=tokenise
+    )
 
 
 @torch.inference_mode()
@@ -113,8 +115,8 @@ def measure_health(autoencoder: SparseAutoencoder, store: ActivationStore, posit
     """FVU, L0, dead share and density on images that never trained the SAE."""
     meter = HealthMeter(store.steps, autoencoder.dim, autoencoder.width)
     for step in range(store.steps):
-        tokens = as_tokens(store.at_step(step)[list(positions)]).float()
-        for chunk in tokens.split(4096):
+        tokens = autoencoder.tokens_of_map(store.at_step(step)[list(positions)].float())
+        for chunk in torch.split(tokens, 4096):
             codes = autoencoder.encode(chunk)
             meter.update(chunk, autoencoder.decode(codes), codes, torch.full((len(chunk),), step))
     return meter.compute()

@@ -1,7 +1,7 @@
 """Training of a sparse autoencoder: losses from `difflens.sae.losses`, dead latents counted, decoder rows kept unit."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -16,6 +16,7 @@ from difflens.sae.losses import auxk_loss, reconstruction_loss, token_variance
 from difflens.sae.statistics import require_finite, token_statistics
 from difflens.training.schedule import sae_learning_rate, trapezoid
 
+Variance = Literal["dataset", "batch", "step"]
 Batch = Sequence[Tensor]
 """Tokens [B, D] and the denoising step of each [B]; a `DataLoader` makes it a list."""
 
@@ -56,12 +57,12 @@ class SaeModule(L.LightningModule):
         decay: float = 0.2,
         aux_coefficient: float = 1 / 32,
         k_aux: int | None = None,
-        variance: Literal["dataset", "batch", "step"] = "dataset",
+        variance: str = "dataset",
         site: str = "the site",
     ) -> None:
         super().__init__()
-        if variance not in ("dataset", "batch", "step"):
-            raise ValueError(f"variance={variance!r} is unknown; use 'dataset', 'batch' or 'step'.")
+        if variance not in get_args(Variance):
+            raise ValueError(f"variance={variance!r} is unknown; use one of {get_args(Variance)}.")
         self.save_hyperparameters(ignore=["sae"])
         self.sae = sae
         self.updates = max(1, tokens // batch)

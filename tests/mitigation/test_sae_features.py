@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from difflens.attribution.statistics import CodeStatistics, code_statistics
+from difflens.attribution.statistics import CodeStatistics
 from difflens.mitigation.base import Window
 from difflens.mitigation.sae_features import SaeFeatureMitigation, selected_latents
+from difflens.probes.linear import LinearProbe
 from difflens.sae.topk import TopKAutoencoder
 from difflens.types import UNTOUCHED, Attribute, FeatureSet, Site
 
@@ -42,7 +43,8 @@ def mitigation(sae: TopKAutoencoder, strength: tuple[float, float], **settings: 
 
 
 def change(edit: SaeFeatureMitigation, sae: TopKAutoencoder) -> torch.Tensor:
-    return edit.change(sae.codes_of_latents(H, selected_latents(FEATURES)), 1, TARGETS)
+    strength = edit.effective_strength(H, 1, TARGETS)
+    return edit.change(sae.codes_of_latents(H, selected_latents(FEATURES)), 1, TARGETS, strength=strength)
 
 
 @pytest.mark.parametrize(("mode", "neutral"), [("scale", 1.0), ("add", 0.0), ("contrast", 0.0)])
@@ -97,6 +99,16 @@ def test_contrast_moves_by_the_difference_of_the_classes_and_never_below_zero(sa
     assert (codes + change(edit, sae))[:2].min() >= 0
 
 
+def test_a_gate_spares_what_is_there_already(sae: TopKAutoencoder) -> None:
+    gate = LinearProbe(4, 2, H[0].numel())
+    gate.bias[1] = torch.tensor([0.0, 2.0])
+    there = torch.sigmoid(torch.tensor(2.0))
+    edit = mitigation(sae, (3.0, 5.0), gate=gate)
+    strength = edit.effective_strength(H, 1, torch.tensor([0, 1, 1]))
+    torch.testing.assert_close(strength, torch.stack([1 + 2 * there, 1 + 4 * (1 - there), 1 + 4 * (1 - there)]))
+    assert torch.equal(mitigation(sae, (1.0, 1.0), gate=gate)(H, 1, TARGETS), H)
+
+
 def test_the_official_protocol_gives_the_released_codes_edit(official: dict[str, torch.Tensor]) -> None:
     sae = TopKAutoencoder(24, expansion=4, k=5, centre=False)
     weights = {"w_enc": "w_enc", "b_enc": "b_enc", "w_dec": "w_dec", "b_dec": "b_dec"}
@@ -110,20 +122,6 @@ def test_the_official_protocol_gives_the_released_codes_edit(official: dict[str,
     )
     edited = edit(official["h"], 0, torch.zeros(6, dtype=torch.int64))
     torch.testing.assert_close(edited, official["edit_official_p2"], rtol=0, atol=1e-5)
-
-
-def test_statistics_are_those_of_all_images_whatever_the_batches(sae: TopKAutoencoder) -> None:
-    maps = torch.randn(10, 6, 2, 2, generator=torch.Generator().manual_seed(9))
-    labels, latents = torch.tensor([0, 1] * 5), torch.tensor([1, 4])
-    whole = [(maps, labels, 0), (maps * 2, labels, 1)]
-    parts = [(m[i : i + 3], y[i : i + 3], s) for m, y, s in whole for i in range(0, 10, 3)]
-    a, b = (code_statistics(sae, latents, batches, classes=2, steps=2) for batches in (whole, parts))
-    torch.testing.assert_close(a.mean, b.mean)
-    torch.testing.assert_close(a.level, b.level)
-    codes = sae.codes_of_latents(maps, latents)
-    torch.testing.assert_close(a.mean[1, 0], codes[1::2].mean(0))
-    torch.testing.assert_close(a.level[0, 1], codes[:, 1][codes[:, 1] > 0].mean())
-    torch.testing.assert_close(a.contrast(0)[0], a.mean[0, 0] - a.mean[1, 0])
 
 
 def test_the_window_names_the_edited_steps() -> None:

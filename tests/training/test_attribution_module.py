@@ -1,0 +1,56 @@
+import lightning
+import pytest
+import torch
+
+from difflens.attribution.integrated_gradients import IntegratedGradients
+from difflens.probes.linear import LinearProbe
+from difflens.sae.topk import TopKAutoencoder
+from difflens.training.attribution_module import AttributionModule, AttributionResult
+from difflens.types import Attribute
+
+GENDER = Attribute("gender", ("female", "male"))
+MAPS = torch.randn(12, 6, 2, 2, generator=torch.Generator().manual_seed(1))
+LABELS = torch.tensor([0, 1, 1] * 4)
+
+
+@pytest.fixture
+def parts() -> tuple[TopKAutoencoder, LinearProbe]:
+    torch.manual_seed(0)
+    sae = TopKAutoencoder(6, expansion=2, k=4).eval()
+    probe = LinearProbe(2, 2, 24)
+    probe.weight.normal_()
+    probe.bias.normal_()
+    return sae, probe
+
+
+def sweep(parts: tuple[TopKAutoencoder, LinearProbe], batch: int) -> AttributionResult:
+    module = AttributionModule(*parts, GENDER, IntegratedGradients())
+    loader = [(MAPS[i : i + batch], LABELS[i : i + batch], step) for step in range(2) for i in range(0, 12, batch)]
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, inference_mode=False
+    )
+    trainer.predict(module, torch.utils.data.DataLoader(loader, batch_size=None), return_predictions=False)  # type: ignore[arg-type]
+    return module.result()
+
+
+def test_scores_do_not_depend_on_the_batches(parts: tuple[TopKAutoencoder, LinearProbe]) -> None:
+    whole, split = sweep(parts, 12), sweep(parts, 5)
+    torch.testing.assert_close(whole.scores.scores, split.scores.scores, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(whole.activation, split.activation)
+
+
+def test_scores_are_the_class_means_of_the_scorer_and_complete(parts: tuple[TopKAutoencoder, LinearProbe]) -> None:
+    result = sweep(parts, 12)
+    sae, probe = parts
+    module = AttributionModule(sae, probe, GENDER, IntegratedGradients())
+    codes = sae.codes_of_map(MAPS)
+    direct = IntegratedGradients()(module.head(1, MAPS.shape), codes, LABELS)
+    torch.testing.assert_close(result.scores.scores[0, 1], direct[LABELS == 0].mean(0).detach(), rtol=1e-5, atol=1e-7)
+    assert result.completeness_gap < 1e-5
+
+
+def test_a_class_without_images_is_named(parts: tuple[TopKAutoencoder, LinearProbe]) -> None:
+    module = AttributionModule(*parts, GENDER, IntegratedGradients())
+    module.predict_step((MAPS, torch.ones(12, dtype=torch.int64), 0), 0)
+    with pytest.raises(ValueError, match=r"no image is judged \['female'"):
+        module.result()
