@@ -58,7 +58,7 @@ def validate(factors: Mapping[str, Tensor]) -> int:
     if len(set(lengths.values())) != 1:
         raise ValueError(f"every factor needs one index per face, got lengths {lengths}.")
     for name, index in factors.items():
-        if len(index) and not (0 <= int(index.min()) and int(index.max()) < len(FACTORS[name])):
+        if len(index) and not (int(index.min()) >= 0 and int(index.max()) < len(FACTORS[name])):
             raise ValueError(f"factor {name!r} takes an index from 0 to {len(FACTORS[name]) - 1} ({FACTORS[name]}).")
     return next(iter(lengths.values()))
 

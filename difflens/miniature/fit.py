@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
@@ -56,7 +57,8 @@ def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Pa
     """Train `recipe`, resuming from `workspace` if it holds a checkpoint, and export the averaged weights.
 
     Returns:
-        The figures of the final report, which also stand in `export_to/training.json` beside the settings.
+        The figures of the final report, which also stand in `export_to/training.json` beside the settings; those of all
+        reports are in `export_to/training_log.csv`.
     """
     workspace.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
@@ -81,7 +83,10 @@ def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Pa
             progress.update(bar, advance=1, description=f"{recipe.name} loss {float(loss.detach()):.4f}")
             done = step + 1
             if done % 50 == 0:
-                _log(workspace / "log.csv", {"step": done, "loss": float(loss.detach()), "norm": float(norm), "time": time.time()})
+                _log(
+                    workspace / "log.csv",
+                    {"step": done, "loss": float(loss.detach()), "norm": float(norm), "time": time.time()},
+                )
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 _checkpoint(workspace, model, average, optimiser, done, settings)
             if done % settings.report_every == 0 and done != settings.steps:
@@ -89,6 +94,7 @@ def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Pa
     figures = recipe.report(average)
     _log(workspace / "report.csv", {"step": settings.steps, **figures})
     recipe.export(average, export_to)
+    shutil.copy(workspace / "report.csv", export_to / "training_log.csv")
     summary = {"recipe": recipe.name, "settings": asdict(settings), "figures": figures}
     (export_to / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
     return figures
@@ -110,7 +116,12 @@ def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def _checkpoint(
-    workspace: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, step: int, settings: FitSettings
+    workspace: Path,
+    model: nn.Module,
+    average: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    settings: FitSettings,
 ) -> None:
     state = {
         "model": model.state_dict(),
@@ -133,7 +144,9 @@ def _resume(
         return 0
     state: dict[str, Any] = torch.load(path, weights_only=True)
     if state["settings"] != asdict(settings):
-        raise ValueError(f"{path} was made with other settings ({state['settings']}); delete {workspace} to start again.")
+        raise ValueError(
+            f"{path} was made with other settings ({state['settings']}); delete {workspace} to start again."
+        )
     model.load_state_dict(state["model"])
     average.load_state_dict(state["average"])
     optimiser.load_state_dict(state["optimiser"])

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from difflens.miniature.faces import render
 from difflens.miniature.fit import FitSettings, Recipe
 from difflens.miniature.population import Population
+from difflens.miniature.reference import render_population
 
 Judge = Callable[[Tensor], Mapping[str, Tensor]]
 
@@ -33,7 +34,7 @@ class GeneratorRecipe(Recipe):
         self,
         population: Population,
         *,
-        unet: Mapping[str, object],
+        unet: Mapping[str, Any],
         scheduler: Mapping[str, object],
         pool: int,
         judge: Judge,
@@ -47,14 +48,14 @@ class GeneratorRecipe(Recipe):
     @cached_property
     def images(self) -> Tensor:
         """The renders trained on, uint8 [pool, 3, H, W]."""
-        factors = self.population.sample(self.pool, seed=1)
-        chunks = torch.arange(self.pool).split(256)
-        return torch.cat([(render({k: v[i] for k, v in factors.items()}) * 255).round().byte() for i in chunks])
+        return render_population(self.pool, self.population, seed=1)
 
     def build(self) -> nn.Module:
+        """See `Recipe.build`."""
         return UNet2DModel(**self.unet)
 
     def loss(self, model: nn.Module, step: int, settings: FitSettings) -> Tensor:
+        """See `Recipe.loss`."""
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         clean = self.images[_batch_indices(step, settings, self.pool)].float() / 127.5 - 1
         noise = torch.randn(clean.shape, generator=generator)
@@ -83,6 +84,7 @@ class GeneratorRecipe(Recipe):
         return torch.cat(images)
 
     def report(self, model: nn.Module) -> dict[str, float]:
+        """See `Recipe.report`."""
         judged = self.judge(self.sample(model, self.watched, seed=7))
         figures: dict[str, float] = {}
         for name in ("gender", "age", "race"):
@@ -94,6 +96,7 @@ class GeneratorRecipe(Recipe):
         return figures
 
     def export(self, model: nn.Module, folder: Path) -> None:
+        """See `Recipe.export`."""
         model.half()
         DDIMPipeline(unet=model, scheduler=self.scheduler).save_pretrained(folder)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -23,8 +24,10 @@ class ConvolutionalJudge(nn.Module):
         widths = (3, width, 2 * width, 4 * width)
         self.body = nn.Sequential(
             *(
-                nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.GroupNorm(8, b), nn.SiLU(), nn.Conv2d(b, b, 3, 1, 1), nn.SiLU())
-                for a, b in zip(widths, widths[1:], strict=False)
+                nn.Sequential(
+                    nn.Conv2d(a, b, 3, 2, 1), nn.GroupNorm(8, b), nn.SiLU(), nn.Conv2d(b, b, 3, 1, 1), nn.SiLU()
+                )
+                for a, b in pairwise(widths)
             ),
             nn.Flatten(),
             nn.Linear(4 * width * 16, 128),
@@ -84,9 +87,11 @@ class JudgeRecipe(Recipe):
         self._factors = population.sample(pool, seed=2)
 
     def build(self) -> nn.Module:
+        """See `Recipe.build`."""
         return ARCHITECTURES[self.architecture]()
 
     def loss(self, model: nn.Module, step: int, settings: FitSettings) -> Tensor:
+        """See `Recipe.loss`."""
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         rows = torch.randint(self.pool, (settings.batch,), generator=generator)
         factors = {name: index[rows] for name, index in self._factors.items()}
@@ -96,13 +101,21 @@ class JudgeRecipe(Recipe):
 
     @torch.inference_mode()
     def report(self, model: nn.Module) -> dict[str, float]:
+        """See `Recipe.report`."""
         factors = self.population.sample(self.held_out, seed=3)
         logits = model(render(factors))
-        return {f"{name}_accuracy": float((logits[name].argmax(-1) == index).double().mean()) for name, index in factors.items()}
+        return {
+            f"{name}_accuracy": float((logits[name].argmax(-1) == index).double().mean())
+            for name, index in factors.items()
+        }
 
     def export(self, model: nn.Module, folder: Path) -> None:
+        """See `Recipe.export`."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, folder / "judge.safetensors")
+        save_file(
+            {name: value.half().contiguous() for name, value in model.state_dict().items()},
+            folder / "judge.safetensors",
+        )
         (folder / "judge.safetensors").chmod(0o644)
         (folder / "config.json").write_text(json.dumps({"architecture": self.architecture}, indent=2) + "\n")
 

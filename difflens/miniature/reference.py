@@ -1,4 +1,4 @@
-"""Renders of a fair population: the balanced reference that FID and KID compare samples with."""
+"""Renders of a population: what a generator is trained on, or the balanced reference of FID and KID."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from difflens.miniature.faces import render
 from difflens.miniature.population import Population
 
 
-def render_reference(images: int, population: Population, *, seed: int = 4) -> Tensor:
+def render_population(images: int, population: Population, *, seed: int = 4) -> Tensor:
     """`images` renders of the population, uint8 [N, 3, 32, 32]."""
     factors = population.sample(images, seed=seed)
     chunks = torch.arange(images).split(256)

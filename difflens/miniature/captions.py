@@ -1,0 +1,171 @@
+"""Captions of drawn faces, and the tokenizer through which the miniature CLIP reads them."""
+
+import random
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from difflens.miniature.faces import FACTORS, validate
+
+CONTEXT_LENGTH = 48
+"""Tokens of a text including its start and end: the longest caption, or a short text of words no caption has."""
+
+_OPENINGS = ("a face of ", "the face of ", "a photo of ", "")
+
+_WORDINGS: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
+    {
+        "gender": (("female", "male"), ("woman", "man")),
+        "age": (("young", "adult", "old"), ("youthful", "grown", "elderly")),
+        "race": (FACTORS["race"],),
+        "glasses": (("without glasses", "with glasses"), ("no glasses", "wearing glasses")),
+        "smile": (("not smiling", "smiling"), ("serious", "with a smile")),
+        "background": (tuple(f"{value} background" for value in FACTORS["background"]),),
+        "shirt": (tuple(f"{value} shirt" for value in FACTORS["shirt"]),),
+        "hair": (tuple(f"{value} hair" for value in FACTORS["hair"]),),
+        "pose": (
+            tuple(f"facing {value}" for value in FACTORS["pose"]),
+            ("looking left", "looking ahead", "looking right"),
+        ),
+    }
+)
+_PROMPTS = 8
+_DETAILS = ("glasses", "smile", "hair", "shirt", "background", "pose")
+
+
+def everything(n: int) -> dict[str, Tensor]:
+    """Mentions of all factors: factor → true for each of `n` captions."""
+    return {name: torch.ones(n, dtype=torch.bool) for name in FACTORS}
+
+
+def draw_mentions(n: int, *, seed: int, full: float) -> dict[str, Tensor]:
+    """Which factors each of `n` captions mentions: factor → bool [n], deterministic.
+
+    A caption mentions all factors with probability `full`; otherwise it keeps each with a probability of its own, the
+    square of a uniform number: three factors on average, often one, and sometimes nearly all.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.where(
+        torch.rand(n, generator=generator) < full, torch.ones(n), torch.rand(n, generator=generator) ** 2
+    )
+    return {name: torch.rand(n, generator=generator) < kept for name in FACTORS}
+
+
+def caption(factors: Mapping[str, Tensor], *, seed: int, mentioned: Mapping[str, Tensor] | None = None) -> list[str]:
+    """Describe faces (factor → int64 [N]) in words drawn by `seed`: `a face of an old Asian woman, red shirt`.
+
+    Args:
+        factors: factor → index of its value for every face.
+        seed: decides openings, synonyms and the order of the details.
+        mentioned: factor → bool [N], whether a caption names it; all if None; a factor left out is not.
+
+    Raises:
+        ValueError: `factors` do not describe faces (see `faces.validate`), or `mentioned` names an unknown factor.
+    """
+    n = validate(factors)
+    mentioned = everything(n) if mentioned is None else mentioned
+    unknown = sorted(set(mentioned) - set(FACTORS))
+    if unknown:
+        raise ValueError(f"captions cannot mention {unknown}; the faces have {list(FACTORS)}.")
+    values = {name: index.tolist() for name, index in factors.items()}
+    named = {name: flags.tolist() for name, flags in mentioned.items()}
+    choices = random.Random(seed)
+    return [_sentence({name: values[name][i] for name in named if named[name][i]}, choices) for i in range(n)]
+
+
+def _sentence(face: Mapping[str, int], choices: random.Random) -> str:
+    phrases = {name: choices.choice(_WORDINGS[name])[index] for name, index in face.items()}
+    subject = " ".join(phrases[name] for name in ("age", "race", "gender") if name in phrases)
+    if "gender" not in phrases:
+        subject = f"{subject} person".lstrip()
+    article = "an" if subject[0].lower() in "aeiou" else "a"
+    details = [phrases[name] for name in _DETAILS if name in phrases]
+    choices.shuffle(details)
+    return ", ".join([f"{choices.choice(_OPENINGS)}{article} {subject}", *details])
+
+
+def describes(factors: Mapping[str, Tensor], mentioned: Mapping[str, Tensor]) -> Bool[Tensor, "images captions"]:
+    """Whether caption j of the face j, naming only what is `mentioned`, is also true of the face i."""
+    n = validate(factors)
+    true = torch.ones(n, n, dtype=torch.bool)
+    for name, flags in mentioned.items():
+        true &= (factors[name][:, None] == factors[name][None]) | ~flags[None]
+    return true
+
+
+def zero_shot_prompts(factor: str) -> list[list[str]]:
+    """For every value of a factor, prompts that mention nothing else."""
+    alone = {factor: torch.ones(_PROMPTS, dtype=torch.bool)}
+    first = {name: torch.zeros(_PROMPTS, dtype=torch.int64) for name in FACTORS}
+    faces = (first | {factor: torch.full((_PROMPTS,), value)} for value in range(len(FACTORS[factor])))
+    return [sorted(set(caption(face, seed=5, mentioned=alone))) for face in faces]
+
+
+def caption_words() -> list[str]:
+    """Every word and punctuation mark of the captions, lower-cased and sorted."""
+    phrases = [phrase for wordings in _WORDINGS.values() for wording in wordings for phrase in wording]
+    return sorted({word for text in (*phrases, *_OPENINGS, "a, an person") for word in _split(text)})
+
+
+def _split(text: str) -> list[str]:
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+class ByteTokenizer:
+    """A tokenizer for open_clip that reads any text byte by byte, and words it was given as one token each.
+
+    As in CLIP's byte-pair encoding (Radford et al., 2021), texts are lower-cased, punctuation marks are words, and the
+    start and end have the two highest ids, so that `argmax` pooling finds the end. Any other word is its UTF-8
+    bytes and a space.
+
+    Args:
+        words: the words with a token of their own, in the order of their ids.
+        context_length: tokens of a text including its start and end.
+
+    Raises:
+        ValueError: more or other words than there is room for, or a context without room for start and end.
+    """
+
+    first_word, start, end, vocabulary = 256, 512, 513, 514
+
+    def __init__(self, words: Sequence[str], context_length: int = CONTEXT_LENGTH) -> None:
+        if context_length < 2:
+            raise ValueError(f"a context of {context_length} tokens has no room for start and end; give 2 or more.")
+        if len(words) > self.start - self.first_word or len(set(words)) < len(words):
+            raise ValueError(f"there is room for {self.start - self.first_word} distinct words, got {len(words)}.")
+        self.words, self.context_length = tuple(words), context_length
+        self._ids = {word: self.first_word + i for i, word in enumerate(words)}
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without start and end."""
+        parts = ([self._ids[word]] if word in self._ids else [*word.encode(), ord(" ")] for word in _split(text))
+        return [token for part in parts for token in part]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The words behind tokens up to the end, separated by spaces."""
+        data = bytearray()
+        for token in tokens:
+            if token == self.end:
+                break
+            if token < self.first_word:
+                data.append(token)
+            elif token < self.start:
+                data += f"{self.words[token - self.first_word]} ".encode()
+        return data.decode(errors="replace").rstrip(" ")
+
+    def __call__(self, texts: str | Sequence[str]) -> Int[Tensor, "texts context"]:
+        """Token ids (int64) of one text or several, padded with 0; a text too long is cut, with a warning."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        tokens = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
+        for row, text in zip(tokens, texts, strict=True):
+            ids = self.encode(text)
+            room = self.context_length - 2
+            if len(ids) > room:
+                warnings.warn(f"{text!r} has {len(ids)} tokens, of which only the first {room} are read.", stacklevel=2)
+            ids = [self.start, *ids[:room], self.end]
+            row[: len(ids)] = torch.tensor(ids)
+        return tokens

@@ -1,0 +1,66 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from difflens.miniature.fit import FitSettings, Recipe, fit, learning_rate_factor
+
+
+class Line(Recipe):
+    """Fits y = 3x from batches that are a function of the step; can break off at a step."""
+
+    name = "line"
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stop_at = stop_at
+
+    def build(self) -> nn.Module:
+        return nn.Linear(1, 1)
+
+    def loss(self, model: nn.Module, step: int, settings: FitSettings) -> Tensor:
+        if step == self.stop_at:
+            raise KeyboardInterrupt
+        x = torch.randn(settings.batch, 1, generator=torch.Generator().manual_seed(step))
+        return (model(x).float() - 3 * x).square().mean()
+
+    def report(self, model: nn.Module) -> dict[str, float]:
+        return {"slope": float(next(model.parameters()))}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), folder / "line.pt")
+
+
+SETTINGS = FitSettings(steps=300, batch=32, lr=0.05, warmup=10, ema=0.9, checkpoint_every=50, report_every=100)
+
+
+def test_the_loop_learns_and_leaves_its_figures(tmp_path: Path) -> None:
+    figures = fit(Line(), SETTINGS, workspace=tmp_path / "work", export_to=tmp_path / "out")
+    assert figures["slope"] == pytest.approx(3, abs=0.05)
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["settings"]["steps"] == 300
+    assert len((tmp_path / "work" / "report.csv").read_text().splitlines()) == 4
+
+
+def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    fit(Line(), SETTINGS, workspace=tmp_path / "a", export_to=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(Line(stop_at=170), SETTINGS, workspace=tmp_path / "b", export_to=tmp_path / "resumed")
+    assert not (tmp_path / "resumed").exists()
+    fit(Line(), SETTINGS, workspace=tmp_path / "b", export_to=tmp_path / "resumed")
+    whole, resumed = (torch.load(tmp_path / name / "line.pt") for name in ("whole", "resumed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    short = FitSettings(steps=60, batch=8, lr=0.01, warmup=5, checkpoint_every=50)
+    fit(Line(), short, workspace=tmp_path / "work", export_to=tmp_path / "out")
+    with pytest.raises(ValueError, match="other settings"):
+        fit(Line(), SETTINGS, workspace=tmp_path / "work", export_to=tmp_path / "out")
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
+    factors = [learning_rate_factor(step, SETTINGS) for step in range(300)]
+    assert factors[0] == pytest.approx(0.1) and max(factors) == 1.0 and factors[-1] < 1e-3
+    assert factors[10:] == sorted(factors[10:], reverse=True)
