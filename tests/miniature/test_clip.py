@@ -10,13 +10,12 @@ import torch
 import yaml
 
 from difflens.miniature.captions import caption
-from difflens.miniature.clip import (
-    ClipModel,
+from difflens.miniature.clip import ClipModel, load_clip
+from difflens.miniature.clip_recipe import (
     ClipRecipe,
     ForgivingClipLoss,
     _reading_loss,
     face_numbers,
-    load_clip,
     numbered_faces,
 )
 from difflens.miniature.faces import FACTORS, render
