@@ -99,6 +99,8 @@ class GeneratorRecipe(Recipe):
         """See `Recipe.export`."""
         model.half()
         DDIMPipeline(unet=model, scheduler=self.scheduler).save_pretrained(folder)
+        for weights in folder.rglob("*.safetensors"):
+            weights.chmod(0o644)
 
 
 def _batch_indices(step: int, settings: FitSettings, pool: int) -> Tensor:
