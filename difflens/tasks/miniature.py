@@ -14,7 +14,7 @@ def miniature(cfg: DictConfig, run: Run) -> None:
     for name in cfg.task.models:
         if name not in cfg.task.recipes:
             raise ValueError(f"task.models names {name!r}; the recipes are {list(cfg.task.recipes)}.")
-        recipe = instantiate(cfg.task.recipes[name].recipe)
+        recipe = instantiate(cfg.task.recipes[name].recipe, _convert_="all")
         settings = instantiate(cfg.task.recipes[name].fit)
         with run.stage(name):
             workspace, export_to = Path(cfg.task.workspace) / name, Path(cfg.task.export_to) / name
