@@ -29,14 +29,14 @@ class ClipSimilarity(RowMetric):
     clip_cosines: Tensor
     originals: Tensor
 
-    def __init__(self, originals: Num[Tensor, "images dim"], image_ids: Int[Tensor, "images"]) -> None:
+    def __init__(self, originals: Num[Tensor, "images dim"], image_ids: Int[Tensor, "ids"]) -> None:
         super().__init__(image_ids, name="clip")
         if len(originals) != len(image_ids):
             raise ValueError(f"{len(originals)} original embeddings came with {len(image_ids)} image ids.")
         self.register_buffer("originals", originals.double(), persistent=False)
         self.add_sum("clip_cosines", len(image_ids))
 
-    def update(self, embeddings: Num[Tensor, "images dim"], image_ids: Int[Tensor, "images"]) -> None:
+    def update(self, embeddings: Num[Tensor, "images dim"], image_ids: Int[Tensor, "ids"]) -> None:
         """Adds embeddings [N, dim] of the mitigated images with these ids [N].
 
         Raises:

@@ -18,7 +18,7 @@ from difflens.metrics.functional import (
     valid_target,
     wilson_interval,
 )
-from difflens.metrics.judges import MissingFaces, faces_found, missing_faces
+from difflens.metrics.judges import faces_found, missing_faces
 from difflens.metrics.sums import SumMetric
 
 
@@ -61,7 +61,7 @@ class _Tally(SumMetric):
     fairness_missing: Tensor
     target: Tensor
 
-    def __init__(self, classes: Sequence[str], target: Tensor | None, *, missing: MissingFaces, groups: int) -> None:
+    def __init__(self, classes: Sequence[str], target: Tensor | None, *, missing: str, groups: int) -> None:
         super().__init__()
         missing_faces(torch.ones(0, dtype=torch.bool), policy=missing)
         self.classes, self.missing = tuple(classes), missing
@@ -122,7 +122,7 @@ class FairnessDiscrepancy(_Tally):
     """
 
     def __init__(
-        self, classes: Sequence[str], target: Num[Tensor, "classes"] | None = None, *, missing: MissingFaces = "error"
+        self, classes: Sequence[str], target: Num[Tensor, "classes"] | None = None, *, missing: str = "error"
     ) -> None:
         super().__init__(classes, target, missing=missing, groups=1)
 
@@ -153,7 +153,7 @@ class PerPromptFairnessDiscrepancy(_Tally):
         target: Num[Tensor, "classes"] | None = None,
         *,
         prompts: Sequence[str],
-        missing: MissingFaces = "error",
+        missing: str = "error",
     ) -> None:
         super().__init__(classes, target, missing=missing, groups=len(prompts))
         self.prompts = tuple(prompts)
@@ -195,7 +195,7 @@ class IntersectionalFairnessDiscrepancy(_Tally):
         attributes: Mapping[str, Sequence[str]],
         target: Num[Tensor, "*classes"] | None = None,
         *,
-        missing: MissingFaces = "error",
+        missing: str = "error",
     ) -> None:
         sizes = tuple(len(classes) for classes in attributes.values())
         if target is not None and tuple(target.shape) != sizes:

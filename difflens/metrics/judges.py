@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
@@ -15,9 +15,6 @@ from torch import Tensor
 
 from difflens.metrics.distances import mean_and_covariance
 from difflens.types import Attribute
-
-MissingFaces = Literal["count", "error"]
-"""What a metric does with an image without a face: leave it out of the shares and count it, or stop."""
 
 
 @runtime_checkable
@@ -83,7 +80,7 @@ def faces_found(logits: Num[Tensor, "images classes"]) -> Bool[Tensor, "images"]
     return found
 
 
-def missing_faces(found: Bool[Tensor, "images"], *, policy: MissingFaces) -> int:
+def missing_faces(found: Bool[Tensor, "images"], *, policy: str) -> int:
     """Number of images without a face.
 
     Raises:
@@ -110,7 +107,7 @@ class ReferenceStatistics:
     """
 
     mean: Float[Tensor, "dim"]
-    covariance: Float[Tensor, "dim dim"]
+    covariance: Float[Tensor, "rows columns"]
     n: int
     extractor: str
     resize: str

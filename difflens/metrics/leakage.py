@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from difflens.metrics.judges import MissingFaces, faces_found, missing_faces
+from difflens.metrics.judges import faces_found, missing_faces
 from difflens.metrics.sums import RowMetric
 
 
@@ -65,7 +65,7 @@ class Leakage(RowMetric):
         image_ids: Int[Tensor, "images"],
         *,
         classes: Mapping[str, Sequence[str]],
-        missing: MissingFaces = "error",
+        missing: str = "error",
     ) -> None:
         super().__init__(image_ids, name="leakage")
         missing_faces(torch.ones(0, dtype=torch.bool), policy=missing)

@@ -18,7 +18,7 @@ class OfficialDiscrepancies(NamedTuple):
     race: float
 
 
-def official_discrepancies(logits: Float[Tensor, "images 18"]) -> OfficialDiscrepancies:
+def official_discrepancies(logits: Float[Tensor, "images outputs"]) -> OfficialDiscrepancies:
     """Soft FD of gender, age (young 0-19, adult 20-59, old 60+) and race under `protocol: official`.
 
     Each attribute's softmax runs over its own outputs. Race keeps the first four of seven probabilities (White, Black,

@@ -69,11 +69,11 @@ def calibrate(
         low = torch.where(done, low, high)
         high = torch.where(done, high, (neutral + 2 * (high - neutral)).clamp_max(largest))
         done = done | met(high)
-    for _ in range(refinements):
+    pushed = ~doses[0].success.isnan()
+    for _ in range(refinements if (done & pushed).any() else 0):
         middle = torch.where(done, (low + high) / 2, high)
         enough = met(middle)
         high = torch.where(done & enough, middle, high)
         low = torch.where(done & ~enough, middle, low)
-    pushed = ~doses[0].success.isnan()
     strength = torch.where(pushed, high, torch.full_like(high, neutral))
     return Calibration(strength, tuple(bool(d) for d in done), tuple(doses))

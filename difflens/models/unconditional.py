@@ -186,6 +186,6 @@ def load_unconditional(folder: str, **settings: Any) -> UnconditionalModel:
     for part in ("unet", "scheduler"):
         if not (path / part).is_dir():
             raise ValueError(f"no {part}/ in model folder {str(path)!r}; save a diffusers pipeline there.")
-    unet = UNet2DModel.from_pretrained(path / "unet", local_files_only=True)
+    unet = UNet2DModel.from_pretrained(path / "unet", local_files_only=True, low_cpu_mem_usage=False)
     scheduler = DDIMScheduler.from_pretrained(path / "scheduler", local_files_only=True)
     return UnconditionalModel(unet, scheduler, **settings)

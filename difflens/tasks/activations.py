@@ -20,6 +20,10 @@ def activations(cfg: DictConfig, run: Run) -> None:
 
 def collect(bench: Workbench) -> Artifact:
     """The stored activations, images and ids of `data.images` images; goes on where an interrupted run stopped."""
+    return bench.once("activations", lambda: _collect(bench))
+
+
+def _collect(bench: Workbench) -> Artifact:
     data = bench.cfg.data
     spec = {"model": bench.model.spec(), "site": plain(data.site), "images": data.images, "base_seed": data.base_seed}
 

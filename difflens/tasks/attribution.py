@@ -23,7 +23,7 @@ from difflens.tasks import probe as probe_task
 from difflens.tasks import sae as sae_task
 from difflens.tasks.activations import open_store
 from difflens.tasks.workbench import Workbench, plain
-from difflens.training.attribution_module import AttributionModule, AttributionResult
+from difflens.training.attribution_module import AttributionModule, AttributionResult, LabelledMaps
 from difflens.types import Attribute, FeatureScores, FeatureSet
 
 
@@ -74,7 +74,7 @@ def usual_activity(
     def make(folder: Path) -> None:
         _, store = open_store(bench)
         labels = torch.stack([bench.labels(store.images, attribute)[0] for attribute in studied], 1)
-        batches = _LabelledMaps(store, labels, range(min(images, len(store))))
+        batches = _Batches(store, labels, range(min(images, len(store))))
         sizes = [len(attribute.classes) for attribute in studied]
         found = code_statistics(autoencoder, latents, batches, sizes=sizes, steps=store.steps)
         save_file(found._asdict(), folder / "statistics.safetensors")
@@ -100,7 +100,7 @@ def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Attribution
     def make(folder: Path) -> None:
         labels, _ = bench.labels(store.images, attribute)
         module = AttributionModule(autoencoder, probe, attribute, instantiate(settings.scorer))
-        batches = _LabelledMaps(store, labels, _first_of_each(labels, settings.images_per_class))
+        batches = _Batches(store, labels, _first_of_each(labels, settings.images_per_class))
         trainer = bench.trainer(inference_mode=False)
         trainer.predict(module, DataLoader(batches, batch_size=None), return_predictions=False)
         result = module.result()
@@ -115,7 +115,7 @@ def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Attribution
     return artifact, AttributionResult(scores, stored["activation"], gap), autoencoder
 
 
-class _LabelledMaps(IterableDataset[tuple[Tensor, Tensor, int]]):
+class _Batches(IterableDataset[LabelledMaps]):
     """Batches (maps of the chosen images at one step, their labels, the step)."""
 
     def __init__(self, store: ActivationStore, labels: Tensor, rows: Sequence[int], batch: int = 64) -> None:
@@ -124,11 +124,11 @@ class _LabelledMaps(IterableDataset[tuple[Tensor, Tensor, int]]):
     def __len__(self) -> int:
         return self.store.steps * -(-len(self.rows) // self.batch)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
+    def __iter__(self) -> Iterator[LabelledMaps]:
         for step in range(self.store.steps):
             maps = self.store.at_step(step)
             for rows in self.rows.split(self.batch):
-                yield maps[rows], self.labels[rows], step
+                yield LabelledMaps(maps[rows], self.labels[rows], step)
 
 
 def _first_of_each(labels: Tensor, per_class: int) -> list[int]:

@@ -65,7 +65,7 @@ def measure(bench: Workbench, steered: "Steered") -> dict[str, Any]:
             "judge": bench.scoring_judge.name,  # type: ignore[attr-defined]
             "extractor": statistics.extractor,
             "resize": statistics.resize,
-            "reference": {"n": statistics.n, "sha256": statistics.sha256},
+            "reference": {"name": bench.cfg.metric.reference_name, "n": statistics.n, "sha256": statistics.sha256},
             "assignment": bench.cfg.mitigation.assignment,
             "steps": bench.model.steps,
             "seed": bench.cfg.metric.base_seed,

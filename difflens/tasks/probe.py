@@ -27,7 +27,11 @@ def probe(cfg: DictConfig, run: Run) -> None:
 
 def fit(bench: Workbench, attribute: Attribute | None = None) -> tuple[Artifact, LinearProbe, Tensor]:
     """The probe of an attribute (the one under study if None) and its held-out accuracy per step."""
-    attribute = attribute or bench.attribute
+    studied = attribute or bench.attribute
+    return bench.once(f"probe {studied.name}", lambda: _fit(bench, studied))
+
+
+def _fit(bench: Workbench, attribute: Attribute) -> tuple[Artifact, LinearProbe, Tensor]:
     activations, store = open_store(bench)
     spec = {
         "activations": activations.fingerprint,

@@ -38,6 +38,10 @@ def sae(cfg: DictConfig, run: Run) -> None:
 
 def train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
     """The trained SAE on raw activations; goes on from the last checkpoint of an interrupted run."""
+    return bench.once("sae", lambda: _train(bench))
+
+
+def _train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
     activations, store = open_store(bench)
     spec = {
         "activations": activations.fingerprint,

@@ -2,8 +2,9 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 from hydra.utils import instantiate
@@ -18,12 +19,15 @@ from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
 from difflens.types import Attribute, Site
 
+Result = TypeVar("Result")
+
 
 class Workbench:
     """The configuration, the run, and the objects built from them."""
 
     def __init__(self, cfg: DictConfig, run: Run) -> None:
         self.cfg, self.run = cfg, run
+        self._made: dict[str, Any] = {}
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="lightning")
@@ -133,6 +137,13 @@ class Workbench:
         """The other attributes that both judges read, on which leakage is measured."""
         known = self.scoring_judge.classes
         return [Attribute(name, tuple(known[name])) for name in self.cfg.judge.others if name != self.attribute.name]
+
+    def once(self, name: str, work: Callable[[], Result]) -> Result:
+        """The result of a piece of work that several stages ask for; done, checked and said once per run."""
+        if name not in self._made:
+            self._made[name] = work()
+        result: Result = self._made[name]
+        return result
 
     def trainer(self, **settings: Any) -> lightning.Trainer:
         """A Lightning trainer without logger and checkpoints unless `settings` ask for them."""

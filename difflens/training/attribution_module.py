@@ -1,6 +1,6 @@
 """The attribution sweep as a LightningModule: every step's scores, averaged over images of each class."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -11,6 +11,14 @@ from difflens.attribution.base import AffineHead, Scorer
 from difflens.probes.linear import LinearProbe
 from difflens.sae.base import SparseAutoencoder
 from difflens.types import Attribute, FeatureScores
+
+
+class LabelledMaps(NamedTuple):
+    """Maps [n, D, H, W] recorded at one step, and the class of each image [n]."""
+
+    maps: Tensor
+    labels: Int[Tensor, "images"]
+    step: int
 
 
 class AttributionModule(lightning.LightningModule):
@@ -37,7 +45,7 @@ class AttributionModule(lightning.LightningModule):
         weight = self.probe.weight[step].reshape(-1, *shape[1:])
         return AffineHead(self.sae.decoder.detach(), self.sae.b_dec.detach(), weight, self.probe.bias[step])
 
-    def predict_step(self, batch: tuple[Tensor, Int[Tensor, "images"], int], batch_idx: int) -> None:
+    def predict_step(self, batch: LabelledMaps, batch_idx: int) -> None:
         """Add one batch to the sums."""
         maps, labels, step = batch
         codes = self.sae.codes_of_map(maps.float())

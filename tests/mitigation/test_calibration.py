@@ -60,3 +60,9 @@ def test_strengths_are_measured_from_neutral() -> None:
 def test_an_impossible_bracket_is_refused() -> None:
     with pytest.raises(ValueError, match="neutral < first"):
         run(world((1.0, 1.0))[1], first=20.0)
+
+
+def test_nothing_is_refined_where_no_share_can_be_met() -> None:
+    asked, measure = world((100.0, 100.0))
+    assert run(measure).met == (False, False)
+    assert len(asked) == 5

@@ -5,7 +5,7 @@ import torch
 from difflens.attribution.integrated_gradients import IntegratedGradients
 from difflens.probes.linear import LinearProbe
 from difflens.sae.topk import TopKAutoencoder
-from difflens.training.attribution_module import AttributionModule, AttributionResult
+from difflens.training.attribution_module import AttributionModule, AttributionResult, LabelledMaps
 from difflens.types import Attribute
 
 GENDER = Attribute("gender", ("female", "male"))
@@ -25,7 +25,9 @@ def parts() -> tuple[TopKAutoencoder, LinearProbe]:
 
 def sweep(parts: tuple[TopKAutoencoder, LinearProbe], batch: int) -> AttributionResult:
     module = AttributionModule(*parts, GENDER, IntegratedGradients())
-    loader = [(MAPS[i : i + batch], LABELS[i : i + batch], step) for step in range(2) for i in range(0, 12, batch)]
+    loader = [
+        LabelledMaps(MAPS[i : i + batch], LABELS[i : i + batch], step) for step in range(2) for i in range(0, 12, batch)
+    ]
     trainer = lightning.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, inference_mode=False
     )
@@ -51,6 +53,6 @@ def test_scores_are_the_class_means_of_the_scorer_and_complete(parts: tuple[TopK
 
 def test_a_class_without_images_is_named(parts: tuple[TopKAutoencoder, LinearProbe]) -> None:
     module = AttributionModule(*parts, GENDER, IntegratedGradients())
-    module.predict_step((MAPS, torch.ones(12, dtype=torch.int64), 0), 0)
+    module.predict_step(LabelledMaps(MAPS, torch.ones(12, dtype=torch.int64), 0), 0)
     with pytest.raises(ValueError, match=r"no image is judged \['female'"):
         module.result()
