@@ -41,6 +41,8 @@ def calibrate(
 ) -> Calibration:
     """Bracket, then bisect, all classes at once: a measurement serves each of them (METHOD section 6).
 
+    A class whose share no strength meets gets the strength that came nearest to it.
+
     Args:
         measure: generates the calibration images at a strength per class and reads their classes.
         target: requested shares q.
@@ -75,5 +77,8 @@ def calibrate(
         enough = met(middle)
         high = torch.where(done & enough, middle, high)
         low = torch.where(done & ~enough, middle, low)
-    strength = torch.where(pushed, high, torch.full_like(high, neutral))
+    # Too strong an edit can do less than a weaker one: where no share was met, the best one measured is taken.
+    best = torch.stack([dose.shares for dose in doses]).argmax(0)
+    tried = torch.stack([dose.strength for dose in doses]).gather(0, best[None])[0]
+    strength = torch.where(pushed, torch.where(done, high, tried), torch.full_like(high, neutral))
     return Calibration(strength, tuple(bool(d) for d in done), tuple(doses))

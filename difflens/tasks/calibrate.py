@@ -60,7 +60,9 @@ def prepare(bench: Workbench) -> Prepared:
     strength = calibration.strength
     for name, met in zip(bench.attribute.classes, calibration.met, strict=True):
         if not met:
-            bench.run.say(f"{name}: the requested share was not met at any strength tried; the strongest is used")
+            bench.run.say(
+                f"{name}: the requested share was not met at any strength tried; the one that came nearest is used"
+            )
     return Prepared(
         mitigation.with_strength(strength),
         strength,

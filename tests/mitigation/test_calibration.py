@@ -32,11 +32,14 @@ def test_the_smallest_sufficient_strength_is_found_per_class_at_once() -> None:
     assert len(asked) == 3 + 6 == len(found.doses)
 
 
-def test_an_unreachable_share_is_reported_and_the_strongest_edit_used() -> None:
-    _, measure = world((100.0, 1.0))
+def test_an_unreachable_share_is_reported_and_the_nearest_one_taken() -> None:
+    def measure(strength: torch.Tensor) -> Dose:
+        reached = 1 - (strength - 4).abs() / 20  # an edit beyond 4 does less again
+        return Dose(strength.clone(), reached, torch.stack([0.4 * reached[0], 0.5 * (strength[1] >= 1)]))
+
     found = run(measure)
     assert found.met == (False, True)
-    assert float(found.strength[0]) == 16.0
+    assert float(found.strength[0]) == 4.0
 
 
 def test_a_class_nobody_is_pushed_to_stays_neutral() -> None:
