@@ -10,14 +10,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Dose:
-    """One measured point: the strength per class, the share of each class's images that show it, and the classes' shares.
+    """One measured point.
 
-    `success` is NaN for a class no image was pushed towards.
+    Attributes:
+        strength: per class.
+        success: share of the images pushed towards each class that show it; NaN where none was pushed.
+        shares: the classes' shares of all images.
+        held: share of all images that show a class and are meant to: unlike `shares`, no failure of another class adds to it.
     """
 
     strength: Float[Tensor, "classes"]
     success: Float[Tensor, "classes"]
     shares: Float[Tensor, "classes"]
+    held: Float[Tensor, "classes"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ def calibrate(
     largest: float,
     tolerance: float,
     refinements: int,
+    margin: float = 1.0,
 ) -> Calibration:
     """Bracket, then bisect, all classes at once: a measurement serves each of them (METHOD section 6).
 
@@ -49,36 +55,59 @@ def calibrate(
         neutral: the strength that changes nothing.
         first: the first strength tried, beyond neutral; doubled (from neutral) until the share is met.
         largest: the strongest edit allowed.
-        tolerance: a class meets its share at q − tolerance.
+        tolerance: a class meets its share where the images it holds reach q − tolerance.
         refinements: bisections after bracketing.
+        margin: the strength found is taken this many times as far from neutral, but never beyond `largest`: what just
+            suffices for these images is too weak for about half of all other sets.
 
     Raises:
-        ValueError: `first` or `largest` does not lie beyond neutral, in that order.
+        ValueError: `first` or `largest` does not lie beyond neutral, in that order, or `margin` is below 1.
     """
     if not 0 < first - neutral <= largest - neutral:
         raise ValueError(f"calibration needs neutral < first ≤ largest, got {neutral}, {first}, {largest}.")
-    classes = len(target)
-    doses: list[Dose] = []
+    if margin < 1:
+        raise ValueError(f"calibration needs a margin of at least 1, got {margin}.")
+    search = _Search(measure, target - tolerance, neutral=neutral, first=first)
+    search.bracket(largest)
+    pushed = ~search.doses[0].success.isnan()
+    for _ in range(refinements if (search.done & pushed).any() else 0):
+        search.bisect()
+    enough = (neutral + margin * (search.high - neutral)).clamp_max(largest)
+    chosen = torch.where(search.done, enough, search.best())
+    strength = torch.where(pushed, chosen, torch.full_like(chosen, neutral))
+    return Calibration(strength, tuple(bool(d) for d in search.done), tuple(search.doses))
 
-    def met(strength: Tensor) -> Tensor:
-        doses.append(measure(strength))
-        return (doses[-1].shares >= target - tolerance) | doses[-1].success.isnan()
 
-    low = torch.full((classes,), neutral, dtype=torch.float64)
-    high = torch.full((classes,), first, dtype=torch.float64)
-    done = met(high)
-    while not done.all() and bool((high[~done] < largest).any()):
-        low = torch.where(done, low, high)
-        high = torch.where(done, high, (neutral + 2 * (high - neutral)).clamp_max(largest))
-        done = done | met(high)
-    pushed = ~doses[0].success.isnan()
-    for _ in range(refinements if (done & pushed).any() else 0):
-        middle = torch.where(done, (low + high) / 2, high)
-        enough = met(middle)
-        high = torch.where(done & enough, middle, high)
-        low = torch.where(done & ~enough, middle, low)
-    # Too strong an edit can do less than a weaker one: where no share was met, the best one measured is taken.
-    best = torch.stack([dose.shares for dose in doses]).argmax(0)
-    tried = torch.stack([dose.strength for dose in doses]).gather(0, best[None])[0]
-    strength = torch.where(pushed, torch.where(done, high, tried), torch.full_like(high, neutral))
-    return Calibration(strength, tuple(bool(d) for d in done), tuple(doses))
+class _Search:
+    """Per class, a strength too weak (`low`), and one strong enough or the last one tried (`high`)."""
+
+    def __init__(self, measure: Callable[[Tensor], Dose], wanted: Tensor, *, neutral: float, first: float) -> None:
+        self.measure, self.wanted, self.neutral = measure, wanted, neutral
+        self.doses: list[Dose] = []
+        self.low = torch.full((len(wanted),), neutral, dtype=torch.float64)
+        self.high = torch.full((len(wanted),), first, dtype=torch.float64)
+        self.done = self._met(self.high)
+
+    def bracket(self, largest: float) -> None:
+        """Double the strength of the classes that need it until all meet their share or the largest is reached."""
+        while not self.done.all() and bool((self.high[~self.done] < largest).any()):
+            doubled = (self.neutral + 2 * (self.high - self.neutral)).clamp_max(largest)
+            self.low = torch.where(self.done, self.low, self.high)
+            self.high = torch.where(self.done, self.high, doubled)
+            self.done = self.done | self._met(self.high)
+
+    def bisect(self) -> None:
+        """Try the middle of every bracket."""
+        middle = torch.where(self.done, (self.low + self.high) / 2, self.high)
+        enough = self._met(middle)
+        self.high = torch.where(self.done & enough, middle, self.high)
+        self.low = torch.where(self.done & ~enough, middle, self.low)
+
+    def best(self) -> Tensor:
+        """Per class, the first strength that held most images: too strong an edit can do less than a weaker one."""
+        held = torch.stack([dose.held for dose in self.doses])
+        return torch.stack([dose.strength for dose in self.doses]).gather(0, held.argmax(0)[None])[0]
+
+    def _met(self, strength: Tensor) -> Tensor:
+        self.doses.append(self.measure(strength))
+        return (self.doses[-1].held >= self.wanted) | self.doses[-1].success.isnan()

@@ -1,6 +1,7 @@
 """DiffLens' intervention: rescale, raise, pin or shift the selected sparse features towards each image's target class."""
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Literal, get_args
 
 import torch
@@ -78,20 +79,9 @@ class SaeFeatureMitigation(Mitigation):
 
     def with_strength(self, strength: Float[Tensor, "classes"]) -> "SaeFeatureMitigation":
         """See `Mitigation.with_strength`."""
-        return SaeFeatureMitigation(
-            self.sae,
-            self.features,
-            self.statistics,
-            site=self.site,
-            mode=self.mode,
-            strength=strength,
-            places=self.places,
-            suppress=self.suppress,
-            update=self.update,
-            window=self.window,
-            gate=self.gate,
-            protocol=self.protocol,
-        )
+        other = copy(self)
+        other.strength = strength.float()
+        return other
 
     def __call__(
         self, h: Float[Tensor, "images channels height width"], step: int, targets: Int[Tensor, "images"]

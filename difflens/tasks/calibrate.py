@@ -133,6 +133,7 @@ def _calibrated(
             largest=settings["largest"],
             tolerance=settings["tolerance"],
             refinements=settings["refinements"],
+            margin=settings["margin"],
         )
         save_file(_tensors(found), folder / "calibration.safetensors")
         (folder / "met.json").write_text(json.dumps(found.met))
@@ -140,7 +141,7 @@ def _calibrated(
     with bench.run.stage("calibrate"):
         artifact = bench.run.artifact("calibration", full, make)
     stored = load_file(artifact.folder / "calibration.safetensors")
-    doses = tuple(Dose(*row) for row in zip(stored["dose_strength"], stored["success"], stored["shares"], strict=True))
+    doses = tuple(Dose(*row) for row in zip(*(stored[name] for name in ("dose_strength", "success", "shares", "held")), strict=True))
     met = tuple(json.loads((artifact.folder / "met.json").read_text()))
     return artifact, Calibration(stored["strength"], met, doses)
 
@@ -160,8 +161,10 @@ def dose_meter(bench: Workbench, mitigation: Mitigation, images: Tensor, image_i
         hit = (after == targets)[moved].double()
         success = torch.stack([hit[targets[moved] == c].mean() for c in range(classes)])
         shares = torch.bincount(after, minlength=classes).double() / len(after)
+        meant = torch.where(moved, targets, labels)
+        held = torch.bincount(after[after == meant], minlength=classes).double() / len(after)
         bench.run.say(f"strength {_list(strength)}: success {_list(success)}, shares {_list(shares)}")
-        return Dose(strength.clone(), success, shares)
+        return Dose(strength.clone(), success, shares, held)
 
     return measure
 
@@ -172,6 +175,7 @@ def _tensors(found: Calibration) -> dict[str, Tensor]:
         "dose_strength": torch.stack([dose.strength for dose in found.doses]),
         "success": torch.stack([dose.success for dose in found.doses]),
         "shares": torch.stack([dose.shares for dose in found.doses]),
+        "held": torch.stack([dose.held for dose in found.doses]),
     }
 
 

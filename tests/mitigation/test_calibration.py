@@ -13,7 +13,7 @@ def world(threshold: tuple[float, float]) -> tuple[list[torch.Tensor], object]:
     def measure(strength: torch.Tensor) -> Dose:
         asked.append(strength.clone())
         success = (strength.double() / torch.tensor(threshold)).clamp(0, 1)
-        return Dose(strength.clone(), success, 0.3 + 0.2 * success)
+        return Dose(strength.clone(), success, 0.3 + 0.2 * success, 0.3 + 0.2 * success)
 
     return asked, measure
 
@@ -35,7 +35,8 @@ def test_the_smallest_sufficient_strength_is_found_per_class_at_once() -> None:
 def test_an_unreachable_share_is_reported_and_the_nearest_one_taken() -> None:
     def measure(strength: torch.Tensor) -> Dose:
         reached = 1 - (strength - 4).abs() / 20  # an edit beyond 4 does less again
-        return Dose(strength.clone(), reached, torch.stack([0.4 * reached[0], 0.5 * (strength[1] >= 1)]))
+        shares = torch.stack([0.4 * reached[0], 0.5 * (strength[1] >= 1)])
+        return Dose(strength.clone(), reached, shares, shares)
 
     found = run(measure)
     assert found.met == (False, True)
@@ -45,9 +46,8 @@ def test_an_unreachable_share_is_reported_and_the_nearest_one_taken() -> None:
 def test_a_class_nobody_is_pushed_to_stays_neutral() -> None:
     def measure(strength: torch.Tensor) -> Dose:
         enough = float(strength[0] >= 2)
-        return Dose(
-            strength.clone(), torch.tensor([enough, torch.nan]), torch.tensor([0.3 + 0.2 * enough, 0.7 - 0.2 * enough])
-        )
+        shares = torch.tensor([0.3 + 0.2 * enough, 0.7 - 0.2 * enough])
+        return Dose(strength.clone(), torch.tensor([enough, torch.nan]), shares, torch.tensor([0.3 + 0.2 * enough, 0.5]))
 
     found = run(measure, neutral=1.0, first=1.5)
     assert float(found.strength[1]) == 1.0
@@ -69,3 +69,21 @@ def test_nothing_is_refined_where_no_share_can_be_met() -> None:
     asked, measure = world((100.0, 100.0))
     assert run(measure).met == (False, False)
     assert len(asked) == 5
+
+
+def test_strays_of_another_class_do_not_pass_for_success() -> None:
+    def measure(strength: torch.Tensor) -> Dose:
+        success = (strength.double() / torch.tensor([4.0, 1.0])).clamp(0, 1)
+        held = 0.3 + 0.2 * success
+        return Dose(strength.clone(), success, held + (0.5 - held).flip(0), held)
+
+    found = run(measure)
+    assert 3.97 < float(found.strength[0]) <= 4.1
+    assert 0.98 < float(found.strength[1]) < 1.03
+
+
+def test_the_margin_goes_beyond_what_just_sufficed_but_not_beyond_the_largest() -> None:
+    _, measure = world((3.0, 10.0))
+    plain, raised = run(measure), run(measure, margin=1.5)
+    torch.testing.assert_close(raised.strength, (plain.strength * 1.5).clamp_max(16.0))
+    assert run(measure, margin=4.0).strength.tolist() == [pytest.approx(4 * float(plain.strength[0])), 16.0]
