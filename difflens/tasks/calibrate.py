@@ -52,7 +52,7 @@ def prepare(bench: Workbench) -> Prepared:
     mitigation = build_mitigation(bench, located, torch.zeros(len(bench.attribute.classes)))
     spec = mitigation_spec(bench, located)
     if bench.fixed_strength is not None:
-        strength = torch.full((len(bench.attribute.classes),), bench.fixed_strength, dtype=torch.float64)
+        strength = bench.fixed_strength
         return Prepared(
             mitigation.with_strength(strength), strength, None, {**spec, "strength": strength.tolist()}, located
         )
@@ -141,7 +141,8 @@ def _calibrated(
     with bench.run.stage("calibrate"):
         artifact = bench.run.artifact("calibration", full, make)
     stored = load_file(artifact.folder / "calibration.safetensors")
-    doses = tuple(Dose(*row) for row in zip(*(stored[name] for name in ("dose_strength", "success", "shares", "held")), strict=True))
+    columns = (stored[name] for name in ("dose_strength", "success", "shares", "held"))
+    doses = tuple(Dose(*row) for row in zip(*columns, strict=True))
     met = tuple(json.loads((artifact.folder / "met.json").read_text()))
     return artifact, Calibration(stored["strength"], met, doses)
 

@@ -2,21 +2,26 @@
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeVar
 
 import lightning
+import torch
 from hydra.utils import instantiate
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from difflens.errors import one_line
 from difflens.metrics.judges import FeatureExtractor, Judge, select_classes
 from difflens.mitigation.assignment import check_rule
 from difflens.mitigation.sae_features import check_mode
 from difflens.models.base import DiffusionModel
 from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
+from difflens.tasks.settings import check_settings, check_target, check_top
 from difflens.types import Attribute, Site
 
 Result = TypeVar("Result")
@@ -40,41 +45,45 @@ class Workbench:
             ValueError: with the offending value and the remedy.
         """
         cfg = self.cfg
-        if cfg.data.base_seed == cfg.metric.base_seed:
-            raise ValueError(
-                f"data.base_seed and metric.base_seed are both {cfg.data.base_seed}; "
-                "evaluation images must never have been used before: give them different seeds."
-            )
-        if cfg.data.source not in ("shards", "online"):
-            raise ValueError(f"data.source must be shards or online, got {cfg.data.source!r}.")
-        for key, least in (("data.images", 2), ("metric.images", 2)):
-            if OmegaConf.select(cfg, key) < least:
-                raise ValueError(f"{key} must be at least {least}, got {OmegaConf.select(cfg, key)}.")
+        check_settings(cfg)
         check_rule(cfg.mitigation.assignment)
         check_mode(cfg.mitigation.mode, cfg.mitigation.places, cfg.mitigation.protocol)
         self.fixed_strength  # noqa: B018
         self.target  # noqa: B018
         instantiate(cfg.mitigation.window)
-        for role in ("labels", "scores"):
-            self._judge(role)
-        self.new_autoencoder()
+        instantiate(cfg.attribution.scorer)
+        self.others()
+        autoencoder = self.new_autoencoder()
+        check_top(plain(cfg.attribution.top), classes=self.attribute.classes, width=autoencoder.width)
+        with blaming("sae.training"):
+            instantiate(cfg.sae.training)(autoencoder, steps=self.model.steps)
+        with blaming("trainer"):
+            self.trainer()
 
     @cached_property
-    def fixed_strength(self) -> float | None:
-        """The strength the configuration gives, or None where it is to be calibrated."""
-        strength = self.cfg.mitigation.strength
+    def fixed_strength(self) -> Tensor | None:
+        """The strength per class [C] the configuration gives, or None where it is to be calibrated."""
+        strength = plain(self.cfg.mitigation.strength)
         if strength == "auto":
             return None
+        classes = self.attribute.classes
+        per_class = strength if isinstance(strength, dict) else dict.fromkeys(classes, strength)
         try:
-            return float(strength)
-        except (TypeError, ValueError):
-            raise ValueError(f"mitigation.strength must be a number or auto, got {strength!r}.") from None
+            values = torch.tensor([float(per_class[name]) for name in classes], dtype=torch.float64)
+            if set(per_class) != set(classes) or not values.isfinite().all():
+                raise ValueError
+            return values
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"mitigation.strength must be auto, a number, or a number for each of {list(classes)}, got {strength!r}."
+            ) from None
 
     def new_autoencoder(self) -> SparseAutoencoder:
         """An untrained SAE of the site's size, as `sae` describes it."""
         described = plain(self.cfg.sae)
         described.pop("training")
-        channels, height, width = self.model.site_shape(self.site)
+        with blaming(f"data.site.module={self.site.module}"):
+            channels, height, width = self.model.site_shape(self.site)
         autoencoder: SparseAutoencoder = instantiate(described, positions=height * width)(channels)
         return autoencoder
 
@@ -99,8 +108,10 @@ class Workbench:
     @cached_property
     def target(self) -> Tensor:
         """Target distribution q [C]."""
-        target = self.cfg.mitigation.target
-        return self.attribute.target(None if target is None else dict(target))
+        target = plain(self.cfg.mitigation.target)
+        if target is not None:
+            check_target(target)
+        return self.attribute.target(target)
 
     @cached_property
     def labelling_judge(self) -> Judge:
@@ -134,8 +145,15 @@ class Workbench:
         return logits.argmax(-1), logits
 
     def others(self) -> list[Attribute]:
-        """The other attributes that both judges read, on which leakage is measured."""
+        """The other attributes that both judges read, on which leakage is measured.
+
+        Raises:
+            ValueError: a judge does not read one of them.
+        """
         known = self.scoring_judge.classes
+        read = [name for name in known if name in self.labelling_judge.classes]
+        if unknown := [name for name in self.cfg.judge.others if name not in read]:
+            raise ValueError(f"judge.others names {unknown}, which the judges do not both read; both read {read}.")
         return [Attribute(name, tuple(known[name])) for name in self.cfg.judge.others if name != self.attribute.name]
 
     def once(self, name: str, work: Callable[[], Result]) -> Result:
@@ -157,6 +175,19 @@ class Workbench:
             "attribute": {"name": attribute.name, "classes": list(attribute.classes)},
             "judge": self.labelling_judge.fingerprint,  # type: ignore[attr-defined]
         }
+
+
+@contextmanager
+def blaming(key: str) -> Iterator[None]:
+    """Turn whatever a library says about a value into a mistake in the configuration that names its key.
+
+    Raises:
+        ValueError: an exception that is none was raised in the block.
+    """
+    try:
+        yield
+    except (TypeError, RuntimeError, MisconfigurationException) as error:
+        raise ValueError(f"{key}: {one_line(error)}") from error
 
 
 def plain(node: Any) -> Any:

@@ -50,6 +50,11 @@ def test_the_headline_overrides_reach_their_place() -> None:
     assert (cfg.sae.expansion, cfg.sae.k, cfg.mitigation.strength) == (4, 16, 1.5)
 
 
+@pytest.mark.parametrize("path", sorted((CONF / "attribution").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_scorer_takes_the_settings_of_its_file(path: Path) -> None:
+    assert callable(instantiate(resolved([f"attribution={path.stem}"]).attribution.scorer))
+
+
 @pytest.mark.parametrize("name", ["gender", "age", "race"])
 def test_attributes_are_what_the_judges_read(name: str) -> None:
     cfg = resolved([f"attribute={name}"])
