@@ -1,0 +1,46 @@
+"""`task=convert`: write a guided-diffusion checkpoint as a diffusers pipeline folder, once."""
+
+import os
+import shutil
+from pathlib import Path
+
+from diffusers import DDIMPipeline
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from difflens.models.guided_diffusion import convert_unet, read_state_dict
+from difflens.run import Run
+from difflens.storage import TEMPORARY, sha256_of, sync, write_json
+
+
+def convert(cfg: DictConfig, run: Run) -> None:
+    """Convert `task.checkpoint` and write it to `task.export_to`, which must not exist yet."""
+    checkpoint, export_to = Path(cfg.task.checkpoint).expanduser(), Path(cfg.task.export_to).expanduser()
+    if export_to.exists():
+        raise ValueError(
+            f"{export_to} exists and is not overwritten; delete it or set task.export_to to another folder."
+        )
+    settings = {name: cfg.task[name] for name in ("image_size", "head_channels", "new_attention_order")}
+    unet = convert_unet(read_state_dict(checkpoint), **settings)
+    pipeline = DDIMPipeline(unet=unet, scheduler=instantiate(cfg.task.scheduler))
+    with run.stage("convert"):
+        write_pipeline(
+            pipeline, export_to, {"checkpoint": checkpoint.name, "sha256": sha256_of(checkpoint), **settings}
+        )
+    parameters = sum(parameter.numel() for parameter in unet.parameters())
+    run.say(f"{checkpoint.name} ({parameters / 1e6:.1f} million parameters) converted to {export_to}")
+
+
+def write_pipeline(pipeline: DDIMPipeline, folder: Path, origin: dict[str, str | int | bool]) -> None:
+    """Save a pipeline, and in `conversion.json` what it was made from, so that the folder is there whole or not at all."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        pipeline.save_pretrained(partial)
+        write_json(partial / "conversion.json", origin)
+        for path in (path for path in partial.rglob("*") if path.is_file()):
+            path.chmod(0o644)
+            sync(path)
+        os.rename(partial, folder)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

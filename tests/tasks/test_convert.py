@@ -1,0 +1,102 @@
+"""`task=convert` from a released checkpoint to a model that samples, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from safetensors.torch import load_file
+
+from difflens.exits import ending
+from difflens.models.sampling import ddim_step
+from difflens.models.unconditional import UnconditionalModel
+from difflens.run import open_run
+from difflens.storage import sha256_of
+from difflens.tasks import convert as task
+from difflens.types import GenerationPlan, Site
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+FIXTURE = Path(__file__).resolve().parents[1] / "fixtures" / "p2_small"
+SMALL = ["task.image_size=32", "task.head_channels=32", f"task.checkpoint={FIXTURE / 'checkpoint.pt'}"]
+
+
+def composed(folder: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=["task=convert", f"paths.outputs={folder}", *overrides])
+
+
+def convert(folder: Path, *overrides: str) -> None:
+    cfg = composed(folder, *overrides)
+    with open_run(cfg, folder / "run") as run:
+        task.convert(cfg, run)
+
+
+def failure(folder: Path, *overrides: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        convert(folder, *overrides)
+    status = json.loads((folder / "run" / "status.json").read_text())
+    assert status["status"] == "failed" and status["exit_code"] == 2
+    return ending(caught.value).line
+
+
+@torch.no_grad()
+def test_the_written_folder_is_the_released_model(tmp_path: Path) -> None:
+    convert(tmp_path, *SMALL)
+    model = instantiate(composed(tmp_path, "model=p2_celebahq", "model.steps=10", "model.micro_batch=2").model)
+    assert isinstance(model, UnconditionalModel) and (model.eta, model.rederive_direction) == (1.0, True)
+    oracle = load_file(FIXTURE / "oracle.safetensors")
+    assert model.timesteps == oracle["ddim10_timesteps"].flip(0).tolist()
+    torch.testing.assert_close(model.unet(oracle["x"], oracle["t"]).sample, oracle["out"], rtol=0, atol=1e-5)
+    x = oracle["noise"]
+    for t in model.timesteps:
+        output = model._denoise(x, t)
+        assert output.shape == x.shape
+        x = ddim_step(model.scheduler, output, timestep=t, x=x, rederive_direction=model.rederive_direction)
+    torch.testing.assert_close(x, oracle["ddim10_eta0"], rtol=0, atol=1e-4)
+
+
+def test_it_samples_and_its_bottleneck_can_be_read(tmp_path: Path) -> None:
+    convert(tmp_path, *SMALL)
+    model = instantiate(composed(tmp_path, "model=p2_celebahq", "model.steps=3", "model.micro_batch=2").model)
+    (batch,) = model.sample(GenerationPlan(0, torch.arange(2)), record=Site())
+    assert batch.images.shape == (2, 3, 32, 32)
+    assert batch.activations.shape == (2, 3, 64, 8, 8) == (2, 3, *model.site_shape(Site()))
+
+
+def test_the_folder_says_what_it_was_made_from_and_is_readable(tmp_path: Path) -> None:
+    convert(tmp_path, *SMALL)
+    folder = Path(composed(tmp_path).task.export_to)
+    origin = json.loads((folder / "conversion.json").read_text())
+    assert origin["checkpoint"] == "checkpoint.pt" and origin["sha256"] == sha256_of(FIXTURE / "checkpoint.pt")
+    assert origin["head_channels"] == 32
+    assert {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()} == {0o644}
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    line = failure(tmp_path, *SMALL, f"task.export_to={tmp_path / 'there'}")
+    assert "not overwritten" in line and "task.export_to" in line
+    assert not list((tmp_path / "there").iterdir())
+
+
+def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(task, "write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        convert(tmp_path, *SMALL, f"task.export_to={tmp_path / 'weights' / 'p2'}")
+    assert not list((tmp_path / "weights").iterdir())
+
+
+def test_what_cannot_be_converted_is_one_line(tmp_path: Path) -> None:
+    assert "no checkpoint at" in failure(tmp_path)
+    assert "head_channels=24 does not divide" in failure(tmp_path, *SMALL, "task.head_channels=24")
+    state = torch.load(FIXTURE / "checkpoint.pt", weights_only=True)
+    del state["out.0.bias"]
+    torch.save({**state, "label_emb.weight": torch.zeros(2, 128)}, tmp_path / "other.pt")
+    line = failure(tmp_path, *SMALL, f"task.checkpoint={tmp_path / 'other.pt'}")
+    assert "missing keys: out.0.bias" in line and "unknown keys: label_emb.weight" in line and "\n" not in line
