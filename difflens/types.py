@@ -22,7 +22,8 @@ class Site:
     Args:
         module: dotted path inside the denoiser, such as `mid_block`.
         tensor: the module's `output`, its `input`, or its `update` (output − input).
-        branch: which half of a classifier-free-guidance batch; `none` for models without guidance.
+        branch: of classifier-free guidance: `cond`, `uncond`, or `both` (the two maps of an image one above the other,
+            uncond first, so that it has twice the height); `none` for unconditional models.
     """
 
     module: str = "mid_block"
@@ -78,6 +79,20 @@ class GenerationPlan:
     image_ids: Int[Tensor, "images"]
     targets: Int[Tensor, "images"] | None = None
     """Target class per image for a mitigation, `UNTOUCHED` where it must not act."""
+    prompts: tuple[str, ...] | None = None
+    """Prompt per image for a text-to-image model, None for an unconditional one."""
+
+    def __post_init__(self) -> None:
+        for name, values in (("targets", self.targets), ("prompts", self.prompts)):
+            if values is not None and len(values) != len(self.image_ids):
+                raise ValueError(f"a plan of {len(self.image_ids)} images needs as many {name}, got {len(values)}.")
+
+    def part(self, start: int, stop: int) -> "GenerationPlan":
+        """The plan of the images from `start` to before `stop`."""
+        rows = slice(start, stop)
+        targets = None if self.targets is None else self.targets[rows]
+        prompts = None if self.prompts is None else self.prompts[rows]
+        return GenerationPlan(self.base_seed, self.image_ids[rows], targets, prompts)
 
 
 @dataclass(frozen=True)

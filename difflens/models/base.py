@@ -3,14 +3,14 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from difflens.types import GenerationPlan, Site
+from difflens.types import Branch, GenerationPlan, Site
 
 Update = Literal["asymmetric", "symmetric"]
 
@@ -47,6 +47,8 @@ class DiffusionModel(ABC):
     name: str
     steps: int
     micro_batch: int
+    default_branch: Branch = "none"
+    """The branch of a site whose configuration names none."""
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
@@ -78,13 +80,30 @@ class DiffusionModel(ABC):
         site: Site,
         change: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
+        prompts: Sequence[str] | None = None,
     ) -> float:
-        """Mean squared error of the denoiser on images in [0, 1] noised to `step`, the site's activations changed or not."""
+        """Mean squared error of the denoiser on images in [0, 1] noised to `step`, the site's activations changed or not.
+
+        `prompts` holds one per image for a text-to-image model, which measures the branch of the site.
+        """
+
+    def check_update(self, update: str) -> None:  # noqa: B027
+        """Check that the model's sampler can make an update; every sampler of an unconditional model can.
+
+        Raises:
+            ValueError: it cannot.
+        """
+
+
+PROVENANCE = {"architectures", "dtype", "transformers_version"}
+"""Entries of a text encoder's configuration that say how it was saved, not what it computes."""
 
 
 def weights_fingerprint(module: nn.Module) -> str:
     """SHA-256 (16 hex digits) of a module's configuration and weights."""
-    config = {key: value for key, value in dict(getattr(module, "config", {})).items() if not key.startswith("_")}
+    config = getattr(module, "config", {})
+    config = config if isinstance(config, Mapping) else config.to_dict()
+    config = {key: value for key, value in config.items() if not key.startswith("_") and key not in PROVENANCE}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())

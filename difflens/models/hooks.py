@@ -1,17 +1,19 @@
 """Reading and editing activations by hooks that live inside a context manager, on an unmodified denoiser."""
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from difflens.models.rows import append_rows, map_rows
 from difflens.types import Site
 
 Read = Callable[[int, Tensor], None]
 Change = Callable[[Tensor, int], Tensor | None]
+Aside = Callable[[int, Tensor, Tensor], None]
 
 
 def find_module(denoiser: nn.Module, site: Site) -> nn.Module:
@@ -49,46 +51,62 @@ class SiteHooks:
         read: called with (step, activations of `rows`).
         change: maps (activations of `rows`, step) to edited ones, or None where the step is not edited.
         fork: keep the unedited rows and append the edited ones.
-        rows: which rows of the batch the site's branch holds.
+        rows: which rows of the batch the site's branch holds, for each denoiser call of a step in order; None where a
+            call holds none of them. One entry serves every call.
+        aside: called after each denoiser call with (its place in the step, the batch's rows of the output, the appended
+            rows); the denoiser then returns the batch's rows alone.
+        batch: rows that every denoiser call must have.
 
     Raises:
-        ValueError: the site does not exist.
+        ValueError: the site does not exist, a timestep is off the grid, or a call has another number of rows.
         RuntimeError: on leaving, if the hook did not fire exactly once per denoiser call.
     """
+
+    _replayed: ClassVar["SiteHooks | None"] = None
+    """Whose block is run a second time, on edited rows; no other hook counts or changes that pass."""
 
     def __init__(
         self,
         denoiser: nn.Module,
         site: Site,
         *,
-        timesteps: Sequence[int],
+        timesteps: Sequence[float],
         read: Read | None = None,
         change: Change | None = None,
         fork: bool = False,
-        rows: slice = slice(None),
+        rows: Sequence[slice | None] = (slice(None),),
+        aside: Aside | None = None,
+        batch: int | None = None,
     ) -> None:
         self.denoiser, self.site, self.module = denoiser, site, find_module(denoiser, site)
-        self._step_of = {int(t): step for step, t in enumerate(timesteps)}
-        self._read, self._change, self._fork, self._rows = read, change, fork, rows
+        self._step_of = {float(t): step for step, t in enumerate(timesteps)}
+        self._read, self._change, self._fork, self._aside = read, change, fork, aside
+        self._rows_of, self._expected = tuple(rows), batch
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._step, self._batch, self._forked = -1, -1, False
+        self._step, self._call, self._batch, self._forked = -1, 0, -1, False
+        self._rows: slice | None = None
         self._input: Tensor | None = None
+        self._pending: Tensor | None = None
+        self._block = next((name for name in top_blocks(denoiser) if _inside(site.module, name)), None)
         self.calls = self.fired = 0
 
     def __enter__(self) -> "SiteHooks":
         add = self._handles.append
         add(self.denoiser.register_forward_pre_hook(self._begin, with_kwargs=True))
-        block = next((name for name in top_blocks(self.denoiser) if _inside(self.site.module, name)), None)
-        self._fork_on_entry = not (block == self.site.module and self.site.tensor != "input")
-        for name in top_blocks(self.denoiser):
-            hook = self._enter_forking_block if name == block and self._fork_on_entry else self._follow_fork
-            add(self.denoiser.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True))
+        if self._fork:
+            for name in top_blocks(self.denoiser):
+                add(self.denoiser.get_submodule(name).register_forward_pre_hook(self._follow_fork, with_kwargs=True))
         if self.site.tensor == "input":
-            add(self.module.register_forward_pre_hook(self._at_input))
+            add(self.module.register_forward_pre_hook(self._at_input, with_kwargs=True))
         else:
             if self.site.tensor == "update":
-                add(self.module.register_forward_pre_hook(self._keep_input))
+                add(self.module.register_forward_pre_hook(self._keep_input, with_kwargs=True))
             add(self.module.register_forward_hook(self._at_output))
+        if self._replays:
+            block = self.denoiser.get_submodule(str(self._block))
+            add(block.register_forward_hook(self._replay, with_kwargs=True))
+        if self._aside is not None:
+            add(self.denoiser.register_forward_hook(self._set_aside))
         return self
 
     def __exit__(
@@ -103,24 +121,53 @@ class SiteHooks:
                 "a compiled or replaced module ignores hooks: pass the plain model."
             )
 
+    @property
+    def _replays(self) -> bool:
+        """Whether the batch forks after the block that holds the site: a batch cannot grow in the middle of a block."""
+        return self._fork and self._block is not None and self._block != self.site.module
+
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         sample = args[0] if args else kwargs["sample"]
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-        t = int(timestep.flatten()[0]) if isinstance(timestep, Tensor) else int(timestep)
+        t = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
         if t not in self._step_of:
             raise ValueError(
-                f"the denoiser was called at timestep {t}, which is not on the grid {sorted(self._step_of)}."
+                f"the denoiser was called at timestep {t:g}, which is not on the grid {sorted(self._step_of)}."
             )
-        self._step, self._batch, self._forked = self._step_of[t], len(sample), False
-        self.calls += 1
+        if self._expected not in (None, len(sample)):
+            raise ValueError(
+                f"the denoiser was called with {len(sample)} rows where {self._expected} were expected; where a pipeline "
+                "calls it once per guidance branch, name them in order: model.calls=[uncond,cond]."
+            )
+        step = self._step_of[t]
+        self._call = (self._call + 1) % len(self._rows_of) if step == self._step else 0
+        self._step, self._batch, self._forked, self._rows = step, len(sample), False, self._rows_of[self._call]
+        self.calls += self._rows is not None
 
-    def _edited(self, value: Tensor) -> Tensor | None:
+    def _new_value(self, h: Tensor) -> Tensor | None:
+        """What takes the place of the site's activations, or None where they stay."""
+        if SiteHooks._replayed is not None:
+            return self._pending if SiteHooks._replayed is self else None
+        edited = None if self._rows is None else self._edited(h[: self._batch][self._rows])
+        if edited is None:
+            return None
+        if self._replays:
+            self._pending = edited
+            return None
+        return self._merge(h, edited)
+
+    def _edited(self, h: Tensor) -> Tensor | None:
         """The edited activations of the branch's rows, or None where this step is not edited."""
         self.fired += 1
-        rows = value[: self._batch][self._rows]
+        value = h
+        if self.site.tensor == "update":
+            assert self._input is not None and self._rows is not None
+            value = h - self._input[: self._batch][self._rows]
         if self._read is not None:
-            self._read(self._step, rows)
-        return None if self._change is None else self._change(rows, self._step)
+            self._read(self._step, value)
+        edited = None if self._change is None else self._change(value, self._step)
+        # The change of an update is added to h itself, so that a neutral edit returns it bit for bit.
+        return edited if edited is None or value is h else h + (edited - value)
 
     def _merge(self, h: Tensor, edited: Tensor) -> Tensor:
         """Append the edited rows where the batch forks, put them in place of the originals where it does not."""
@@ -133,48 +180,56 @@ class SiteHooks:
         h[self._rows] = edited
         return h
 
-    def _keep_input(self, _: nn.Module, args: tuple[Any, ...]) -> None:
-        self._input = args[0]
+    def _keep_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._input = args[0] if args else kwargs["hidden_states"]
 
     def _at_output(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         h = output[0] if isinstance(output, tuple) else output
-        if self.site.tensor == "update":
-            assert self._input is not None
-            update = h - self._input
-            edited = self._edited(update)
-            if edited is not None:
-                # The change is added to h itself, so that a neutral edit returns it bit for bit.
-                edited = h[: self._batch][self._rows] + (edited - update[: self._batch][self._rows])
-        else:
-            edited = self._edited(h)
-        if edited is None:
+        if self.site.tensor == "update" and (self._input is None or self._input.shape != h.shape):
+            raise ValueError(
+                f"site {self.site.module!r} has no update: its input and output differ in shape; use output or input."
+            )
+        result = self._new_value(h)
+        if result is None:
             return None
-        result = self._merge(h, edited)
         return (result, *output[1:]) if isinstance(output, tuple) else result
 
-    def _at_input(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        edited = self._edited(args[0])
-        return None if edited is None else (self._merge(args[0], edited), *args[1:])
-
-    def _enter_forking_block(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Grow the batch where the block holding an inner site begins; the site then edits the appended rows."""
-        if not self._fork or self._change is None:
+    def _at_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = self._new_value(args[0] if args else kwargs["hidden_states"])
+        if result is None:
             return None
+        if self._forked:
+            args, kwargs = self._grow(args), self._grow(kwargs)
+        return ((result, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": result})
+
+    def _replay(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Run the block that holds the site once more, for the edited rows alone, and append what they give."""
+        if self._pending is None:
+            return None
+        SiteHooks._replayed = self
+        try:
+            edited = block.forward(*self._pick(args), **self._pick(kwargs))
+        finally:
+            SiteHooks._replayed = self._pending = None
         self._forked = True
-        return self._grow_all(args), self._grow_all(kwargs)
+        return append_rows(output, edited)
 
     def _follow_fork(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Give the appended rows their own copy of whatever else a later block takes: skips, time and text embeddings."""
-        return (self._grow_all(args), self._grow_all(kwargs)) if self._forked else None
+        return (self._grow(args), self._grow(kwargs)) if self._forked else None
 
-    def _grow_all(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return torch.cat([value, value[self._rows]]) if value.ndim > 1 and len(value) == self._batch else value
-        if isinstance(value, tuple | list):
-            return type(value)(self._grow_all(item) for item in value)
-        if isinstance(value, Mapping):
-            return {key: self._grow_all(item) for key, item in value.items()}
-        return value
+    def _set_aside(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        value = output[0]
+        assert self._aside is not None
+        self._aside(self._call, value[: self._batch], value[self._batch :])
+        kept = value[: self._batch]
+        return (kept, *output[1:]) if isinstance(output, tuple) else type(output)(sample=kept)
+
+    def _grow(self, value: Any) -> Any:
+        return map_rows(value, self._batch, lambda tensor: torch.cat([tensor, tensor[self._rows]]))
+
+    def _pick(self, value: Any) -> Any:
+        return map_rows(value, self._batch, lambda tensor: tensor[self._rows])
 
 
 def _inside(module: str, block: str) -> bool:

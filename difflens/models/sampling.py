@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor
 
 
@@ -13,7 +13,7 @@ class Estimate(NamedTuple):
     noise: Tensor
 
 
-def estimate(scheduler: DDIMScheduler, output: Tensor, timestep: int, x: Tensor) -> Estimate:
+def estimate(scheduler: SchedulerMixin, output: Tensor, timestep: int, x: Tensor) -> Estimate:
     """Read a denoiser output by the scheduler's prediction type; x_0 is clipped if the scheduler clips.
 
     Raises:
@@ -30,7 +30,7 @@ def estimate(scheduler: DDIMScheduler, output: Tensor, timestep: int, x: Tensor)
             clean, noise = output, (x - signal * output) / noise_level
         case other:
             raise ValueError(f"prediction type {other!r} is not one of epsilon, v_prediction, sample.")
-    if scheduler.config.clip_sample:
+    if scheduler.config.get("clip_sample", False):
         bound = scheduler.config.clip_sample_range
         clean = clean.clamp(-bound, bound)
     return Estimate(clean, noise)

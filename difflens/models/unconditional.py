@@ -1,6 +1,6 @@
 """Unconditional pixel-space diffusion models: any folder or hub id that holds a diffusers `UNet2DModel` pipeline."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -92,9 +92,8 @@ class UnconditionalModel(DiffusionModel):
     ) -> Iterator[Generated]:
         """See `DiffusionModel.sample`."""
         for start in range(0, len(plan.image_ids), self.micro_batch):
-            rows = slice(start, start + self.micro_batch)
-            targets = None if plan.targets is None else plan.targets[rows]
-            yield self._sample_batch(plan.base_seed, plan.image_ids[rows], targets, record, edit)
+            part = plan.part(start, start + self.micro_batch)
+            yield self._sample_batch(part.base_seed, part.image_ids, part.targets, record, edit)
 
     @torch.inference_mode()
     def _sample_batch(
@@ -138,8 +137,9 @@ class UnconditionalModel(DiffusionModel):
         site: Site,
         change: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
+        prompts: Sequence[str] | None = None,
     ) -> float:
-        """See `DiffusionModel.denoising_loss`; the noise is the same for every change."""
+        """See `DiffusionModel.denoising_loss`; it reads no prompts, and the noise is the same for every change."""
         clean = (images * 2 - 1).to(self.device)
         noise = normal([image_generator(seed, row) for row in range(len(clean))], clean.shape[1:], device=self.device)
         t = self.timesteps[step]

@@ -41,6 +41,37 @@ def test_a_neutral_edit_changes_no_bit(unet: UNet2DModel, site: Site) -> None:
     plain = unet(X, 500).sample.detach()
     assert torch.equal(run(unet, site, lambda h, _: h, fork=False), plain)
     assert torch.equal(run(unet, site, lambda h, _: None, fork=False), plain)
+    assert torch.equal(run(unet, site, lambda h, _: None, fork=True), plain)
+
+
+@pytest.mark.parametrize("site", SITES, ids=str)
+def test_a_fork_of_some_rows_set_aside_leaves_the_output_its_size(unet: UNet2DModel, site: Site) -> None:
+    asides: list[tuple[int, Tensor, Tensor]] = []
+    keep = lambda *given: asides.append(given)  # noqa: E731
+    settings = {"timesteps": GRID, "change": lambda h, _: h + 0.5, "rows": (slice(1, 3),), "aside": keep, "batch": 3}
+    with torch.inference_mode(), SiteHooks(unet, site, fork=True, **settings):
+        kept = unet(X, 500).sample
+    ((call, unedited, forked),) = asides
+    edited = run(unet, site, lambda h, _: h + 0.5, fork=False)
+    assert call == 0 and torch.equal(kept, unedited)
+    torch.testing.assert_close(kept, unet(X, 500).sample.detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(forked, edited[1:3], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="2 rows where 3 were expected"), SiteHooks(unet, site, **settings):
+        unet(X[:2], 500)
+
+
+def test_rows_go_by_the_order_of_the_calls_in_a_step(unet: UNet2DModel) -> None:
+    seen: list[tuple[int, int]] = []
+    read = lambda step, h: seen.append((step, len(h)))  # noqa: E731
+    with SiteHooks(unet, Site(), timesteps=GRID, read=read, rows=(None, slice(0, 2))) as hooks:
+        for t in (900, 900, 500, 500):
+            unet(X, t)
+    assert seen == [(0, 2), (1, 2)] and hooks.calls == 2
+
+
+def test_a_module_that_changes_the_shape_has_no_update(unet: UNet2DModel) -> None:
+    with pytest.raises(ValueError, match="has no update"):
+        run(unet, Site("down_blocks.0", "update"), lambda h, _: h, fork=False)
 
 
 def test_everything_before_the_site_runs_once(unet: UNet2DModel) -> None:
