@@ -47,7 +47,7 @@ def usage(conf: Path) -> str:
     """The help text."""
     lines = []
     for group, choices in config_groups(conf).items():
-        if group.split("/")[0] not in PLUMBING:
+        if group not in PLUMBING and "/" not in group:
             lines += textwrap.wrap(
                 f"{group:<12} {', '.join(choices)}",
                 width=118,

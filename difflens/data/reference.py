@@ -1,0 +1,67 @@
+"""Reference images for FID and KID, from a folder: their features, computed once and kept with their hash."""
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from difflens.artifacts import ArtifactStore
+from difflens.data.folder import ImageFolder, scan_folder
+from difflens.metrics.judges import FeatureExtractor, ReferenceStatistics
+
+log = logging.getLogger(__name__)
+
+
+class Reference(NamedTuple):
+    """Features [n, dim] in the order of the images' names, and their statistics."""
+
+    features: Float[Tensor, "images dim"]
+    statistics: ReferenceStatistics
+
+
+def collect_features(
+    images: ImageFolder, extractor: FeatureExtractor, *, batch: int = 64
+) -> Float[Tensor, "images dim"]:
+    """Features [n, dim] (float32) of a folder's images, which are never all in memory."""
+    parts = images.batches(batch)
+    return torch.cat([extractor(torch.from_numpy(part.pixels).float() / 255).cpu() for part in parts])
+
+
+def collect_reference(
+    images: ImageFolder, extractor: FeatureExtractor, *, store: ArtifactStore, batch: int = 64
+) -> Reference:
+    """The folder's reference for an extractor: read from the store if the same images went through the same network.
+
+    Raises:
+        ValueError: there is only one image.
+        ArtifactError: what the store holds is damaged.
+    """
+    made = {"name": extractor.name, "resize": extractor.resize, "fingerprint": extractor.fingerprint}  # type: ignore[attr-defined]
+    spec = {"images": images.sha256, "n": len(images.files), "extractor": made}
+
+    def make(folder: Path) -> None:
+        save_file({"features": collect_features(images, extractor, batch=batch)}, folder / "features.safetensors")
+
+    artifact, _ = store.get_or_create("reference", spec, make)
+    features = load_file(artifact.folder / "features.safetensors")["features"]
+    statistics = ReferenceStatistics.from_features(features, extractor=extractor.name, resize=extractor.resize)
+    return Reference(features, statistics)
+
+
+def load_images(folder: str) -> UInt8[Tensor, "images 3 height width"]:
+    """All images of a folder, for one small enough to be held; what was converted or refused is logged.
+
+    Raises:
+        ValueError: there is no such folder, no image in it, or they differ in size.
+    """
+    images = scan_folder(folder)
+    log.info(images.describe())
+    batches = list(images.batches(len(images.files)))
+    if len(batches) > 1:
+        sizes = sorted({f"{part.pixels.shape[3]}×{part.pixels.shape[2]}" for part in batches})
+        raise ValueError(f"the images in {folder!r} have sizes {', '.join(sizes[:5])}; bring them to one size.")
+    return torch.from_numpy(batches[0].pixels)

@@ -1,0 +1,70 @@
+"""A judge that was never trained on labels: CLIP compares each face with descriptions of the classes."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from difflens.fingerprints import fingerprint
+from difflens.metrics.embeddings import OpenClipModel
+from difflens.metrics.faces import FaceCropper, WholeImage
+from difflens.metrics.pixels import read_faces
+
+
+class ZeroShotJudge:
+    """CLIP with an ensemble of prompts per class (Radford et al., 2021, section 3.1.4) as a `Judge`.
+
+    A class is the mean of the unit-norm embeddings of its phrases in all templates; its logit is CLIP's scale times the
+    cosine of a face with that mean. An image without a face has rows of NaN.
+
+    Args:
+        clip: the embeddings.
+        prompts: attribute → class → phrases, such as `a woman`.
+        templates: sentences with one `{}` for the phrase.
+        faces: what of an image CLIP sees.
+
+    Raises:
+        ValueError: a class has no phrase, an attribute fewer than two classes, or a template no `{}`.
+    """
+
+    def __init__(
+        self,
+        clip: OpenClipModel,
+        *,
+        prompts: Mapping[str, Mapping[str, Sequence[str]]],
+        templates: Sequence[str],
+        faces: FaceCropper | None = None,
+    ) -> None:
+        self.clip, self.faces, self.name = clip, faces or WholeImage(), f"zero-shot {clip.name}"
+        phrases = {a: {c: list(words) for c, words in classes.items()} for a, classes in prompts.items()}
+        empty = [a for a, classes in phrases.items() if len(classes) < 2 or not all(classes.values())]
+        unfilled = [template for template in templates if template.count("{}") != 1]
+        if empty or unfilled or not templates:
+            raise ValueError(
+                f"a zero-shot judge needs two classes with phrases per attribute (not so: {empty}) and templates with "
+                f"one {{}} each (not so: {unfilled}; {len(templates)} in all)."
+            )
+        self.classes: Mapping[str, tuple[str, ...]] = {a: tuple(classes) for a, classes in phrases.items()}
+        self._texts = {
+            a: torch.stack([self._ensemble(words, templates) for words in classes.values()])
+            for a, classes in phrases.items()
+        }
+        described = {
+            "clip": clip.fingerprint,
+            "prompts": phrases,
+            "templates": list(templates),
+            "faces": self.faces.name,
+        }
+        self.fingerprint = fingerprint(described)
+
+    @torch.inference_mode()
+    def __call__(self, images: Float[Tensor, "images channels height width"]) -> dict[str, Tensor]:
+        """See `Judge`."""
+        width = next(iter(self._texts.values())).shape[1]
+        embeddings = read_faces(images, self.faces, self.clip.embed_photographs, width=width, batch=self.clip.batch)
+        return {a: self.clip.scale * embeddings @ texts.to(embeddings).mT for a, texts in self._texts.items()}
+
+    def _ensemble(self, words: Sequence[str], templates: Sequence[str]) -> Tensor:
+        mean = self.clip.embed_texts([template.format(word) for word in words for template in templates]).mean(0)
+        return mean / mean.norm()

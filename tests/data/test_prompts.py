@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from difflens.data.prompts import UNNAMED, PromptSet, fill, neutral_plan, study_plan
+
+WORK = PromptSet(["a face of a {} doctor", "A photo of an {} engineer"], unseen=["a face of a {} pilot"])
+
+
+def test_articles_suit_what_follows_the_slot() -> None:
+    assert fill("a face of a {} doctor") == "a face of a doctor"
+    assert fill("a face of a {} doctor", "old") == "a face of an old doctor"
+    assert fill("A photo of an {} engineer") == "A photo of an engineer"
+    assert fill("A photo of an {} engineer", "Black") == "A photo of a Black engineer"
+    assert fill("{} people at work", "young") == "young people at work"
+
+
+def test_half_the_images_name_a_class_every_class_and_prompt_equally_often() -> None:
+    plan, labels = study_plan(WORK, ("female", "male"), 32, base_seed=3)
+    assert plan.prompts is not None and len(plan.image_ids.unique()) == 32
+    assert labels[:16].eq(UNNAMED).all() and labels[16:].bincount().tolist() == [8, 8]
+    assert plan.prompts[:2] == ("a face of a doctor", "A photo of an engineer")
+    named = list(zip(plan.prompts[16:], labels[16:].tolist(), strict=True))
+    for word, label in (("female", 0), ("male", 1)):
+        for work in ("doctor", "engineer"):
+            hits = [text for text, index in named if index == label and work in text]
+            assert len(hits) == 4 and all(f" {word} {work}" in text for text in hits)
+
+
+def test_evaluation_goes_prompt_by_prompt() -> None:
+    plan = neutral_plan(WORK.studied, 3, base_seed=1, first_id=10)
+    assert plan.prompts == ("a face of a doctor",) * 3 + ("A photo of an engineer",) * 3
+    assert torch.equal(plan.image_ids, torch.arange(10, 16))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"studied": []}, "empty"),
+        ({"studied": ["a {} b", "a {} b"]}, "repeats"),
+        ({"studied": ["a {} b"], "unseen": ["a {} b"]}, "repeats"),
+        ({"studied": ["a doctor"]}, "slot"),
+        ({"studied": ["a {} b"], "labels": "guess"}, "labels"),
+    ],
+)
+def test_bad_lists_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PromptSet(**settings)  # type: ignore[arg-type]
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 12"):
+        study_plan(WORK, ("young", "adult", "old"), 10, base_seed=0)
