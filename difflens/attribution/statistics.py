@@ -23,11 +23,6 @@ class CodeStatistics(NamedTuple):
     mean: Float[Tensor, "classes steps selected height width"]
     level: Float[Tensor, "steps selected"]
 
-    def contrast(self, step: int) -> Float[Tensor, "classes selected height width"]:
-        """Each class's mean code map minus the mean of the other classes'."""
-        mean = self.mean[:, step]
-        return (mean * len(mean) - mean.sum(0)) / (len(mean) - 1)
-
 
 def effect_coding(labels: Int[Tensor, "images attributes"], sizes: Sequence[int]) -> Float[Tensor, "images effects"]:
     """A constant, and for each attribute one column per class but the last, whose images count −1: effects sum to zero."""

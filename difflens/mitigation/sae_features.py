@@ -25,9 +25,9 @@ class SaeFeatureMitigation(Mitigation):
     With r the strength of the image's target class c, z the latent's code and u its usual level where it fires:
 
     - `scale`: Δz = (r − 1) z; `add`: Δz = r·u; `clamp`: Δz = r·u − z; on the latents of class c.
-    - `contrast`: Δz = r·(mean code of class c − mean code of the other classes) at each position and step, on the latents
-      of all classes, never below −z. r = 1 moves by the difference the model itself makes between the classes, and only
-      where in the image it makes it.
+    - `contrast`: Δz = r·Σ_k p_k (mean code of class c − mean code of class k) at each position and step, on the latents of
+      all classes, never below −z; p is what the gate reads, or uniform over the other classes without one. r = 1 moves by
+      the difference the model itself makes between the class it shows and class c, and only where in the image it makes it.
 
     Args:
         sae: reads codes and holds the decoder.
@@ -40,7 +40,8 @@ class SaeFeatureMitigation(Mitigation):
         suppress: for `scale`, `add` and `clamp`: scale latents of the other classes by this factor too; None leaves them.
         update: see `Mitigation`.
         window: see `Mitigation`.
-        gate: a probe of the attribute; where it already reads the target class with probability p, the edit shrinks by 1 − p.
+        gate: a probe of the attribute; where it already reads the target class with probability p, the edit shrinks by 1 − p,
+            and `contrast` starts from the classes that it reads.
         protocol: `official` adds the decoder's bias at every edited step, as the released code does on P2 (METHOD section 9).
 
     Raises:
@@ -89,23 +90,12 @@ class SaeFeatureMitigation(Mitigation):
         """See `Mitigation`."""
         latents = self.statistics.latents.to(h.device)
         codes = self.sae.codes_of_latents(h.float(), latents)
-        delta = self.change(codes, step, targets, strength=self.effective_strength(h, step, targets))
+        delta = self.change(codes, step, targets, shown=None if self.gate is None else self.gate(h, step).softmax(-1))
         edited = self.sae.add_to_map(h, delta, latents)
         if self.protocol == "official":
             bias = self.sae.b_dec.detach().to(h.dtype)[None, :, None, None]
             edited = torch.where((targets >= 0)[:, None, None, None], edited + bias, edited)
         return edited
-
-    def effective_strength(
-        self, h: Float[Tensor, "images channels height width"], step: int, targets: Int[Tensor, "images"]
-    ) -> Float[Tensor, "images"]:
-        """Each image's strength: its class's, nearer to neutral the surer the gate is that the class is there already."""
-        target = targets.clamp_min(0)
-        strength = self.strength.to(h.device)[target]
-        if self.gate is None:
-            return strength
-        reached = self.gate(h, step).softmax(-1).gather(1, target[:, None])[:, 0]
-        return self.neutral + (strength - self.neutral) * (1 - reached)
 
     def change(
         self,
@@ -113,17 +103,25 @@ class SaeFeatureMitigation(Mitigation):
         step: int,
         targets: Int[Tensor, "images"],
         *,
-        strength: Float[Tensor, "images"],
+        shown: Float[Tensor, "images classes"] | None = None,
     ) -> Float[Tensor, "images selected height width"]:
-        """Δz on the selected latents at a strength per image, zero for untouched images."""
+        """Δz on the selected latents, zero for untouched images; `shown` is the gate's reading of each image."""
         target = targets.clamp_min(0)
-        strength = strength[:, None, None, None]
+        strength = self.strength.to(codes.device)[target]
         if self.mode == "contrast":
-            shift = strength * self.statistics.contrast(step).to(codes)[target]
-            delta = torch.maximum(shift, -codes)
+            delta = torch.maximum(self._contrast(codes, step, target, strength, shown), -codes)
         else:
-            delta = self._change_own_latents(codes, step, target, strength)
+            if shown is not None:
+                strength = self.neutral + (strength - self.neutral) * (1 - shown.gather(1, target[:, None])[:, 0])
+            delta = self._change_own_latents(codes, step, target, strength[:, None, None, None])
         return torch.where((targets >= 0)[:, None, None, None], delta, 0.0)
+
+    def _contrast(self, codes: Tensor, step: int, target: Tensor, strength: Tensor, shown: Tensor | None) -> Tensor:
+        """r·Σ_k p_k (mean_c − mean_k): the mean of the target class less that of the classes shown."""
+        mean = self.statistics.mean[:, step].to(codes)
+        wanted = torch.nn.functional.one_hot(target, len(mean)).to(codes)
+        weight = wanted - ((1 - wanted) / (len(mean) - 1) if shown is None else shown.to(codes))
+        return torch.einsum("nc,clhw->nlhw", strength[:, None] * weight, mean)
 
     def _change_own_latents(self, codes: Tensor, step: int, target: Tensor, strength: Tensor) -> Tensor:
         level = self.statistics.level[step].to(codes)[None, :, None, None]

@@ -43,8 +43,7 @@ def mitigation(sae: TopKAutoencoder, strength: tuple[float, float], **settings: 
 
 
 def change(edit: SaeFeatureMitigation, sae: TopKAutoencoder) -> torch.Tensor:
-    strength = edit.effective_strength(H, 1, TARGETS)
-    return edit.change(sae.codes_of_latents(H, selected_latents(FEATURES)), 1, TARGETS, strength=strength)
+    return edit.change(sae.codes_of_latents(H, selected_latents(FEATURES)), 1, TARGETS)
 
 
 @pytest.mark.parametrize(("mode", "neutral"), [("scale", 1.0), ("add", 0.0), ("contrast", 0.0)])
@@ -103,10 +102,35 @@ def test_a_gate_spares_what_is_there_already(sae: TopKAutoencoder) -> None:
     gate = LinearProbe(4, 2, H[0].numel())
     gate.bias[1] = torch.tensor([0.0, 2.0])
     there = torch.sigmoid(torch.tensor(2.0))
+    codes = sae.codes_of_latents(H, torch.tensor([3, 5, 7]))
     edit = mitigation(sae, (3.0, 5.0), gate=gate)
-    strength = edit.effective_strength(H, 1, torch.tensor([0, 1, 1]))
-    torch.testing.assert_close(strength, torch.stack([1 + 2 * there, 1 + 4 * (1 - there), 1 + 4 * (1 - there)]))
+    shown = gate(H, 1).softmax(-1)
+    moved = edit.change(codes, 1, torch.tensor([0, 1, 1]), shown=shown)
+    torch.testing.assert_close(moved[0, 0], 2 * there * codes[0, 0])
+    torch.testing.assert_close(moved[1, 1], 4 * (1 - there) * codes[1, 1])
     assert torch.equal(mitigation(sae, (1.0, 1.0), gate=gate)(H, 1, TARGETS), H)
+
+
+def test_contrast_starts_from_the_classes_the_gate_reads(sae: TopKAutoencoder) -> None:
+    race = Attribute("race", ("a", "b", "c"))
+    mean = torch.rand(3, 1, 2, 2, 2, generator=torch.Generator().manual_seed(7))
+    usual = CodeStatistics(torch.tensor([3, 5]), mean, torch.ones(1, 2))
+    edit = SaeFeatureMitigation(
+        sae,
+        FeatureSet(race, {"a": (3,), "b": (5,), "c": ()}),
+        usual,
+        site=Site(),
+        mode="contrast",
+        strength=torch.tensor([1.0, 1.0, 2.0]),
+    )
+    codes, targets = torch.full((2, 2, 2, 2), 100.0), torch.tensor([0, 2])
+    surely = edit.change(codes, 0, targets, shown=torch.eye(3)[[1, 2]])
+    torch.testing.assert_close(surely[0], mean[0, 0] - mean[1, 0])
+    assert not surely[1].any()
+    unsure = edit.change(codes, 0, targets, shown=torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]))
+    torch.testing.assert_close(unsure[1], 2 * (0.5 * mean[2, 0] - 0.2 * mean[0, 0] - 0.3 * mean[1, 0]))
+    ungated = edit.change(codes, 0, targets)
+    torch.testing.assert_close(ungated[0], mean[0, 0] - mean[1:, 0].mean(0))
 
 
 def test_the_official_protocol_gives_the_released_codes_edit(official: dict[str, torch.Tensor]) -> None:
