@@ -1,6 +1,10 @@
 """Errors that end a run with one clear line; `exit_code`: 2 for a mistake in the configuration, 1 for a failed run."""
 
+import textwrap
 from pathlib import Path
+
+LONGEST = 600
+"""Characters of an error's message that are shown; torch lists every weight that does not fit."""
 
 
 class UserError(ValueError):
@@ -40,7 +44,7 @@ class JobFailedError(RuntimeError):
 
 
 def one_line(error: BaseException) -> str:
-    """The error's message on one line, led by its type unless the type adds nothing to a written message."""
-    message = " ".join(str(error).split())
+    """The error's message on one line of bounded length, led by its type unless that adds nothing to a written message."""
+    message = textwrap.shorten(str(error), LONGEST, placeholder=" …")
     plain = isinstance(error, ValueError | ArtifactError | JobFailedError) and message
     return message if plain else f"{type(error).__name__}: {message}".removesuffix(": ")

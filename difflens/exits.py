@@ -1,16 +1,23 @@
 """How an exception ends the program: one line and an exit code, 2 for a mistake in the configuration, else 1."""
 
 import difflib
+import errno
 import re
 from collections.abc import Sequence
+from threading import Event
+from types import FrameType
 from typing import NamedTuple
 
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
 from difflens.errors import one_line
+from difflens.storage import is_disk_full
 
 INTERRUPTED = "interrupted; run the same command again to go on"
+
+asked_to_stop = Event()
+"""Set once a signal has asked this process to stop."""
 
 
 class Ending(NamedTuple):
@@ -20,11 +27,19 @@ class Ending(NamedTuple):
     line: str
 
 
+def interrupt(_: int, __: FrameType | None) -> None:
+    """Handle SIGINT and SIGTERM: the status is written and locks are released on the way out."""
+    asked_to_stop.set()
+    raise KeyboardInterrupt
+
+
 def was_interrupted(error: BaseException) -> bool:
-    """Whether Ctrl-C or SIGTERM ended the run; Lightning turns that into `sys.exit(1)` after its own shutdown."""
-    return isinstance(error, KeyboardInterrupt) or (
-        isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
-    )
+    """Whether Ctrl-C or SIGTERM ended the run.
+
+    Lightning turns that into `sys.exit(1)` after its own shutdown; torch, met in the middle of reading a tensor, into a
+    ValueError without a cause.
+    """
+    return isinstance(error, KeyboardInterrupt) or asked_to_stop.is_set()
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -75,8 +90,23 @@ def about_object(error: InstantiationException) -> Ending:
     cause = error.__cause__
     if cause is None:
         return Ending(2, " ".join(str(error).split()))
-    code = getattr(cause, "exit_code", 2 if isinstance(cause, ValueError | TypeError | ImportError) else 1)
-    return Ending(code, f"{where}: {one_line(cause)}")
+    code = getattr(cause, "exit_code", None)
+    if code is not None or isinstance(cause, ValueError | TypeError | ImportError):
+        return Ending(code or 2, f"{where}: {one_line(cause)}")
+    damaged = "state_dict" in str(cause) or not isinstance(cause, RuntimeError | MemoryError)
+    if damaged and not is_disk_full(cause):
+        return Ending(2, f"{where}: {one_line(cause)}; is this the folder of another model, or a damaged one?")
+    return Ending(1, f"{where}: {one_line(cause)}")
+
+
+def about_file(error: OSError) -> str:
+    """The line for a file or folder that could not be used."""
+    if is_disk_full(error):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"the disk is full{where}; free some space and run the same command again."
+    if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        return one_line(error)
+    return f"{error.filename}: {error.strerror}; set paths.outputs and paths.artifacts to folders that can be written."
 
 
 def ending(error: BaseException, *, stage: str | None = None, groups: Sequence[str] = ()) -> Ending:
@@ -102,5 +132,5 @@ def ending(error: BaseException, *, stage: str | None = None, groups: Sequence[s
         case HydraException():
             return Ending(2, " ".join(str(error).split()))
     code = getattr(error, "exit_code", 2 if isinstance(error, ValueError) and stage is None else 1)
-    line = one_line(error)
+    line = about_file(error) if isinstance(error, OSError) else one_line(error)
     return Ending(code, f"{stage}: {line}" if stage else line)

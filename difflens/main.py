@@ -5,13 +5,13 @@ Nothing here imports torch: `--help`, `--cfg job` and shell completion answer at
 
 import importlib
 import json
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import cast
 
 import hydra
@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from difflens.errors import JobFailedError, UserError
-from difflens.exits import Ending, ending, was_interrupted
+from difflens.exits import Ending, ending, interrupt, was_interrupted
 from difflens.run import Run, open_run
 from difflens.usage import config_groups, usage
 
@@ -98,6 +98,8 @@ def job(cfg: DictConfig) -> None:
     except Exception as error:
         if debugging():
             raise
+        if was_interrupted(error):
+            raise KeyboardInterrupt from error
         end = ending(error, stage=stage)
         more = f" [{os.path.relpath(folder / 'traceback.txt')}]" if end.exit_code == 1 else ""
         tell(Ending(end.exit_code, end.line + more))
@@ -116,17 +118,17 @@ def sweep_ending(failure: JobFailedError) -> Ending:
     return Ending(code, f"{len(failed)} of {len(states)} jobs failed: {which}. See {os.path.relpath(sweep)}.")
 
 
-def stop(_: int, __: FrameType | None) -> None:
-    """End on SIGTERM as on Ctrl-C: the status is written and locks are released."""
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Entry point of `difflens`; exits with 0, with 2 for a mistake in the configuration, else with 1 (130: Ctrl-C)."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(usage(conf_folder()))
         return
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Whoever started the program may have asked that it be left alone (`nohup`, `&` in a script).
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    # A log that cannot be written (a full disk) is no reason for a traceback next to the error's line.
+    logging.raiseExceptions = False
     os.environ.setdefault(DEBUG_VARIABLE, os.environ.get(HYDRA_VARIABLE, "0"))
     try:
         with whole_errors(True):

@@ -1,5 +1,6 @@
 """One run: its folder, status, manifest, stages and artifacts."""
 
+import json
 import logging
 import math
 import os
@@ -7,7 +8,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,21 @@ from difflens.storage import TEMPORARY, write_json, write_text
 from difflens.targets import check_targets
 
 log = logging.getLogger(__name__)
+
+
+REVISIONS = {
+    "activations": 1,
+    "attribution": 1,
+    "calibration": 1,
+    "cards": 1,
+    "images": 1,
+    "metrics": 1,
+    "probe": 1,
+    "sae": 1,
+    "statistics": 1,
+    "steered": 1,
+}
+"""How often the code that makes a kind of artifact has changed its numbers; a raised one leaves older artifacts unused."""
 
 
 def process_rank() -> int:
@@ -68,13 +84,15 @@ class Run:
         finally:
             seconds = time.monotonic() - start
             self.manifest["seconds"][name] = round(self.manifest["seconds"].get(name, 0.0) + seconds, 3)
-            self.write_manifest()
+        self.write_manifest()
         self.say(f"{name}: {seconds:.1f} s")
 
     def artifact(
         self, kind: str, spec: Mapping[str, Any], make: Callable[[Path], object], *, resumable: bool = False
     ) -> Artifact:
-        """The artifact of this spec: reused if it was made before, else made by `make(folder)`."""
+        """The artifact of this spec and this revision of the code: reused if there is one, else made by `make(folder)`."""
+        assert kind in REVISIONS, f"REVISIONS lacks {kind!r}"
+        spec = {**spec, "revision": REVISIONS[kind]}
         if self.rank == 0:
             artifact, reused = self.store.get_or_create(kind, spec, make, resumable=resumable)
         else:
@@ -102,6 +120,13 @@ class Run:
         """Write a JSON file into the run folder atomically; NaN and infinities become null."""
         path = self.folder / name
         return write_json(path, finite(data)) if self.rank == 0 else path
+
+    def write_last(self, name: str, data: Any) -> None:
+        """Write a JSON file over its older version in place where a full disk leaves no room for a second one."""
+        try:
+            self.write_json(name, data)
+        except OSError:
+            (self.folder / name).write_text(json.dumps(finite(data), indent=2) + "\n", encoding="utf-8")
 
     def write_manifest(self) -> None:
         """Bring manifest.json up to date, so that a killed run leaves a true one."""
@@ -167,13 +192,16 @@ def recorded_status(run: Run, overrides: Sequence[str]) -> Iterator[None]:
     except BaseException as error:
         code, line = ending(error, stage=run.failed_stage)
         status.update(status="failed", error=line, exit_code=code)
-        if run.rank == 0:
-            write_text(run.folder / "traceback.txt", "".join(traceback.format_exception(error)))
+        # On a full disk or in a folder that is gone the error to tell is the first one.
+        with suppress(OSError):
+            if run.rank == 0:
+                write_text(run.folder / "traceback.txt", "".join(traceback.format_exception(error)))
         raise
     finally:
         status.update(seconds=round(time.monotonic() - start, 3))
-        run.write_json("status.json", status)
-        run.write_manifest()
+        with suppress(OSError) if status["status"] == "failed" else nullcontext():
+            run.write_last("status.json", status)
+            run.write_manifest()
 
 
 @contextmanager

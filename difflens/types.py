@@ -1,7 +1,7 @@
 """The words of the project as types: sites, attributes, plans, scores and feature sets."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -89,10 +89,17 @@ class GenerationPlan:
 
     def part(self, start: int, stop: int) -> "GenerationPlan":
         """The plan of the images from `start` to before `stop`."""
-        rows = slice(start, stop)
+        return self.take(torch.arange(len(self.image_ids))[start:stop])
+
+    def take(self, rows: Int[Tensor, "rows"]) -> "GenerationPlan":
+        """The plan of the images at these positions."""
         targets = None if self.targets is None else self.targets[rows]
-        prompts = None if self.prompts is None else self.prompts[rows]
+        prompts = None if self.prompts is None else tuple(self.prompts[row] for row in rows.tolist())
         return GenerationPlan(self.base_seed, self.image_ids[rows], targets, prompts)
+
+    def towards(self, targets: Int[Tensor, "images"]) -> "GenerationPlan":
+        """The same images with these targets."""
+        return replace(self, targets=targets)
 
 
 @dataclass(frozen=True)

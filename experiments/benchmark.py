@@ -17,6 +17,7 @@ from difflens.attribution.base import AffineHead
 from difflens.attribution.integrated_gradients import IntegratedGradients, OfficialIntegratedGradients
 from difflens.attribution.statistics import CodeStatistics
 from difflens.main import conf_folder
+from difflens.mitigation.base import Window
 from difflens.mitigation.sae_features import SaeFeatureMitigation
 from difflens.models.base import DiffusionModel, Edit
 from difflens.sae.topk import TopKAutoencoder
@@ -43,33 +44,37 @@ def ratio(work: Callable[[], object], reference: Callable[[], object], repeats: 
     }
 
 
-def steering(model: DiffusionModel) -> dict[str, dict[str, float]]:
-    """Sampling with every image edited, and with every image untouched, over plain sampling."""
+def steering(model: DiffusionModel, window: Window, latents_per_class: int) -> dict[str, dict[str, float]]:
+    """Sampling with every image edited in the default run's window, in all steps, and with none, over plain sampling."""
     channels, height, width = model.site_shape(Site())
     torch.manual_seed(0)
     sae = TopKAutoencoder(channels, expansion=8, k=32).requires_grad_(False).eval()
-    latents = tuple(range(80))
+    latents = tuple(range(2 * latents_per_class))
     usual = CodeStatistics(
-        torch.tensor(latents), torch.rand(2, model.steps, 80, height, width), torch.ones(model.steps, 80)
+        torch.tensor(latents),
+        torch.rand(2, model.steps, len(latents), height, width),
+        torch.ones(model.steps, len(latents)),
     )
-    features = FeatureSet(GENDER, {"female": latents[:40], "male": latents[40:]})
-    strength = torch.ones(2)
+    features = FeatureSet(GENDER, {"female": latents[:latents_per_class], "male": latents[latents_per_class:]})
     ids = torch.arange(model.micro_batch)
 
-    def sample(update: str | None, target: int) -> Callable[[], object]:
+    def sample(update: str | None, target: int, steps: Window) -> Callable[[], object]:
         edit: Edit | None = None
         if update:
             edit = SaeFeatureMitigation(
-                sae, features, usual, site=Site(), mode="contrast", strength=strength, update=update
+                sae, features, usual, site=Site(), mode="contrast", strength=torch.ones(2), update=update, window=steps
             )
         plan = GenerationPlan(0, ids, torch.full_like(ids, target))
         return lambda: list(model.sample(plan, edit=edit))
 
-    plain = sample(None, UNTOUCHED)
+    plain, always = sample(None, UNTOUCHED, window), Window()
     return {
-        "asymmetric, edited": ratio(sample("asymmetric", 0), plain, 5),
-        "symmetric, edited": ratio(sample("symmetric", 0), plain, 5),
-        "asymmetric, untouched": ratio(sample("asymmetric", UNTOUCHED), plain, 5),
+        f"asymmetric, edited in steps {window.start} to {window.stop}": ratio(
+            sample("asymmetric", 0, window), plain, 5
+        ),
+        "asymmetric, edited in every step": ratio(sample("asymmetric", 0, always), plain, 5),
+        "symmetric, edited in every step": ratio(sample("symmetric", 0, always), plain, 5),
+        "asymmetric, untouched": ratio(sample("asymmetric", UNTOUCHED, window), plain, 5),
     }
 
 
@@ -102,11 +107,12 @@ def decoding(channels: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Run everything, print it, and keep it in `outputs/benchmark.json`."""
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        model: DiffusionModel = instantiate(compose("config").model)
+        cfg = compose("config")
+    model: DiffusionModel = instantiate(cfg.model)
     shape = model.site_shape(Site())
     found = {
         "threads": torch.get_num_threads(),
-        "sampling with an edit / plain": steering(model),
+        "sampling with an edit / plain": steering(model, instantiate(cfg.mitigation.window), cfg.attribution.top),
         "official attribution / closed form": attribution(shape),
         "dense decode / sparse": decoding(shape[0]),
     }

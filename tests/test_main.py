@@ -40,6 +40,9 @@ def hangs(cfg, run):
             if cfg.attribute.name == "age":
                 # What Lightning does in the middle of a training.
                 sys.exit(1)
+            if cfg.attribute.name == "race":
+                # What torch does where it asks an object for its shape.
+                raise ValueError("could not determine the shape") from None
             raise
 """
 
@@ -163,7 +166,9 @@ def test_a_failing_task_is_one_line_exit_1_and_a_failed_status(difflens):
     assert code == 1 and "Traceback" in err
 
 
-@pytest.mark.parametrize(("number", "attribute"), [(signal.SIGINT, "gender"), (signal.SIGTERM, "age")])
+@pytest.mark.parametrize(
+    ("number", "attribute"), [(signal.SIGINT, "gender"), (signal.SIGTERM, "age"), (signal.SIGINT, "race")]
+)
 def test_an_interrupted_run_says_so_and_how_to_go_on(difflens, number, attribute):
     process = difflens.start("task=hangs", f"attribute={attribute}")
     deadline = time.monotonic() + 300

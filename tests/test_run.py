@@ -1,6 +1,8 @@
 """A run folder tells the truth about its run: while it runs, when it ends and when it fails."""
 
+import errno
 import json
+import os
 import random
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from difflens.errors import ArtifactError, UserError
 from difflens.exits import INTERRUPTED, ending
 from difflens.provenance import git_state, seeds
-from difflens.run import open_run
+from difflens.run import REVISIONS, open_run
 from difflens.targets import check_targets
 
 
@@ -39,13 +41,38 @@ def test_a_run_leaves_its_config_status_and_manifest(cfg, tmp_path):
     assert read(folder, "status.json")["status"] == "done"
     assert OmegaConf.load(folder / "config.yaml").twice == 0.1
     manifest = read(folder, "manifest.json")
-    mark = run.store.path("sae", {"k": 3}).name
+    mark = run.store.path("sae", {"k": 3, "revision": REVISIONS["sae"]}).name
     assert manifest["artifacts"] == [{"kind": "sae", "fingerprint": mark, "reused": reused} for reused in (False, True)]
     assert manifest["seeds"] == {"seed": 7, "sae.seed": 8, "global": 5}
     assert manifest["overrides"] == ["lr=0.1"] and manifest["git"].keys() == {"commit", "dirty"}
     assert manifest["versions"]["torch"] and manifest["peak_memory_mib"] > 10 and manifest["seconds"].keys() == {"sae"}
     assert read(folder, "metrics.json") == {"rows": [{"fd": None, "n": 3}]}
     assert drawn == random.Random(5).random()
+
+
+def test_a_raised_revision_leaves_older_artifacts_unused(cfg, tmp_path, monkeypatch):
+    def made(name: str) -> tuple[str, bool]:
+        with open_run(cfg, tmp_path / "runs" / name) as run:
+            found = run.artifact("sae", {"k": 3}, lambda folder: (folder / "x").write_text(name))
+        return (found.folder / "x").read_text(), run.manifest["artifacts"][0]["reused"]
+
+    assert made("first") == ("first", False) and made("second") == ("first", True)
+    monkeypatch.setitem(REVISIONS, "sae", REVISIONS["sae"] + 1)
+    assert made("third") == ("third", False)
+    monkeypatch.setitem(REVISIONS, "sae", REVISIONS["sae"] - 1)
+    assert made("fourth") == ("first", True)
+
+
+def test_a_disk_too_full_for_a_second_file_still_learns_that_the_run_failed(cfg, tmp_path, monkeypatch):
+    def full(path: Path, text: str) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    folder = tmp_path / "runs" / "x"
+    with pytest.raises(ArtifactError, match="the first error"), open_run(cfg, folder):
+        monkeypatch.setattr("difflens.storage.write_text", full)
+        monkeypatch.setattr("difflens.run.write_text", full)
+        raise ArtifactError("the first error")
+    assert read(folder, "status.json")["status"] == "failed" and "first" in read(folder, "status.json")["error"]
 
 
 def test_latest_follows_the_newest_run_and_spares_a_real_folder(cfg, tmp_path):
@@ -116,6 +143,22 @@ def test_exit_codes_tell_a_wrong_configuration_from_a_failed_run():
     assert ending(ArtifactError("x is truncated")) == (1, "x is truncated")
     assert ending(instantiation(ValueError("k=0"))) == (2, "sae (difflens.sae.TopK): k=0")
     assert ending(instantiation(RuntimeError("no memory"))).exit_code == 1
+    other = ending(instantiation(RuntimeError("Error(s) in loading state_dict for UNet: " + "size mismatch " * 999)))
+    assert other.exit_code == 2 and other.line.endswith("another model, or a damaged one?") and len(other.line) < 900
+    assert ending(instantiation(KeyError("vit"))).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (errno.ENOSPC, "report: the disk is full (x.png); free some space and run the same command again."),
+        (errno.EACCES, "report: x.png: Permission denied; set paths.outputs and paths.artifacts to folders"),
+        (errno.EIO, "report: OSError: [Errno 5] Input/output error: 'x.png'"),
+    ],
+)
+def test_trouble_with_a_file_says_which_and_what_to_do(number, line):
+    code, told = ending(OSError(number, os.strerror(number), "x.png"), stage="report")
+    assert code == 1 and told.startswith(line)
 
 
 def test_only_known_packages_may_be_targets(monkeypatch):

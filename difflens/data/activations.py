@@ -28,12 +28,12 @@ def collect_activations(model: DiffusionModel, plan: GenerationPlan, *, site: Si
     """
     done = set(finished_shards(folder))
     for start in range(0, len(plan.image_ids), model.micro_batch):
-        ids = plan.image_ids[start : start + model.micro_batch]
+        part = plan.part(start, start + model.micro_batch)
         name = f"shard-{start // model.micro_batch:05d}.safetensors"
         if name not in done:
-            for batch in model.sample(GenerationPlan(plan.base_seed, ids), record=site):
+            for batch in model.sample(part, record=site):
                 write_shard(folder, name, _shard(batch, site))
-        yield start + len(ids)
+        yield start + len(part.image_ids)
 
 
 def _shard(batch: Generated, site: Site) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Token batches mixed across images and steps, from shards on disk or from a model that is sampling."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -61,10 +61,17 @@ class OnlineTokens:
     """Tokens of images sampled on the fly, for models whose activations would not fit on disk."""
 
     def __init__(
-        self, model: DiffusionModel, site: Site, *, base_seed: int, first_id: int = 0, tokenise: Tokenise = as_tokens
+        self,
+        model: DiffusionModel,
+        site: Site,
+        *,
+        base_seed: int,
+        first_id: int = 0,
+        prompts: Sequence[str] | None = None,
+        tokenise: Tokenise = as_tokens,
     ) -> None:
         self.model, self.site, self.base_seed, self.first_id = model, site, base_seed, first_id
-        self.tokenise = tokenise
+        self.prompts, self.tokenise = prompts, tokenise
 
     def chunks(self, *, seed: int) -> Iterator[TokenBatch]:
         """See `TokenSource.chunks`; every micro-batch holds images never seen before."""
@@ -73,7 +80,8 @@ class OnlineTokens:
         while True:
             ids = torch.arange(first, first + self.model.micro_batch)
             first += self.model.micro_batch
-            for batch in self.model.sample(GenerationPlan(self.base_seed, ids), record=self.site):
+            texts = None if self.prompts is None else tuple(self.prompts[i % len(self.prompts)] for i in ids.tolist())
+            for batch in self.model.sample(GenerationPlan(self.base_seed, ids, None, texts), record=self.site):
                 assert batch.activations is not None
                 for step in torch.randperm(self.model.steps, generator=generator).tolist():
                     tokens = self.tokenise(batch.activations[:, step])

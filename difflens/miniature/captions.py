@@ -3,14 +3,14 @@
 import random
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from difflens.miniature.faces import FACTORS, validate
+from difflens.miniature.faces import FACTORS, WORKPLACE_FACTORS, validate
 
 CONTEXT_LENGTH = 48
 """Tokens of a text including its start and end: the longest caption, or a short text of words no caption has."""
@@ -31,18 +31,19 @@ _WORDINGS: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
             tuple(f"facing {value}" for value in FACTORS["pose"]),
             ("looking left", "looking ahead", "looking right"),
         ),
+        "profession": (WORKPLACE_FACTORS["profession"],),
     }
 )
 _PROMPTS = 8
 _DETAILS = ("glasses", "smile", "hair", "shirt", "background", "pose")
 
 
-def everything(n: int) -> dict[str, Tensor]:
+def everything(n: int, *, factors: Iterable[str] = FACTORS) -> dict[str, Tensor]:
     """Mentions of all factors: factor → true for each of `n` captions."""
-    return {name: torch.ones(n, dtype=torch.bool) for name in FACTORS}
+    return {name: torch.ones(n, dtype=torch.bool) for name in factors}
 
 
-def draw_mentions(n: int, *, seed: int, full: float) -> dict[str, Tensor]:
+def draw_mentions(n: int, *, seed: int, full: float, factors: Iterable[str] = FACTORS) -> dict[str, Tensor]:
     """Which factors each of `n` captions mentions: factor → bool [n], deterministic.
 
     A caption mentions all factors with probability `full`; otherwise it keeps each with a probability of its own, the
@@ -52,11 +53,13 @@ def draw_mentions(n: int, *, seed: int, full: float) -> dict[str, Tensor]:
     kept = torch.where(
         torch.rand(n, generator=generator) < full, torch.ones(n), torch.rand(n, generator=generator) ** 2
     )
-    return {name: torch.rand(n, generator=generator) < kept for name in FACTORS}
+    return {name: torch.rand(n, generator=generator) < kept for name in factors}
 
 
 def caption(factors: Mapping[str, Tensor], *, seed: int, mentioned: Mapping[str, Tensor] | None = None) -> list[str]:
     """Describe faces (factor → int64 [N]) in words drawn by `seed`: `a face of an old Asian woman, red shirt`.
+
+    A face whose profession is mentioned is called by it: `a face of an old Asian female doctor`.
 
     Args:
         factors: factor → index of its value for every face.
@@ -67,10 +70,10 @@ def caption(factors: Mapping[str, Tensor], *, seed: int, mentioned: Mapping[str,
         ValueError: `factors` do not describe faces (see `faces.validate`), or `mentioned` names an unknown factor.
     """
     n = validate(factors)
-    mentioned = everything(n) if mentioned is None else mentioned
-    unknown = sorted(set(mentioned) - set(FACTORS))
+    mentioned = everything(n, factors=factors) if mentioned is None else mentioned
+    unknown = sorted(set(mentioned) - set(factors))
     if unknown:
-        raise ValueError(f"captions cannot mention {unknown}; the faces have {list(FACTORS)}.")
+        raise ValueError(f"captions cannot mention {unknown}; the faces have {list(factors)}.")
     values = {name: index.tolist() for name, index in factors.items()}
     named = {name: flags.tolist() for name, flags in mentioned.items()}
     choices = random.Random(seed)
@@ -79,13 +82,35 @@ def caption(factors: Mapping[str, Tensor], *, seed: int, mentioned: Mapping[str,
 
 def _sentence(face: Mapping[str, int], choices: random.Random) -> str:
     phrases = {name: choices.choice(_WORDINGS[name])[index] for name, index in face.items()}
-    subject = " ".join(phrases[name] for name in ("age", "race", "gender") if name in phrases)
-    if "gender" not in phrases:
-        subject = f"{subject} person".lstrip()
-    article = "an" if subject[0].lower() in "aeiou" else "a"
+    if face.get("profession") and "gender" in face:
+        phrases["gender"] = _WORDINGS["gender"][0][face["gender"]]
+    subject = _subject(phrases)
     details = [phrases[name] for name in _DETAILS if name in phrases]
     choices.shuffle(details)
-    return ", ".join([f"{choices.choice(_OPENINGS)}{article} {subject}", *details])
+    return ", ".join([f"{choices.choice(_OPENINGS)}{subject}", *details])
+
+
+def _subject(phrases: Mapping[str, str]) -> str:
+    words = [phrases[name] for name in ("age", "race", "gender") if name in phrases]
+    noun = phrases.get("profession", "none")
+    if noun != "none":
+        words.append(noun)
+    elif "gender" not in phrases:
+        words.append("person")
+    return " ".join(["an" if words[0][0].lower() in "aeiou" else "a", *words])
+
+
+def prompts(factors: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> list[str]:
+    """What a user asks for: `a face of an old Asian female doctor`, naming of `factors` (factor → int64 [N]) only `named`.
+
+    Args:
+        factors: factor → index of its value for every face.
+        named: factor → bool [N], of gender, age, race and profession; a factor left out is not named.
+    """
+    n = validate(factors)
+    values = {name: (factors[name].tolist(), flags.tolist()) for name, flags in named.items()}
+    phrases = [{k: _WORDINGS[k][0][index[i]] for k, (index, flags) in values.items() if flags[i]} for i in range(n)]
+    return [f"{_OPENINGS[0]}{_subject(row)}" for row in phrases]
 
 
 def describes(factors: Mapping[str, Tensor], mentioned: Mapping[str, Tensor]) -> Bool[Tensor, "images captions"]:
@@ -101,13 +126,13 @@ def zero_shot_prompts(factor: str) -> list[list[str]]:
     """For every value of a factor, prompts that mention nothing else."""
     alone = {factor: torch.ones(_PROMPTS, dtype=torch.bool)}
     first = {name: torch.zeros(_PROMPTS, dtype=torch.int64) for name in FACTORS}
-    faces = (first | {factor: torch.full((_PROMPTS,), value)} for value in range(len(FACTORS[factor])))
+    faces = (first | {factor: torch.full((_PROMPTS,), value)} for value in range(len(WORKPLACE_FACTORS[factor])))
     return [sorted(set(caption(face, seed=5, mentioned=alone))) for face in faces]
 
 
-def caption_words() -> list[str]:
-    """Every word and punctuation mark of the captions, lower-cased and sorted."""
-    phrases = [phrase for wordings in _WORDINGS.values() for wording in wordings for phrase in wording]
+def caption_words(factors: Iterable[str] = FACTORS) -> list[str]:
+    """Every word and punctuation mark of captions of these factors, lower-cased and sorted."""
+    phrases = [phrase for name in factors for wording in _WORDINGS[name] for phrase in wording]
     return sorted({word for text in (*phrases, *_OPENINGS, "a, an person") for word in _split(text)})
 
 

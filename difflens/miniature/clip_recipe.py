@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import open_clip
@@ -20,22 +20,27 @@ from difflens.miniature.captions import (
     zero_shot_prompts,
 )
 from difflens.miniature.clip import MEAN, STD, ClipModel
-from difflens.miniature.faces import FACTORS, SIZE, render
+from difflens.miniature.faces import SIZE, WORKPLACE_FACTORS, render
 from difflens.miniature.fit import FitSettings, Recipe
 from difflens.miniature.population import Population
 
-_COUNTS = tuple(len(values) for values in FACTORS.values())
 _GROUP = 64
+
+
+def value_counts(names: Iterable[str]) -> tuple[int, ...]:
+    """How many values each of these factors has."""
+    return tuple(len(WORKPLACE_FACTORS[name]) for name in names)
 
 
 def face_numbers(factors: Mapping[str, Tensor]) -> Int[Tensor, "faces"]:
     """The number of every face among all distinct ones, the last factor varying fastest."""
-    return sum((factors[name] * math.prod(_COUNTS[i + 1 :]) for i, name in enumerate(FACTORS)), torch.tensor(0))
+    counts = value_counts(factors)
+    return sum((index * math.prod(counts[i + 1 :]) for i, index in enumerate(factors.values())), torch.tensor(0))
 
 
-def numbered_faces(numbers: Int[Tensor, "faces"]) -> dict[str, Tensor]:
-    """Factors of the faces with these numbers; the inverse of `face_numbers`."""
-    return dict(zip(FACTORS, torch.unravel_index(numbers, _COUNTS), strict=True))
+def numbered_faces(numbers: Int[Tensor, "faces"], names: Sequence[str]) -> dict[str, Tensor]:
+    """Factors `names` of the faces with these numbers; the inverse of `face_numbers`."""
+    return dict(zip(names, torch.unravel_index(numbers, value_counts(names)), strict=True))
 
 
 class ForgivingClipLoss(open_clip.ClipLoss):  # type: ignore[misc]
@@ -87,11 +92,12 @@ class ClipRecipe(Recipe):
         supervision: float,
         held_out: int,
     ) -> None:
-        total = math.prod(_COUNTS)
+        self.factors = population.factors
+        total = math.prod(value_counts(self.factors))
         if not _GROUP <= held_out <= total // 2:
             raise ValueError(f"held_out must lie between {_GROUP} and {total // 2} faces, got {held_out}.")
         self.population, self.full, self.supervision = population, full, supervision
-        self.tokenizer = ByteTokenizer(caption_words())
+        self.tokenizer = ByteTokenizer(caption_words(self.factors))
         self.model_cfg: dict[str, object] = {
             "embed_dim": embed_dim,
             "vision_cfg": {**vision, "image_size": SIZE},
@@ -109,22 +115,29 @@ class ClipRecipe(Recipe):
     def build(self) -> open_clip.CLIP:
         """The open_clip model and a linear reader of the factors, which training uses and `export` leaves out."""
         network = open_clip.CLIP(**self.model_cfg)
-        network.factor_reader = nn.Linear(network.visual.output_dim, sum(_COUNTS))
+        network.factor_reader = nn.Linear(network.visual.output_dim, sum(value_counts(self.factors)))
         return network
 
     def batch(self, step: int, settings: FitSettings) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The faces of a step, none held out, and what their captions mention: factor → [N] each."""
+        """The faces of a step, none held out, and what their captions mention: factor → [N] each.
+
+        That a face has no profession is mentioned by none.
+        """
         seed = settings.seed * 1_000_003 + step
         factors = self.population.sample(settings.batch, seed=seed)
         kept = ~torch.isin(face_numbers(factors), self._held_out)
-        return {k: v[kept] for k, v in factors.items()}, draw_mentions(int(kept.sum()), seed=seed, full=self.full)
+        factors = {name: index[kept] for name, index in factors.items()}
+        mentioned = draw_mentions(int(kept.sum()), seed=seed, full=self.full, factors=self.factors)
+        if "profession" in factors:
+            mentioned["profession"] &= factors["profession"] > 0
+        return factors, mentioned
 
     def images(self, factors: Mapping[str, Tensor]) -> Float[Tensor, "faces 3 size size"]:
         """Renders in [0, 1], rounded to eight bits; each distinct face is drawn once and remembered."""
         numbers = face_numbers(factors)
         missing = torch.unique(numbers[~self._drawn[numbers]])
         for chunk in torch.split(missing, 256):
-            self._renders[chunk] = (render(numbered_faces(chunk)) * 255).round().byte()
+            self._renders[chunk] = (render(numbered_faces(chunk, self.factors)) * 255).round().byte()
         self._drawn[missing] = True
         return self._renders[numbers].float() / 255
 
@@ -148,7 +161,7 @@ class ClipRecipe(Recipe):
     @torch.inference_mode()
     def report(self, model: nn.Module) -> dict[str, float]:
         """See `Recipe.report`."""
-        factors = numbered_faces(self._held_out)
+        factors = numbered_faces(self._held_out, self.factors)
         reader = ClipModel(model, self.tokenizer)
         images = reader.embed_images(self.images(factors))
         figures = _retrieval(images, reader.embed_texts(caption(factors, seed=3)))
@@ -183,9 +196,9 @@ def _reading_loss(
     clip: open_clip.CLIP, features: Tensor, factors: Mapping[str, Tensor], mentioned: Mapping[str, Tensor] | None = None
 ) -> Tensor:
     """Cross-entropy of the factors (those mentioned) read from unit-norm features; their sum, averaged over faces."""
-    read = clip.factor_reader(features * features.shape[1] ** 0.5).split(_COUNTS, dim=1)
-    losses = [nn.functional.cross_entropy(z, factors[k], reduction="none") for k, z in zip(FACTORS, read, strict=True)]
-    shown = 1 if mentioned is None else torch.stack([mentioned[name] for name in FACTORS])
+    read = clip.factor_reader(features * features.shape[1] ** 0.5).split(value_counts(factors), dim=1)
+    losses = [nn.functional.cross_entropy(z, factors[k], reduction="none") for k, z in zip(factors, read, strict=True)]
+    shown = 1 if mentioned is None else torch.stack([mentioned[name] for name in factors])
     return (torch.stack(losses) * shown).sum(0).mean()
 
 

@@ -2,7 +2,8 @@
 
 Every factor has a place of its own in the picture, so that it stays visible under every value of the others: gender is the
 hair beside the face, age the hairline, forehead and cheeks, race (a skin-tone group, named like the paper's classes) the
-skin, glasses the eyes, smile the mouth. The faces are proxies drawn to calibrate methods; they are no statement about people.
+skin, glasses the eyes, smile the mouth; a profession adds an outfit around them. The faces are proxies drawn to
+calibrate methods; they are no statement about people.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from difflens.miniature.outfits import PROFESSIONS, put_on_headgear, put_on_uniform
 from difflens.miniature.shapes import box, coverage, ellipse, paint, ring
 
 SIZE = 32
@@ -29,7 +31,10 @@ FACTORS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "pose": ("left", "front", "right"),
     }
 )
-"""Every factor and its ordered values; a face is one index per factor."""
+"""Every factor of a face and its ordered values; a face is one index per factor."""
+
+WORKPLACE_FACTORS: Mapping[str, tuple[str, ...]] = MappingProxyType({**FACTORS, "profession": PROFESSIONS})
+"""The factors of a face that may wear an outfit; without an index of `profession` it wears none."""
 
 _SKIN = ((250, 218, 202), (92, 54, 40), (226, 186, 112), (172, 112, 66))
 _HAIR = ((28, 26, 38), (196, 66, 28), (252, 232, 120))
@@ -52,14 +57,15 @@ def validate(factors: Mapping[str, Tensor]) -> int:
     Raises:
         ValueError: a factor is missing or unknown, has another length, or holds an index outside its values.
     """
-    if set(factors) != set(FACTORS):
-        raise ValueError(f"factors must be exactly {sorted(FACTORS)}, got {sorted(factors)}.")
+    if set(factors) - {"profession"} != set(FACTORS):
+        raise ValueError(f"factors must be {sorted(FACTORS)}, if need be 'profession', got {sorted(factors)}.")
     lengths = {name: len(index) for name, index in factors.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"every factor needs one index per face, got lengths {lengths}.")
     for name, index in factors.items():
-        if len(index) and not (int(index.min()) >= 0 and int(index.max()) < len(FACTORS[name])):
-            raise ValueError(f"factor {name!r} takes an index from 0 to {len(FACTORS[name]) - 1} ({FACTORS[name]}).")
+        values = WORKPLACE_FACTORS[name]
+        if len(index) and not (int(index.min()) >= 0 and int(index.max()) < len(values)):
+            raise ValueError(f"factor {name!r} takes an index from 0 to {len(values) - 1} ({values}).")
     return next(iter(lengths.values()))
 
 
@@ -78,16 +84,22 @@ def render(factors: Mapping[str, Tensor]) -> Tensor:
     canvas = _palette(_BACKGROUND, factors["background"])[:, :, None, None].expand(n, 3, SIZE, SIZE)
     canvas = _draw_body(canvas, x, y, factors)
     canvas = _draw_age(canvas, x, y, factors)
-    return _draw_features(canvas, x - 1.3 * turn, y, factors).clamp(0, 1)
+    canvas = _draw_features(canvas, x - 1.3 * turn, y, factors)
+    if "profession" in factors:
+        canvas = put_on_headgear(canvas, x, y, factors["profession"])
+    return canvas.clamp(0, 1)
 
 
 def _draw_body(canvas: Tensor, x: Tensor, y: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
     """Shirt, neck, head and the hair around it: long beside the face for `female`, ears and no hair there for `male`."""
     skin, hair = _palette(_SKIN, factors["race"]), _palette(_HAIR, factors["hair"])
     long_hair = (factors["gender"] == 0).float()[:, None, None]
-    canvas = paint(canvas, coverage(ellipse(x, y - 20.5, 14.0, 9.5)), _palette(_SHIRT, factors["shirt"]))
+    shirt = _palette(_SHIRT, factors["shirt"])
+    canvas = paint(canvas, coverage(ellipse(x, y - 20.5, 14.0, 9.5)), shirt)
     curtain = coverage(box(x, y - 3.0, 11.2, 12.0, corner=5.0)) * long_hair
     canvas = paint(canvas, curtain, hair)
+    if "profession" in factors:
+        canvas = put_on_uniform(canvas, x, y, factors["profession"], shirt)
     canvas = paint(canvas, coverage(box(x, y - 9.5, 3.2, 3.8)), skin * 0.85)
     ears = coverage(ellipse(x.abs() - 8.3, y - 1.5, 1.8, 2.3)) * (1 - long_hair)
     canvas = paint(canvas, ears, skin * 0.9)

@@ -100,6 +100,14 @@ def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Pa
     return figures
 
 
+def batch_indices(step: int, settings: FitSettings, pool: int) -> Tensor:
+    """The rows of training step `step`: a new shuffle of the whole pool for every epoch."""
+    per_epoch = pool // settings.batch
+    epoch, position = divmod(step, per_epoch)
+    order = torch.randperm(pool, generator=torch.Generator().manual_seed(settings.seed * 7_919 + epoch))
+    return order[position * settings.batch : (position + 1) * settings.batch]
+
+
 def learning_rate_factor(step: int, settings: FitSettings) -> float:
     """Linear warm-up, then half a cosine down to zero."""
     if step < settings.warmup:

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from difflens.miniature.fit import FitSettings, Recipe
+from difflens.miniature.fit import FitSettings, Recipe, batch_indices
 from difflens.miniature.population import Population
 from difflens.miniature.reference import render_population
 
@@ -57,7 +57,7 @@ class GeneratorRecipe(Recipe):
     def loss(self, model: nn.Module, step: int, settings: FitSettings) -> Tensor:
         """See `Recipe.loss`."""
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        clean = self.images[_batch_indices(step, settings, self.pool)].float() / 127.5 - 1
+        clean = self.images[batch_indices(step, settings, self.pool)].float() / 127.5 - 1
         noise = torch.randn(clean.shape, generator=generator)
         steps = len(self.scheduler.alphas_cumprod)
         strata = (torch.arange(len(clean)) + torch.rand(len(clean), generator=generator)) / len(clean)
@@ -101,11 +101,3 @@ class GeneratorRecipe(Recipe):
         DDIMPipeline(unet=model, scheduler=self.scheduler).save_pretrained(folder)
         for weights in folder.rglob("*.safetensors"):
             weights.chmod(0o644)
-
-
-def _batch_indices(step: int, settings: FitSettings, pool: int) -> Tensor:
-    """The rows of training step `step`: a new shuffle of the whole pool for every epoch."""
-    per_epoch = pool // settings.batch
-    epoch, position = divmod(step, per_epoch)
-    order = torch.randperm(pool, generator=torch.Generator().manual_seed(settings.seed * 7_919 + epoch))
-    return order[position * settings.batch : (position + 1) * settings.batch]

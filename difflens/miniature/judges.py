@@ -1,7 +1,7 @@
 """The miniature's two judges: small classifiers of different architecture that read every factor of a drawn face."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from difflens.locations import locate
-from difflens.miniature.faces import FACTORS, render
+from difflens.miniature.faces import FACTORS, WORKPLACE_FACTORS, render
 from difflens.miniature.fit import FitSettings, Recipe
 from difflens.miniature.population import Population
 from difflens.models.base import weights_fingerprint
@@ -19,7 +19,7 @@ from difflens.models.base import weights_fingerprint
 class ConvolutionalJudge(nn.Module):
     """A plain strided convolutional network with one linear head per factor, reading images [N, 3, 32, 32] in [0, 1]."""
 
-    def __init__(self, width: int = 24) -> None:
+    def __init__(self, factors: Iterable[str] = FACTORS, *, width: int = 24) -> None:
         super().__init__()
         widths = (3, width, 2 * width, 4 * width)
         self.body = nn.Sequential(
@@ -33,7 +33,7 @@ class ConvolutionalJudge(nn.Module):
             nn.Linear(4 * width * 16, 128),
             nn.SiLU(),
         )
-        self.heads = nn.ModuleDict({name: nn.Linear(128, len(values)) for name, values in FACTORS.items()})
+        self.heads = _heads(128, factors)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images [N, 3, 32, 32] in [0, 1] → factor → logits [N, C]."""
@@ -44,7 +44,7 @@ class ConvolutionalJudge(nn.Module):
 class MixerJudge(nn.Module):
     """A patch mixer (Tolstikhin et al., 2021) with one linear head per factor, reading images [N, 3, 32, 32] in [0, 1]."""
 
-    def __init__(self, width: int = 96, depth: int = 4) -> None:
+    def __init__(self, factors: Iterable[str] = FACTORS, *, width: int = 96, depth: int = 4) -> None:
         super().__init__()
         tokens = 64
         self.patches = nn.Conv2d(3, width, 4, 4)
@@ -56,7 +56,7 @@ class MixerJudge(nn.Module):
             for _ in range(depth)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth + 1))
-        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in FACTORS.items()})
+        self.heads = _heads(width, factors)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images [N, 3, 32, 32] in [0, 1] → factor → logits [N, C]."""
@@ -66,6 +66,10 @@ class MixerJudge(nn.Module):
             x = x + channels(x)
         features = self.norms[-1](x).mean(1)
         return {name: head(features) for name, head in self.heads.items()}
+
+
+def _heads(width: int, factors: Iterable[str]) -> nn.ModuleDict:
+    return nn.ModuleDict({name: nn.Linear(width, len(WORKPLACE_FACTORS[name])) for name in factors})
 
 
 ARCHITECTURES: Mapping[str, type[nn.Module]] = {"convolutional": ConvolutionalJudge, "mixer": MixerJudge}
@@ -88,7 +92,7 @@ class JudgeRecipe(Recipe):
 
     def build(self) -> nn.Module:
         """See `Recipe.build`."""
-        return ARCHITECTURES[self.architecture]()
+        return ARCHITECTURES[self.architecture](self.population.factors)
 
     def loss(self, model: nn.Module, step: int, settings: FitSettings) -> Tensor:
         """See `Recipe.loss`."""
@@ -117,7 +121,8 @@ class JudgeRecipe(Recipe):
             folder / "judge.safetensors",
         )
         (folder / "judge.safetensors").chmod(0o644)
-        (folder / "config.json").write_text(json.dumps({"architecture": self.architecture}, indent=2) + "\n")
+        config = {"architecture": self.architecture, "factors": self.population.factors}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _disturb(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -129,7 +134,8 @@ def _disturb(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def load_network(folder: Path) -> nn.Module:
     """The judge's network saved in `folder`, in float32 and evaluation mode."""
-    network = ARCHITECTURES[json.loads((folder / "config.json").read_text())["architecture"]]()
+    config = json.loads((folder / "config.json").read_text())
+    network = ARCHITECTURES[config["architecture"]](config.get("factors", FACTORS))
     network.load_state_dict({name: value.float() for name, value in load_file(folder / "judge.safetensors").items()})
     return network.eval().requires_grad_(False)
 
@@ -137,17 +143,17 @@ def load_network(folder: Path) -> nn.Module:
 class MiniatureJudge:
     """A trained judge as `difflens.metrics.judges.Judge`: images [N, 3, 32, 32] in [0, 1] → factor → logits [N, C]."""
 
-    classes = FACTORS
-
     def __init__(self, network: nn.Module, name: str) -> None:
         self.network, self.name = network, name
+        heads = network.get_submodule("heads").named_children()
+        self.classes = {factor: WORKPLACE_FACTORS[factor] for factor, _ in heads}
         self.fingerprint = weights_fingerprint(network)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of every factor, in batches of bounded memory."""
         parts = [self.network(chunk) for chunk in images.split(256)]
-        return {name: torch.cat([part[name] for part in parts]).float() for name in FACTORS}
+        return {name: torch.cat([part[name] for part in parts]).float() for name in self.classes}
 
 
 def load_judge(folder: str) -> MiniatureJudge:

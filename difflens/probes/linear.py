@@ -42,7 +42,7 @@ def balanced_split(
     Raises:
         ValueError: a class has fewer than five images.
     """
-    counts = torch.bincount(labels, minlength=len(attribute.classes))
+    counts = torch.bincount(labels[labels >= 0], minlength=len(attribute.classes))
     smallest = int(counts.min())
     if smallest < 5:
         name = attribute.classes[int(counts.argmin())]
@@ -77,7 +77,7 @@ def fit_linear_probe(
 
     Args:
         maps: gives the activations of all labelled images at a step.
-        labels: class index per image.
+        labels: class index per image, negative where it is unknown.
         attribute: whose classes are read.
         steps: number of denoising steps.
         l2: weight of ‖W‖²/2 on features scaled to unit mean square.

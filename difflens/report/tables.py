@@ -88,6 +88,7 @@ def _fairness(metrics: Json) -> Iterator[Line]:
     limit = f"; the largest possible is {number(largest, 3)}" if largest is not None else ""
     yield "FD, soft", _decimals("fd", 3), f"distance of the judge's mean softmax from the target; 0 is fair{limit}"
     yield "FD, hard", _decimals("fd_hard", 3), "the same with every image counted as its most likely class"
+    yield "FD hard, mean over prompts", _decimals("fd_hard_prompt_mean", 3), "the mean of every prompt's own hard FD"
     yield "FD by chance", _decimals("fd_chance", 3), "expected hard FD of a perfectly fair sampler of as many images"
     yield "FD², unbiased", _decimals("fd_squared_unbiased", 4), "without the sampling noise; may be negative"
     yield "intersectional FD", _decimals("intersectional_fd", 3), "over the classes of all attributes together"

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from difflens.attribution.causality import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
+from difflens.data.prompts import UNNAMED
 from difflens.mitigation.sae_features import SaeFeatureMitigation, selected_latents
 from difflens.run import Run
 from difflens.tasks.activations import open_store
 from difflens.tasks.attribution import Located, locate_features
+from difflens.tasks.plans import learning_plan, named_classes
 from difflens.tasks.workbench import Workbench
 from difflens.training.steering_module import generate
-from difflens.types import FeatureSet, GenerationPlan
+from difflens.types import FeatureSet
 
 
 def ablation(cfg: DictConfig, run: Run) -> None:
@@ -36,9 +38,9 @@ def _kept(bench: Workbench, located: Located, name: str, latents: tuple[int, ...
     _, store = open_store(bench)
     labels, _ = bench.labels(store.images)
     index = bench.attribute.index(name)
-    rows = (labels == index).nonzero()[: bench.cfg.task.images, 0]
+    rows = ((labels == index) & (named_classes(bench) == UNNAMED)).nonzero()[: bench.cfg.task.images, 0]
     edit = silencer(bench, located, FeatureSet(bench.attribute, {c: latents for c in bench.attribute.classes}))
-    plan = GenerationPlan(bench.cfg.data.base_seed, store.image_ids[rows], torch.full((len(rows),), index))
+    plan = learning_plan(bench).take(rows).towards(torch.full((len(rows),), index))
     made = generate(bench.trainer(enable_progress_bar=False), bench.model, plan, edit=edit)
     return float((bench.labels(made)[0] == index).double().mean())
 

@@ -16,12 +16,14 @@ from difflens.artifacts import Artifact
 from difflens.attribution.select import select_features
 from difflens.attribution.statistics import CodeStatistics, code_statistics
 from difflens.data.activations import ActivationStore
+from difflens.data.prompts import UNNAMED
 from difflens.mitigation.sae_features import selected_latents
 from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
 from difflens.tasks import probe as probe_task
 from difflens.tasks import sae as sae_task
-from difflens.tasks.activations import open_store
+from difflens.tasks.activations import open_contrast, open_store
+from difflens.tasks.plans import learning_labels, named_classes
 from difflens.tasks.workbench import Workbench, plain
 from difflens.training.attribution_module import AttributionModule, AttributionResult, LabelledMaps
 from difflens.types import Attribute, FeatureScores, FeatureSet
@@ -29,7 +31,10 @@ from difflens.types import Attribute, FeatureScores, FeatureSet
 
 @dataclass(frozen=True)
 class Located:
-    """What the attribution stage found: the sweep's result and the features selected from it."""
+    """What the attribution stage found: the sweep's result and the features selected from it.
+
+    `artifact` is the statistics', whose fingerprint stands for all of this.
+    """
 
     artifact: Artifact
     result: AttributionResult
@@ -54,13 +59,13 @@ def locate_features(bench: Workbench) -> Located:
         others = [sweep(bench, other)[1].scores for other in bench.others()]
     top = settings.top if isinstance(settings.top, int) else plain(settings.top)
     features = select_features(result.scores, top=top, others=others, specificity=settings.specificity)
-    statistics = usual_activity(bench, artifact, autoencoder, features)
-    return Located(artifact, result, features, statistics, autoencoder)
+    found, statistics = usual_activity(bench, artifact, autoencoder, features)
+    return Located(found, result, features, statistics, autoencoder)
 
 
 def usual_activity(
     bench: Workbench, attribution: Artifact, autoencoder: SparseAutoencoder, features: FeatureSet
-) -> CodeStatistics:
+) -> tuple[Artifact, CodeStatistics]:
     """What the selected latents do in images of each class, on the images that were attributed."""
     latents = selected_latents(features)
     studied, images = [bench.attribute, *bench.others()], bench.cfg.attribution.statistics_images
@@ -73,15 +78,18 @@ def usual_activity(
 
     def make(folder: Path) -> None:
         _, store = open_store(bench)
-        labels = torch.stack([bench.labels(store.images, attribute)[0] for attribute in studied], 1)
-        batches = _Batches(store, labels, range(min(images, len(store))))
+        labels = torch.stack([learning_labels(bench, store, attribute) for attribute in studied], 1)
+        rows = (labels[:, 0] != UNNAMED).nonzero()[:images, 0]
+        _require_every_class(labels[rows, 0], bench.attribute)
+        batches = _Batches(store, labels, rows.tolist())
         sizes = [len(attribute.classes) for attribute in studied]
-        found = code_statistics(autoencoder, latents, batches, sizes=sizes, steps=store.steps)
+        parts = ((batch.maps, batch.labels, batch.step) for batch in batches)
+        found = code_statistics(autoencoder, latents, parts, sizes=sizes, steps=store.steps)
         save_file(found._asdict(), folder / "statistics.safetensors")
 
     with bench.run.stage("attribution"):
         artifact = bench.run.artifact("statistics", spec, make)
-    return CodeStatistics(**load_file(artifact.folder / "statistics.safetensors"))
+    return artifact, CodeStatistics(**load_file(artifact.folder / "statistics.safetensors"))
 
 
 def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, AttributionResult, SparseAutoencoder]:
@@ -96,14 +104,21 @@ def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Attribution
         "scorer": plain(settings.scorer),
         "images_per_class": settings.images_per_class,
     }
+    contrast = None
+    if settings.baseline == "contrast" and attribute == bench.attribute:
+        other, contrast = open_contrast(bench)
+        spec["baseline"] = other.fingerprint
 
     def make(folder: Path) -> None:
-        labels, _ = bench.labels(store.images, attribute)
+        labels = learning_labels(bench, store, attribute)
+        labels = labels if contrast is None else named_classes(bench)
         module = AttributionModule(autoencoder, probe, attribute, instantiate(settings.scorer))
-        batches = _Batches(store, labels, _first_of_each(labels, settings.images_per_class))
+        batches = _Batches(store, labels, _first_of_each(labels, settings.images_per_class), contrast)
         trainer = bench.trainer(inference_mode=False)
         trainer.predict(module, DataLoader(batches, batch_size=None), return_predictions=False)
         result = module.result()
+        if not result.scores.scores.isfinite().all():
+            raise ValueError(f"scores for {attribute.name} are not finite; look at the SAE's health (sae.training.lr).")
         save_file({name: value.contiguous() for name, value in result.tensors().items()}, folder / "scores.safetensors")
         (folder / "completeness.json").write_text(json.dumps(result.completeness_gap))
 
@@ -116,10 +131,18 @@ def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Attribution
 
 
 class _Batches(IterableDataset[LabelledMaps]):
-    """Batches (maps of the chosen images at one step, their labels, the step)."""
+    """Batches (maps of the chosen images at one step, their labels, the step), with the `contrast` maps of the same ids."""
 
-    def __init__(self, store: ActivationStore, labels: Tensor, rows: Sequence[int], batch: int = 64) -> None:
+    def __init__(
+        self,
+        store: ActivationStore,
+        labels: Tensor,
+        rows: Sequence[int],
+        contrast: ActivationStore | None = None,
+        batch: int = 64,
+    ) -> None:
         self.store, self.labels, self.rows, self.batch = store, labels, torch.tensor(rows), batch
+        self.contrast = contrast
 
     def __len__(self) -> int:
         return self.store.steps * -(-len(self.rows) // self.batch)
@@ -127,8 +150,27 @@ class _Batches(IterableDataset[LabelledMaps]):
     def __iter__(self) -> Iterator[LabelledMaps]:
         for step in range(self.store.steps):
             maps = self.store.at_step(step)
+            others = None if self.contrast is None else self.contrast.at_step(step)
             for rows in self.rows.split(self.batch):
-                yield LabelledMaps(maps[rows], self.labels[rows], step)
+                start = None if others is None else others[self._partners(rows)]
+                yield LabelledMaps(maps[rows], self.labels[rows], step, start)
+
+    def _partners(self, rows: Tensor) -> Tensor:
+        """Where the contrast holds the images of these rows, by their ids."""
+        assert self.contrast is not None
+        ids = self.contrast.image_ids
+        order = ids.argsort()
+        return order[torch.searchsorted(ids[order], self.store.image_ids[rows])]
+
+
+def _require_every_class(labels: Tensor, attribute: Attribute) -> None:
+    counts = torch.bincount(labels, minlength=len(attribute.classes))
+    if not counts.all():
+        name = attribute.classes[int(counts.argmin())]
+        raise ValueError(
+            f"none of the first {len(labels)} images is {name!r} ({attribute.name}); raise attribution.statistics_images "
+            "or data.images."
+        )
 
 
 def _first_of_each(labels: Tensor, per_class: int) -> list[int]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from difflens.artifacts import Artifact
+from difflens.data.prompts import UNNAMED
 from difflens.mitigation.assignment import assign_by_affinity, assign_exact, assign_iid, check_rule
 from difflens.mitigation.base import Mitigation
 from difflens.mitigation.calibration import Calibration, Dose
@@ -22,6 +23,7 @@ from difflens.run import Run
 from difflens.tasks import probe as probe_task
 from difflens.tasks.activations import open_store
 from difflens.tasks.attribution import Located, locate_features
+from difflens.tasks.plans import groups, learning_plan, named_classes
 from difflens.tasks.workbench import Workbench, plain
 from difflens.training.steering_module import generate
 from difflens.types import UNTOUCHED, GenerationPlan
@@ -103,16 +105,22 @@ def mitigation_spec(bench: Workbench, located: Located) -> dict[str, Any]:
     return {"mitigation": kept, "target": bench.target.tolist(), "attribution": attribution, "latents": latents}
 
 
-def assign(bench: Workbench, images: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Target class of each image under the configured rule, `UNTOUCHED` where none, and the class each shows now."""
+def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Target class of each image under the configured rule, `UNTOUCHED` where none, and the class each shows now.
+
+    The images of each prompt meet the target by themselves.
+    """
     labels, logits = bench.labels(images)
-    match check_rule(bench.cfg.mitigation.assignment):
-        case "affinity":
-            return assign_by_affinity(bench.target, labels, logits), labels
-        case "exact":
-            return assign_exact(bench.target, len(images), seed=seed), labels
-        case "iid":
-            return assign_iid(bench.target, len(images), seed=seed), labels
+    targets = torch.empty_like(labels)
+    for number, rows in enumerate(groups(plan)):
+        match check_rule(bench.cfg.mitigation.assignment):
+            case "affinity":
+                targets[rows] = assign_by_affinity(bench.target, labels[rows], logits[rows])
+            case "exact":
+                targets[rows] = assign_exact(bench.target, len(rows), seed=seed + number)
+            case "iid":
+                targets[rows] = assign_iid(bench.target, len(rows), seed=seed + number)
+    return targets, labels
 
 
 def _calibrated(
@@ -123,8 +131,8 @@ def _calibrated(
     full = {**spec, "activations": activations.fingerprint, "calibration": settings}
 
     def make(folder: Path) -> None:
-        n = min(settings["images"], len(store))
-        measure = dose_meter(bench, mitigation, store.images[:n], store.image_ids[:n])
+        rows = (named_classes(bench) == UNNAMED).nonzero()[: settings["images"], 0]
+        measure = dose_meter(bench, mitigation, store.images[rows], learning_plan(bench).take(rows))
         found = find_strength(
             measure,
             bench.target,
@@ -147,11 +155,13 @@ def _calibrated(
     return artifact, Calibration(stored["strength"], met, doses)
 
 
-def dose_meter(bench: Workbench, mitigation: Mitigation, images: Tensor, image_ids: Tensor) -> Callable[[Tensor], Dose]:
-    """A function from strength per class to what it does to these images of the activation seeds."""
-    targets, labels = assign(bench, images, seed=bench.cfg.seed)
+def dose_meter(
+    bench: Workbench, mitigation: Mitigation, images: Tensor, plan: GenerationPlan
+) -> Callable[[Tensor], Dose]:
+    """A function from strength per class to what it does to these images, which the plan gave without an edit."""
+    targets, labels = assign(bench, images, plan, seed=bench.cfg.seed)
     moved = targets != UNTOUCHED
-    plan = GenerationPlan(bench.cfg.data.base_seed, image_ids[moved], targets[moved])
+    plan = plan.towards(targets).take(moved.nonzero()[:, 0])
     classes = len(bench.attribute.classes)
 
     def measure(strength: Tensor) -> Dose:

@@ -16,9 +16,9 @@ from difflens.mitigation.sae_features import SaeFeatureMitigation
 from difflens.mitigation.single_feature import SingleFeature
 from difflens.tasks.activations import open_store
 from difflens.tasks.calibrate import Prepared
+from difflens.tasks.plans import learning_plan
 from difflens.tasks.workbench import Workbench
 from difflens.training.steering_module import generate
-from difflens.types import GenerationPlan
 
 SHOWN = 8
 """Images per card."""
@@ -123,7 +123,7 @@ def _draw_effects(
         rows.append(((labels != owner[slot]) & free).nonzero()[:SHOWN, 0])
         free[rows[-1]] = False
         targets.append(torch.full((len(rows[-1]),), slot))
-    plan = GenerationPlan(bench.cfg.data.base_seed, store.image_ids[torch.cat(rows)], torch.cat(targets))
+    plan = learning_plan(bench).take(torch.cat(rows)).towards(torch.cat(targets))
     edit = SingleFeature(prepared.mitigation, owner, strength=RAISED)
     made = generate(bench.trainer(), bench.model, plan, edit=edit).split([len(part) for part in rows])
     shifts = []

@@ -3,24 +3,26 @@
 import json
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 from torch import Tensor
 
-from difflens.metrics.clip import ClipSimilarity
+from difflens.metrics.clip import ClipSimilarity, PromptSimilarity
 from difflens.metrics.fairness import FairnessDiscrepancy, IntersectionalFairnessDiscrepancy
 from difflens.metrics.frechet import FrechetDistance, KernelDistance
 from difflens.metrics.judges import ReferenceStatistics, select_classes
 from difflens.metrics.leakage import Leakage
+from difflens.tasks.plans import groups
 from difflens.tasks.workbench import Workbench, plain
-from difflens.types import Attribute
+from difflens.types import Attribute, GenerationPlan
 
 if TYPE_CHECKING:
     from difflens.tasks.steer import Steered
 
 
-def evaluate(bench: Workbench, steered: "Steered") -> dict[str, Any]:
+def evaluate(bench: Workbench, steered: "Steered", *, name: str = "metrics.json") -> dict[str, Any]:
     """Write `metrics.json`: the row of the originals and that of the mitigation."""
     metric = bench.cfg.metric
     spec = {
@@ -28,6 +30,7 @@ def evaluate(bench: Workbench, steered: "Steered") -> dict[str, Any]:
         "judge": bench.scoring_judge.fingerprint,  # type: ignore[attr-defined]
         "extractor": bench.extractor.fingerprint,  # type: ignore[attr-defined]
         "reference": plain(metric.reference),
+        "reference_name": metric.reference_name,
         "kid_subset": metric.kid_subset,
         "others": [attribute.name for attribute in bench.others()],
         "target": bench.target.tolist(),
@@ -40,7 +43,7 @@ def evaluate(bench: Workbench, steered: "Steered") -> dict[str, Any]:
     with bench.run.stage("metrics"):
         artifact = bench.run.artifact("metrics", spec, make)
         metrics: dict[str, Any] = json.loads((artifact.folder / "metrics.json").read_text())
-        bench.run.write_json("metrics.json", metrics)
+        bench.run.write_json(name, metrics)
     return metrics
 
 
@@ -97,6 +100,7 @@ def _row(
         "n": len(ids),
         "edited": int(steered.edited.sum()) if changed else 0,
         **_fairness(bench, logits),
+        **(_prompts(bench, steered.plan, images, logits) if steered.plan.prompts else {}),
         "fid": frechet.compute().distance,
         "kid": kid.distance,
         "kid_sd": kid.subset_sd,
@@ -132,6 +136,29 @@ def _fairness(bench: Workbench, logits: dict[str, Tensor]) -> dict[str, Any]:
         "intersectional_fd": joint.compute().fd_hard,
         "intersectional_attributes": list(crossed),
     }
+
+
+def _prompts(bench: Workbench, plan: GenerationPlan, images: Tensor, logits: dict[str, Tensor]) -> dict[str, Any]:
+    """The discrepancy under every prompt, their means (METHOD section 7: not the pooled one), and CLIP-T."""
+    assert plan.prompts is not None
+    by_prompt: dict[str, dict[str, Any]] = {}
+    for rows in groups(plan):
+        single = FairnessDiscrepancy(bench.attribute.classes, bench.target)
+        single.update(logits[bench.attribute.name][rows])
+        found = single.compute()
+        by_prompt[plan.prompts[int(rows[0])]] = {
+            "n": len(rows),
+            "fd": found.fd,
+            "fd_hard": found.fd_hard,
+            "fd_chance": found.fd_chance,
+            "shares": {name: share._asdict() for name, share in found.shares.items()},
+        }
+    similarity = PromptSimilarity()
+    texts = bench.extractor.embed_texts(list(plan.prompts))  # type: ignore[attr-defined]
+    similarity.update(bench.extractor.embed_images(images.float() / 255), texts)  # type: ignore[attr-defined]
+    clip = similarity.compute()
+    means = {f"{key}_prompt_mean": fmean(row[key] for row in by_prompt.values()) for key in ("fd", "fd_hard")}
+    return {**means, "prompts": by_prompt, "clip_t": clip.cosine, "clip_t_paper": clip.paper}
 
 
 def _pairs(bench: Workbench, steered: "Steered", after: dict[str, Tensor]) -> dict[str, Any]:

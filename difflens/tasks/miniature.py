@@ -17,6 +17,7 @@ def miniature(cfg: DictConfig, run: Run) -> None:
         recipe = instantiate(cfg.task.recipes[name].recipe, _convert_="all")
         settings = instantiate(cfg.task.recipes[name].fit)
         with run.stage(name):
-            workspace, export_to = Path(cfg.task.workspace) / name, Path(cfg.task.export_to) / name
+            workspace = Path(cfg.task.workspace) / name
+            export_to = Path(cfg.task.export_to) / cfg.task.recipes[name].get("folder", name)
             figures = fit(recipe, settings, workspace=workspace, export_to=export_to)
         run.say(f"{name}: {', '.join(f'{key} {value:.4g}' for key, value in figures.items())}")

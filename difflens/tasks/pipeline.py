@@ -16,4 +16,6 @@ def pipeline(cfg: DictConfig, run: Run) -> None:
     prepared = prepare(bench)
     steered = generate_pairs(bench, prepared)
     metrics = evaluate(bench, steered)
+    if bench.prompts is not None and bench.prompts.unseen:
+        evaluate(bench, generate_pairs(bench, prepared, unseen=True), name="metrics_unseen.json")
     present(bench, prepared, steered, metrics)

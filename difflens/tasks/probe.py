@@ -13,6 +13,7 @@ from difflens.artifacts import Artifact
 from difflens.probes.linear import LinearProbe
 from difflens.run import Run
 from difflens.tasks.activations import open_store
+from difflens.tasks.plans import learning_labels
 from difflens.tasks.workbench import Workbench, plain
 from difflens.types import Attribute
 
@@ -36,12 +37,13 @@ def _fit(bench: Workbench, attribute: Attribute) -> tuple[Artifact, LinearProbe,
     spec = {
         "activations": activations.fingerprint,
         **bench.attribute_spec(attribute),
+        **bench.label_spec(),
         "probe": plain(bench.cfg.probe),
         "seed": bench.cfg.seed,
     }
 
     def make(folder: Path) -> None:
-        labels, _ = bench.labels(store.images, attribute)
+        labels = learning_labels(bench, store, attribute)
         with Progress() as progress:
             bar = progress.add_task(f"probe {attribute.name}", total=store.steps)
             fitted = instantiate(bench.cfg.probe)(
@@ -52,6 +54,8 @@ def _fit(bench: Workbench, attribute: Attribute) -> tuple[Artifact, LinearProbe,
                 seed=bench.cfg.seed,
                 progress=lambda step: progress.update(bar, completed=step + 1),
             )
+        if not fitted.probe.weight.isfinite().all():
+            raise ValueError(f"the probe of {attribute.name} did not converge; raise probe.l2 or data.images.")
         tensors = {"weight": fitted.probe.weight, "bias": fitted.probe.bias, "accuracy": fitted.accuracy}
         save_file({**tensors, "images_per_class": torch.tensor(fitted.images_per_class)}, folder / "probe.safetensors")
 

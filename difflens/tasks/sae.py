@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from difflens.sae.health import DENSITY_EDGES, HealthMeter, SaeHealth
 from difflens.sae.losses import denoising_loss_recovered
 from difflens.sae.storage import load_sae, save_sae
 from difflens.tasks.activations import open_store
+from difflens.tasks.plans import learning_plan
 from difflens.tasks.workbench import Workbench, plain
 from difflens.training.loggers import logging_to
 from difflens.training.sae_module import SaeModule
@@ -54,16 +56,29 @@ def _train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
 
     def make(folder: Path) -> None:
         training, validation = split_by_image(len(store), bench.cfg.data.validation, seed=bench.cfg.seed)
-        trained = _fit(bench, store, list(training), workspace=folder / "training")
-        save_sae(trained, folder / "autoencoder", spec={"made_from": spec})
+        saved, workspace = folder / "autoencoder", folder / "training"
+        if not _is_saved(saved):
+            save_sae(_fit(bench, store, list(training), workspace=workspace), saved, spec={"made_from": spec})
+        trained = load_sae(saved)
         health = measure_health(trained, store, validation)
         recovered = loss_recovered(bench, trained, store, validation)
         report = {**asdict(health), "density_edges": list(DENSITY_EDGES), "loss_recovered_per_step": recovered}
         (folder / "health.json").write_text(json.dumps(report))
+        shutil.rmtree(workspace, ignore_errors=True)
 
     with bench.run.stage("sae"):
         artifact = bench.run.artifact("sae", spec, make, resumable=True)
         return artifact, load_sae(artifact.folder / "autoencoder")
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether an interrupted run got as far as a whole SAE; what is left of half of one is removed."""
+    try:
+        load_sae(folder)
+    except ValueError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    return True
 
 
 class _Stream(IterableDataset[TokenBatch]):
@@ -87,16 +102,24 @@ def _fit(bench: Workbench, store: ActivationStore, training: list[int], *, works
     sample = next(mixed_batches(source, **{**stream, "batch": stream["capacity"] // 2, "batches": 1}))
     module.calibrate_input(sample.tokens, sample.steps)
     checkpoint = workspace / "last.ckpt"
-    first = torch.load(checkpoint, weights_only=True)["global_step"] if checkpoint.exists() else 0
-    keeper = ModelCheckpoint(workspace, filename="last", every_n_train_steps=500, enable_version_counter=False)
+    first = updates_done(checkpoint)
+    interval = max(1, min(500, module.updates // 20))
+    keeper = ModelCheckpoint(workspace, filename="last", every_n_train_steps=interval, enable_version_counter=False)
     loader = DataLoader(_Stream(source, **stream, first=first), batch_size=None)
-    with logging_to(instantiate(bench.cfg.logger), bench.run.folder, name="sae") as logger:
+    with logging_to(instantiate(bench.cfg.get("logger")), bench.run.folder, name="sae") as logger:
         trainer = bench.trainer(
             max_steps=module.updates, callbacks=[keeper], enable_checkpointing=True, logger=logger, log_every_n_steps=20
         )
         trainer.fit(module, loader, ckpt_path=str(checkpoint) if first else None, weights_only=True)
-    shutil.rmtree(workspace, ignore_errors=True)
     return module.fold_scale().eval()
+
+
+def updates_done(checkpoint: Path) -> int:
+    """After how many updates a checkpoint was written; 0 where there is none, or one that cannot be read."""
+    try:
+        return int(torch.load(checkpoint, weights_only=True)["global_step"])
+    except (OSError, EOFError, KeyError, RuntimeError, UnpicklingError):
+        return 0
 
 
 def build_module(bench: Workbench, store: ActivationStore) -> SaeModule:
@@ -110,7 +133,12 @@ def _token_source(bench: Workbench, store: ActivationStore, training: list[int],
     if bench.cfg.data.source == "shards":
         return StoredTokens(store, training, tokenise=tokenise)
     return OnlineTokens(
-        bench.model, bench.site, base_seed=bench.cfg.data.base_seed, first_id=ONLINE_FIRST_ID, tokenise=tokenise
+        bench.model,
+        bench.site,
+        base_seed=bench.cfg.data.base_seed,
+        first_id=ONLINE_FIRST_ID,
+        prompts=learning_plan(bench).prompts,
+        tokenise=tokenise,
     )
 
 
@@ -131,14 +159,14 @@ def loss_recovered(
 ) -> list[float]:
     """Denoising loss recovered per step on held-out images; the ablation puts the site's mean activation in its place."""
     rows = list(positions)[: bench.model.micro_batch // 2]
-    images = store.images[rows].float() / 255
+    images, prompts = store.images[rows].float() / 255, learning_plan(bench).take(torch.tensor(rows)).prompts
     losses = torch.zeros(3, store.steps, dtype=torch.float64)
     for step in range(store.steps):
         mean = store.at_step(step).float().mean(0)
         changes = (None, autoencoder.reconstruct_map, lambda h, mean=mean: mean.to(h.dtype).expand_as(h))
         for row, change in enumerate(changes):
             losses[row, step] = bench.model.denoising_loss(
-                images, step, site=bench.site, change=change, seed=bench.cfg.seed
+                images, step, site=bench.site, change=change, seed=bench.cfg.seed, prompts=prompts
             )
     original, reconstructed, ablated = losses
     return denoising_loss_recovered(original=original, reconstructed=reconstructed, ablated=ablated).tolist()

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -13,6 +12,7 @@ from difflens.artifacts import Artifact
 from difflens.run import Run
 from difflens.tasks.calibrate import Prepared, assign, prepare
 from difflens.tasks.evaluation import evaluate
+from difflens.tasks.plans import evaluation_plan, plan_spec
 from difflens.tasks.workbench import Workbench
 from difflens.training.steering_module import generate
 from difflens.types import UNTOUCHED, GenerationPlan
@@ -20,14 +20,19 @@ from difflens.types import UNTOUCHED, GenerationPlan
 
 @dataclass(frozen=True)
 class Steered:
-    """Evaluation images before and after: ids [N], uint8 images [N, 3, H, W], targets [N], and where they are stored."""
+    """Evaluation images before and after: uint8 images [N, 3, H, W], targets [N], and where they are stored."""
 
-    image_ids: Tensor
+    plan: GenerationPlan
     before: Tensor
     after: Tensor
     targets: Tensor
     labels: Tensor
     artifacts: tuple[Artifact, Artifact]
+
+    @property
+    def image_ids(self) -> Tensor:
+        """Ids [N] of the images."""
+        return self.plan.image_ids
 
     @property
     def edited(self) -> Tensor:
@@ -42,32 +47,31 @@ def steer(cfg: DictConfig, run: Run) -> None:
     evaluate(bench, generate_pairs(bench, prepared))
 
 
-def originals(bench: Workbench) -> tuple[Artifact, Tensor, Tensor]:
-    """Ids and images of the evaluation seeds without mitigation; shared by every attribute and method."""
-    metric = bench.cfg.metric
-    spec = {"model": bench.model.spec(), "base_seed": metric.base_seed, "images": metric.images}
+def originals(bench: Workbench, plan: GenerationPlan) -> tuple[Artifact, Tensor]:
+    """The plan's images without mitigation; shared by every attribute and method."""
+    spec = {"model": bench.model.spec(), "base_seed": plan.base_seed, "images": len(plan.image_ids), **plan_spec(plan)}
 
     def make(folder: Path) -> None:
-        plan = GenerationPlan(metric.base_seed, torch.arange(metric.images))
         images = generate(bench.trainer(enable_progress_bar=True), bench.model, plan)
         save_file({"image_ids": plan.image_ids, "images": images}, folder / "images.safetensors")
 
     with bench.run.stage("originals"):
         artifact = bench.run.artifact("images", spec, make)
     stored = load_file(artifact.folder / "images.safetensors")
-    return artifact, stored["image_ids"], stored["images"]
+    return artifact, stored["images"]
 
 
-def generate_pairs(bench: Workbench, prepared: Prepared) -> Steered:
+def generate_pairs(bench: Workbench, prepared: Prepared, *, unseen: bool = False) -> Steered:
     """The evaluation images with the mitigation; only images whose target asks for it are generated again."""
-    source, image_ids, before = originals(bench)
-    targets, labels = assign(bench, before, seed=bench.cfg.metric.base_seed)
+    plan = evaluation_plan(bench, unseen=unseen)
+    source, before = originals(bench, plan)
+    targets, labels = assign(bench, before, plan, seed=bench.cfg.metric.base_seed)
     moved = targets != UNTOUCHED
     spec: dict[str, Any] = {**prepared.spec, "originals": source.fingerprint}
 
     def make(folder: Path) -> None:
-        plan = GenerationPlan(bench.cfg.metric.base_seed, image_ids[moved], targets[moved])
-        made = generate(bench.trainer(enable_progress_bar=True), bench.model, plan, edit=prepared.mitigation)
+        asked = plan.towards(targets).take(moved.nonzero()[:, 0])
+        made = generate(bench.trainer(enable_progress_bar=True), bench.model, asked, edit=prepared.mitigation)
         after = before.clone()
         after[moved] = made if len(made) else after[moved]
         save_file({"images": after, "targets": targets}, folder / "steered.safetensors")
@@ -75,4 +79,4 @@ def generate_pairs(bench: Workbench, prepared: Prepared) -> Steered:
     with bench.run.stage("steer"):
         artifact = bench.run.artifact("steered", spec, make)
     stored = load_file(artifact.folder / "steered.safetensors")
-    return Steered(image_ids, before, stored["images"], stored["targets"], labels, (source, artifact))
+    return Steered(plan, before, stored["images"], stored["targets"], labels, (source, artifact))

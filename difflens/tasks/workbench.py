@@ -4,16 +4,18 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 import lightning
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from difflens.data.prompts import PromptSet
 from difflens.errors import one_line
 from difflens.metrics.judges import FeatureExtractor, Judge, select_classes
 from difflens.mitigation.assignment import check_rule
@@ -53,6 +55,9 @@ class Workbench:
         instantiate(cfg.mitigation.window)
         instantiate(cfg.attribution.scorer)
         self.others()
+        self.model.check_update(cfg.mitigation["update"])
+        if self.prompts is not None:
+            self.words  # noqa: B018
         autoencoder = self.new_autoencoder()
         check_top(plain(cfg.attribution.top), classes=self.attribute.classes, width=autoencoder.width)
         with blaming("sae.training"):
@@ -95,9 +100,47 @@ class Workbench:
 
     @cached_property
     def site(self) -> Site:
-        """Where activations are read and edited."""
+        """Where activations are read and edited; a branch left open is the model's own."""
         site: Site = instantiate(self.cfg.data.site)
-        return site
+        return replace(site, branch=self.model.default_branch) if site.branch == "none" else site
+
+    @property
+    def site_spec(self) -> dict[str, Any]:
+        """The site, for artifact specs."""
+        return {**plain(self.cfg.data.site), "branch": self.site.branch}
+
+    @cached_property
+    def prompts(self) -> PromptSet | None:
+        """The prompts of the study, None for an unconditional model.
+
+        Raises:
+            ValueError: the model needs prompts and there are none, or the other way round.
+        """
+        described = self.cfg.get("prompt")
+        wanted = self.model.default_branch != "none"
+        if wanted != bool(described):
+            raise ValueError(
+                f"{self.model.name} is given prompts: choose a list, such as prompt=workplace."
+                if wanted
+                else f"{self.model.name} takes no prompts: leave prompt out."
+            )
+        prompts: PromptSet | None = instantiate(described, _convert_="all") if wanted else None
+        return prompts
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """How prompts name each class of the attribute.
+
+        Raises:
+            ValueError: the attribute's file does not say.
+        """
+        words = plain(self.cfg.attribute.get("words")) or {}
+        missing = [name for name in self.attribute.classes if not words.get(name)]
+        if missing:
+            raise ValueError(
+                f"attribute.words gives no word that names {missing} in a prompt; add it to the attribute's file."
+            )
+        return tuple(words[name] for name in self.attribute.classes)
 
     @cached_property
     def attribute(self) -> Attribute:
@@ -169,6 +212,10 @@ class Workbench:
         described: Any = OmegaConf.to_container(self.cfg.trainer, resolve=True)
         return lightning.Trainer(**{**quiet, **described, **settings})
 
+    def label_spec(self) -> dict[str, Any]:
+        """Where the learning images' labels come from, if there is a choice, for artifact specs."""
+        return {} if self.prompts is None else {"labels": self.prompts.labels}
+
     def attribute_spec(self, attribute: Attribute) -> dict[str, Any]:
         """An attribute and the judge that labels it, for artifact specs."""
         return {
@@ -179,14 +226,14 @@ class Workbench:
 
 @contextmanager
 def blaming(key: str) -> Iterator[None]:
-    """Turn whatever a library says about a value into a mistake in the configuration that names its key.
+    """Turn whatever is said about a value in the block into a mistake in the configuration that names its key.
 
     Raises:
-        ValueError: an exception that is none was raised in the block.
+        ValueError: an exception was raised in the block.
     """
     try:
         yield
-    except (TypeError, RuntimeError, MisconfigurationException) as error:
+    except (TypeError, ValueError, ImportError, RuntimeError, MisconfigurationException) as error:
         raise ValueError(f"{key}: {one_line(error)}") from error
 
 

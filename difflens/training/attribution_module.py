@@ -14,11 +14,12 @@ from difflens.types import Attribute, FeatureScores
 
 
 class LabelledMaps(NamedTuple):
-    """Maps [n, D, H, W] recorded at one step, and the class of each image [n]."""
+    """Maps [n, D, H, W] recorded at one step, its class per image [n], the maps scores start from (None: zero codes)."""
 
     maps: Tensor
     labels: Int[Tensor, "images"]
     step: int
+    baseline: Tensor | None = None
 
 
 class AttributionModule(lightning.LightningModule):
@@ -47,21 +48,22 @@ class AttributionModule(lightning.LightningModule):
 
     def predict_step(self, batch: LabelledMaps, batch_idx: int) -> None:
         """Add one batch to the sums."""
-        maps, labels, step = batch
+        maps, labels, step, start = batch
         codes = self.sae.codes_of_map(maps.float())
+        baseline = None if start is None else self.sae.codes_of_map(start.float())
         head = self.head(step, maps.shape)
-        scores = self.scorer(head, codes, labels).detach()
+        scores = self.scorer(head, codes, labels, baseline).detach()
         with torch.no_grad():
-            self._add_completeness(head, codes, labels, scores)
+            first = head.zero_logits().expand(len(maps), -1) if baseline is None else head.logits(baseline)
+            self._add_completeness(head.logits(codes), first, labels, scores)
         own = torch.nn.functional.one_hot(labels, len(self.attribute.classes)).double().T
         self.score_sum[:, step] += own @ scores.double()
         self.activation_sum[:, step] += own @ codes.sum((-1, -2)).double()
         self.images[:, step] += own.sum(1)
 
-    def _add_completeness(self, head: AffineHead, codes: Tensor, labels: Tensor, scores: Tensor) -> None:
-        p = head.logits(codes).double().softmax(-1).gather(1, labels[:, None])[:, 0]
-        p_zero = head.zero_logits().double().softmax(-1)[labels]
-        self.gap += torch.stack([(scores.double().sum(1) - (p - p_zero)).abs().sum(), torch.ones_like(p).sum()])
+    def _add_completeness(self, last: Tensor, first: Tensor, labels: Tensor, scores: Tensor) -> None:
+        p, p_first = (logits.double().softmax(-1).gather(1, labels[:, None])[:, 0] for logits in (last, first))
+        self.gap += torch.stack([(scores.double().sum(1) - (p - p_first)).abs().sum(), torch.ones_like(p).sum()])
 
     def result(self) -> "AttributionResult":
         """The averages over images.
@@ -86,7 +88,7 @@ class AttributionResult:
     Args:
         scores: mean score per class, step and latent.
         activation: mean summed activation per image [classes, steps, M].
-        completeness_gap: mean |Σ_i score_i − (F_c(z) − F_c(0))|; zero for integrated gradients.
+        completeness_gap: mean |Σ_i score_i − (F_c(z) − F_c(baseline))|; zero for integrated gradients.
     """
 
     def __init__(

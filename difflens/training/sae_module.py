@@ -106,7 +106,11 @@ class SaeModule(L.LightningModule):
         assert self.input_scale > 0, "calibrate_input(tokens, step) comes before training"
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """The loss `Σ‖x − x̂‖² / V + α · L_aux` of one batch."""
+        """The loss `Σ‖x − x̂‖² / V + α · L_aux` of one batch.
+
+        Raises:
+            ValueError: the tokens or the loss are not finite.
+        """
         x, step = self._scaled(batch)
         activations = self.sae.pre_activations(x)
         codes = self.sae.select(activations)
@@ -115,7 +119,12 @@ class SaeModule(L.LightningModule):
         auxiliary = self._auxiliary(x - x_hat, activations)
         self._log_training(x - x_hat.detach(), codes, auxiliary.detach())
         loss: Tensor = reconstruction_loss(x, x_hat, self._variance(x, step))
-        return loss + float(self.hparams["aux_coefficient"]) * auxiliary
+        loss = loss + float(self.hparams["aux_coefficient"]) * auxiliary
+        if not loss.isfinite():
+            raise ValueError(
+                f"the SAE's loss became {loss.item()} at update {self.global_step}; lower sae.training.lr."
+            )
+        return loss
 
     def on_validation_epoch_start(self) -> None:
         """Start the held-out figures anew."""

@@ -43,9 +43,7 @@ class MicroBatches(Dataset[GenerationPlan]):
     def __getitem__(self, index: int) -> GenerationPlan:
         if index >= len(self):
             raise IndexError(index)
-        rows = slice(index * self.size, (index + 1) * self.size)
-        targets = None if self.plan.targets is None else self.plan.targets[rows]
-        return GenerationPlan(self.plan.base_seed, self.plan.image_ids[rows], targets)
+        return self.plan.part(index * self.size, (index + 1) * self.size)
 
 
 def generate(

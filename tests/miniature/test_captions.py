@@ -16,9 +16,10 @@ from difflens.miniature.captions import (
     caption_words,
     describes,
     draw_mentions,
+    prompts,
     zero_shot_prompts,
 )
-from difflens.miniature.faces import FACTORS
+from difflens.miniature.faces import FACTORS, WORKPLACE_FACTORS
 from difflens.miniature.population import Population
 
 
@@ -33,9 +34,9 @@ def read_back(text: str, factor: str) -> set[int]:
 
 
 def test_every_factor_has_a_phrase_for_each_of_its_values():
-    assert set(_WORDINGS) == set(FACTORS) == {"gender", "age", "race", *_DETAILS}
+    assert set(_WORDINGS) == set(WORKPLACE_FACTORS) == {"gender", "age", "race", "profession", *_DETAILS}
     for name, wordings in _WORDINGS.items():
-        assert all(len(set(wording)) == len(FACTORS[name]) for wording in wordings)
+        assert all(len(set(wording)) == len(WORKPLACE_FACTORS[name]) for wording in wordings)
 
 
 @pytest.mark.parametrize("full", [0.0, 0.5, 1.0])
@@ -95,10 +96,42 @@ def test_an_unknown_factor_is_refused_by_name():
 
 
 def test_the_longest_caption_fits_the_context():
-    tokens = ByteTokenizer(caption_words()).encode
+    tokens = ByteTokenizer(caption_words(WORKPLACE_FACTORS)).encode
     longest = {name: max(len(tokens(p)) for w in wordings for p in w) for name, wordings in _WORDINGS.items()}
     opening = max(len(tokens(opening)) for opening in _OPENINGS)
     assert opening + len(tokens("an")) + sum(longest.values()) + len(_DETAILS) + 2 <= CONTEXT_LENGTH
+
+
+WORKPLACE = Population({"profession": {name: 1 / 9 for name in WORKPLACE_FACTORS["profession"]}})
+
+
+def test_a_profession_is_the_noun_and_gender_an_adjective_before_it():
+    factors = WORKPLACE.sample(180, seed=0)
+    for row, text in enumerate(caption(factors, seed=1)):
+        subject = text.split(",")[0].split()
+        profession = WORKPLACE_FACTORS["profession"][factors["profession"][row]]
+        gender = FACTORS["gender"][factors["gender"][row]]
+        assert (subject[-2:] == [gender, profession]) == (profession != "none"), text
+        assert subject[-1] in {profession, "woman", "man", "female", "male"}
+
+
+def test_prompts_name_what_they_are_told_in_one_way():
+    one = {name: torch.zeros(4, dtype=torch.int64) for name in FACTORS}
+    faces = one | {"age": torch.tensor([2, 1, 0, 0]), "race": torch.tensor([2, 3, 0, 0])}
+    faces["profession"] = torch.tensor([2, 1, 3, 4])
+    none, every = torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)
+    named = {name: every for name in ("gender", "race", "age", "profession")}
+    assert prompts(faces, named)[:2] == [
+        "a face of an old Asian female doctor",
+        "a face of an adult Indian female firefighter",
+    ]
+    assert prompts(faces, {**named, "gender": none, "age": none, "race": none})[2] == "a face of a receptionist"
+    assert prompts(faces, {"profession": every, "gender": every})[3] == "a face of a female nurse"
+
+
+def test_words_of_plain_captions_know_no_profession():
+    assert not set(caption_words()) & set(WORKPLACE_FACTORS["profession"])
+    assert set(WORKPLACE_FACTORS["profession"]) <= set(caption_words(WORKPLACE_FACTORS))
 
 
 def test_captions_take_no_single_byte():

@@ -17,8 +17,9 @@ from difflens.miniature.clip_recipe import (
     _reading_loss,
     face_numbers,
     numbered_faces,
+    value_counts,
 )
-from difflens.miniature.faces import FACTORS, render
+from difflens.miniature.faces import FACTORS, WORKPLACE_FACTORS, render
 from difflens.miniature.fit import FitSettings, fit
 from difflens.miniature.population import Population
 
@@ -26,10 +27,10 @@ SETTINGS = FitSettings(steps=12, batch=16, lr=2e-3, warmup=2, ema=0.5, seed=3)
 SMALL = {"width": 32, "layers": 1, "mlp_ratio": 2.0}
 
 
-def recipe(held_out: int = 64) -> ClipRecipe:
+def recipe(held_out: int = 64, population: Population | None = None) -> ClipRecipe:
     vision = {**SMALL, "patch_size": 8, "head_width": 16, "pool_type": "avg"}
     return ClipRecipe(
-        Population(),
+        population or Population(),
         embed_dim=16,
         vision=vision,
         text={**SMALL, "heads": 2},
@@ -47,8 +48,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, f
 
 
 def test_face_numbers_count_every_distinct_face_once():
-    numbers = torch.arange(math.prod(map(len, FACTORS.values())))
-    assert torch.equal(face_numbers(numbered_faces(numbers)), numbers)
+    for names in (tuple(FACTORS), ("gender", "age", "profession")):
+        numbers = torch.arange(math.prod(value_counts(names)))
+        assert torch.equal(face_numbers(numbered_faces(numbers, names)), numbers)
+
+
+def test_faces_with_professions_are_learnt_from_captions_that_name_them():
+    population = Population({"profession": {name: 1 / 9 for name in WORKPLACE_FACTORS["profession"]}})
+    learner = recipe(population=population)
+    factors, mentioned = learner.batch(0, SETTINGS)
+    assert bool(mentioned["profession"].any()) and not mentioned["profession"][factors["profession"] == 0].any()
+    assert learner.loss(learner.build(), 0, SETTINGS).isfinite()
+    assert "firefighter" in learner.tokenizer.words and "firefighter" not in recipe().tokenizer.words
 
 
 def test_held_out_faces_never_enter_a_batch():

@@ -1,9 +1,11 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from difflens.metrics.judges import select_classes
-from difflens.miniature.faces import FACTORS, render
-from difflens.miniature.judges import MiniatureJudge, load_judge
+from difflens.miniature.faces import FACTORS, WORKPLACE_FACTORS, render
+from difflens.miniature.judges import JudgeRecipe, MiniatureJudge, load_judge
 from difflens.miniature.population import Population
 from difflens.types import Attribute
 
@@ -34,6 +36,29 @@ def test_the_two_judges_are_different_networks() -> None:
     first, second = (load_judge(f"package:miniature/weights/{name}") for name in NAMES)
     assert type(first.network) is not type(second.network)
     assert first.fingerprint != second.fingerprint
+
+
+@pytest.mark.parametrize("architecture", ["convolutional", "mixer"])
+def test_a_judge_reads_the_factors_of_its_population(architecture: str, tmp_path: Path) -> None:
+    population = Population({"profession": {name: 1 / 9 for name in WORKPLACE_FACTORS["profession"]}})
+    recipe = JudgeRecipe("judge", architecture=architecture, population=population, pool=64, held_out=8)
+    network = recipe.build().eval()
+    recipe.export(network, tmp_path)
+    judge, images = load_judge(str(tmp_path)), render(population.sample(9, seed=0))
+    assert dict(judge.classes) == dict(WORKPLACE_FACTORS)
+    for name, logits in judge(images).items():
+        assert logits.shape == (9, len(WORKPLACE_FACTORS[name]))
+        torch.testing.assert_close(logits, network(images)[name], rtol=0, atol=2e-2)
+
+
+def test_judges_from_before_professions_read_what_they_always_did(tmp_path: Path) -> None:
+    recipe = JudgeRecipe("judge", architecture="mixer", population=Population(), pool=64, held_out=8)
+    recipe.export(recipe.build(), tmp_path)
+    new = load_judge(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"architecture": "mixer"}')
+    old, images = load_judge(str(tmp_path)), render(Population().sample(4, seed=0))
+    assert old.fingerprint == new.fingerprint and tuple(old.classes) == tuple(FACTORS)
+    assert all(torch.equal(logits, new(images)[name]) for name, logits in old(images).items())
 
 
 def test_classes_are_found_by_name(judge: MiniatureJudge) -> None:

@@ -47,7 +47,9 @@ def test_a_class_nobody_is_pushed_to_stays_neutral() -> None:
     def measure(strength: torch.Tensor) -> Dose:
         enough = float(strength[0] >= 2)
         shares = torch.tensor([0.3 + 0.2 * enough, 0.7 - 0.2 * enough])
-        return Dose(strength.clone(), torch.tensor([enough, torch.nan]), shares, torch.tensor([0.3 + 0.2 * enough, 0.5]))
+        return Dose(
+            strength.clone(), torch.tensor([enough, torch.nan]), shares, torch.tensor([0.3 + 0.2 * enough, 0.5])
+        )
 
     found = run(measure, neutral=1.0, first=1.5)
     assert float(found.strength[1]) == 1.0

@@ -56,3 +56,18 @@ def test_a_class_without_images_is_named(parts: tuple[TopKAutoencoder, LinearPro
     module.predict_step(LabelledMaps(MAPS, torch.ones(12, dtype=torch.int64), 0), 0)
     with pytest.raises(ValueError, match=r"no image is judged \['female'"):
         module.result()
+
+
+def test_a_baseline_is_where_the_scores_start_and_they_stay_complete(
+    parts: tuple[TopKAutoencoder, LinearProbe],
+) -> None:
+    sae, probe = parts
+    module = AttributionModule(sae, probe, GENDER, IntegratedGradients())
+    start = MAPS.flip(0)
+    for step in range(2):
+        module.predict_step(LabelledMaps(MAPS, LABELS, step, start), step)
+    result = module.result()
+    head = module.head(0, MAPS.shape)
+    p = [head.logits(sae.codes_of_map(maps)).softmax(-1)[LABELS == 0, 0].mean() for maps in (MAPS, start)]
+    torch.testing.assert_close(result.scores.scores[0, 0].sum(), (p[0] - p[1]).detach(), rtol=0, atol=1e-5)
+    assert result.completeness_gap < 1e-5

@@ -1,0 +1,154 @@
+"""Values of the configuration that no stage could use, refused before the first stage begins."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, get_args
+
+from omegaconf import DictConfig, OmegaConf
+
+from difflens.training.loggers import MODES
+from difflens.types import Branch, Where
+
+
+class Range(NamedTuple):
+    """What a number must be: words for the message, and the test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def _whole(least: int) -> Range:
+    return Range(f"a whole number of at least {least}", lambda value: isinstance(value, int) and value >= least)
+
+
+POSITIVE = Range("a number above 0", lambda value: value > 0)
+NOT_NEGATIVE = Range("a number of at least 0", lambda value: value >= 0)
+SHARE = Range("a number above 0 and below 1", lambda value: 0 < value < 1)
+FINITE = Range("a number", lambda value: True)
+
+NUMBERS: Mapping[str, Range] = {
+    "seed": _whole(0),
+    "model.steps": _whole(1),
+    "model.micro_batch": _whole(1),
+    "data.images": _whole(2),
+    "data.base_seed": _whole(0),
+    "data.validation": SHARE,
+    "data.buffer": _whole(1),
+    "sae.expansion": POSITIVE,
+    "sae.k": _whole(1),
+    "sae.training.tokens": _whole(1),
+    "sae.training.batch": _whole(1),
+    "sae.training.lr": POSITIVE,
+    "sae.training.warmup": _whole(0),
+    "sae.training.decay": Range("a number from 0 to 1", lambda value: 0 <= value <= 1),
+    "sae.training.aux_coefficient": NOT_NEGATIVE,
+    "sae.training.k_aux": _whole(1),
+    "probe.l2": NOT_NEGATIVE,
+    "probe.iterations": _whole(1),
+    "probe.held_out": SHARE,
+    "attribution.specificity": NOT_NEGATIVE,
+    "attribution.images_per_class": _whole(1),
+    "attribution.statistics_images": _whole(1),
+    "mitigation.suppress": FINITE,
+    "mitigation.calibration.images": _whole(1),
+    "mitigation.calibration.first": FINITE,
+    "mitigation.calibration.largest": FINITE,
+    "mitigation.calibration.tolerance": NOT_NEGATIVE,
+    "mitigation.calibration.refinements": _whole(0),
+    "metric.images": _whole(2),
+    "metric.base_seed": _whole(0),
+    "metric.reference.images": _whole(2),
+    "metric.kid_subset": _whole(2),
+    "metric.cards": _whole(1),
+}
+NULLABLE = ("sae.training.lr", "sae.training.k_aux", "mitigation.suppress", "data.site.branch", "logger.mode")
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "data.source": ("shards", "online"),
+    "attribution.baseline": ("zero", "contrast"),
+    "data.site.tensor": get_args(Where),
+    "data.site.branch": get_args(Branch),
+    "logger.mode": MODES,
+}
+TAKEN = ("original", "features")
+"""Names of the report's own folders of pictures, and of the row of unmitigated images."""
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Check every number and word of the tables above that the configuration holds; a component of one's own may lack some.
+
+    Raises:
+        ValueError: with the key, what its value must be, and the value.
+    """
+    for key, wanted in NUMBERS.items():
+        value = OmegaConf.select(cfg, key, default=...)
+        if value is not ... and not (value is None and key in NULLABLE) and not _is(value, wanted):
+            raise ValueError(f"{key} must be {wanted.words}, got {value!r}.")
+    for key, words in WORDS.items():
+        value = OmegaConf.select(cfg, key, default=...)
+        if value is not ... and not (value is None and key in NULLABLE) and value not in words:
+            raise ValueError(f"{key} must be one of {', '.join(words)}, got {value!r}.")
+    check_agreement(cfg)
+
+
+def check_agreement(cfg: DictConfig) -> None:
+    """Check values that must fit each other.
+
+    Raises:
+        ValueError: two base seeds are one, no image is left to train on, the calibration has nowhere to go, or the method's
+            name is taken.
+    """
+    if cfg.data.base_seed == cfg.metric.base_seed:
+        raise ValueError(
+            f"data.base_seed and metric.base_seed are both {cfg.data.base_seed}; "
+            "evaluation images must never have been used before: give them different seeds."
+        )
+    if round(cfg.data.images * cfg.data.validation) >= cfg.data.images:
+        raise ValueError(
+            f"data.validation={cfg.data.validation} of data.images={cfg.data.images} leaves no image to train on; "
+            "lower data.validation or raise data.images."
+        )
+    neutral, calibration = float(cfg.mitigation.mode == "scale"), cfg.mitigation.calibration
+    if cfg.mitigation.strength == "auto" and not neutral < calibration.first <= calibration.largest:
+        raise ValueError(
+            f"mitigation.calibration with mitigation.mode={cfg.mitigation.mode} needs {neutral:g} < first ≤ largest, got "
+            f"first={calibration.first}, largest={calibration.largest}."
+        )
+    name = cfg.mitigation.name
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w-]*", name) or name in TAKEN:
+        raise ValueError(
+            f"mitigation.name must be a word of letters, digits, '_' and '-' other than {', '.join(TAKEN)}, got {name!r}."
+        )
+
+
+def check_target(target: Any) -> None:
+    """Check that a target distribution is written as shares by class.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(target, Mapping) or not all(_is(share, FINITE) for share in target.values()):
+        raise ValueError(
+            "mitigation.target must give each class a share, such as {female: 0.75, male: 0.25}, or be null for equal "
+            f"shares; got {target!r}."
+        )
+
+
+def check_top(top: Any, *, classes: tuple[str, ...], width: int) -> None:
+    """Check the number of latents per class.
+
+    Raises:
+        ValueError: it is no number up to the SAE's width, selects nothing, or names other classes than the attribute's.
+    """
+    counts = list(top.values()) if isinstance(top, Mapping) else [top]
+    if not any(counts) or not all(_is(count, _whole(0)) and count <= width for count in counts):
+        raise ValueError(
+            f"attribution.top must be 1 to {width} (the SAE's width), got {top!r}; or raise sae.expansion."
+        )
+    if isinstance(top, Mapping) and set(top) != set(classes):
+        raise ValueError(f"attribution.top must name each of {list(classes)}, got {list(top)}.")
+
+
+def _is(value: Any, wanted: Range) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and wanted.holds(value)

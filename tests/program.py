@@ -1,0 +1,145 @@
+"""The program in processes of its own, forked from one that has already imported torch: a start costs no seconds."""
+
+import atexit
+import functools
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TINY = {
+    "model.steps": 4,
+    "model.micro_batch": 16,
+    "data.images": 64,
+    "data.buffer": 8192,
+    "sae.expansion": 2,
+    "sae.k": 8,
+    "sae.training.tokens": 40_000,
+    "sae.training.batch": 1024,
+    "probe.iterations": 5,
+    "attribution.images_per_class": 16,
+    "metric.images": 32,
+    "metric.reference.images": 64,
+    "metric.kid_subset": 16,
+    "metric.cards": 2,
+    "mitigation.calibration.images": 32,
+    "mitigation.calibration.refinements": 1,
+    "mitigation.calibration.largest": 2,
+}
+"""A study of seconds on the shipped miniature."""
+
+PRELOADED = [
+    "difflens.main",
+    "difflens.tasks.pipeline",
+    "difflens.models.unconditional",
+    "difflens.miniature.judges",
+    "difflens.miniature.clip",
+    "difflens.miniature.reference",
+]
+PATIENCE = 600
+"""Seconds after which a program counts as hanging."""
+
+
+class Ended(NamedTuple):
+    """How the program ended."""
+
+    code: int | None
+    out: str
+    err: str
+
+    @property
+    def complaint(self) -> str:
+        """The one line on stderr; there must be no other, and no traceback anywhere."""
+        assert "Traceback" not in self.out + self.err and self.err.count("\n") == 1, self.err + self.out
+        assert self.err.startswith("difflens: error: "), self.err
+        return self.err.removeprefix("difflens: error: ").strip()
+
+
+def _child(folder: str, arguments: list[str], prepare: Callable[[], None] | None) -> None:
+    os.chdir(folder)
+    for number, name in ((1, "out.txt"), (2, "err.txt")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    if prepare is not None:
+        prepare()
+    sys.argv = ["difflens", *arguments]
+    from difflens.main import main
+
+    main()
+
+
+class Program:
+    """The program started in one folder with the tiny settings; `outputs/` there holds its results."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOADED)
+
+    def start(self, *overrides: str, prepare: Callable[[], None] | None = None) -> BaseProcess:
+        """A running program; `prepare` is called in it first."""
+        tiny = [f"{key}={value}" for key, value in TINY.items()]
+        process = self._context.Process(target=_child, args=(str(self.folder), [*tiny, *overrides], prepare))
+        process.start()
+        return process
+
+    def ended(self, process: BaseProcess) -> Ended:
+        """How a started program ends."""
+        process.join(PATIENCE)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        return Ended(process.exitcode, *((self.folder / f"{name}.txt").read_text() for name in ("out", "err")))
+
+    def __call__(self, *overrides: str, prepare: Callable[[], None] | None = None) -> Ended:
+        return self.ended(self.start(*overrides, prepare=prepare))
+
+    def stop(self, process: BaseProcess, number: int, *, when: Callable[[], bool]) -> Ended:
+        """How a started program ends that is sent a signal as soon as something has happened."""
+        deadline = time.monotonic() + PATIENCE
+        while not when():
+            assert process.is_alive() and time.monotonic() < deadline, self.ended(process)
+            time.sleep(0.001)
+        assert process.pid is not None
+        os.kill(process.pid, number)
+        return self.ended(process)
+
+    @property
+    def latest(self) -> Path:
+        """The last run's folder."""
+        return self.folder / "outputs" / "latest"
+
+    def json(self, name: str) -> Any:
+        """A JSON file of the last run."""
+        return json.loads((self.latest / name).read_text())
+
+    def artifacts(self, kind: str = "*") -> list[Path]:
+        """Finished artifacts, of one kind or of all."""
+        return sorted(path for path in (self.folder / "outputs" / "artifacts").glob(f"{kind}/*") if not path.suffix)
+
+    def unfinished(self, kind: str = "*") -> list[Path]:
+        """What is not finished, and locks."""
+        return sorted(path for path in (self.folder / "outputs" / "artifacts").glob(f"{kind}/*") if path.suffix)
+
+    def copied(self, folder: Path) -> "Program":
+        """The program with a copy of all results so far."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Program(folder)
+
+
+@functools.cache
+def undisturbed() -> Program:
+    """A finished study that nothing has disturbed; to be read and copied only."""
+    folder = Path(tempfile.mkdtemp(prefix="difflens-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    program = Program(folder)
+    ended = program()
+    assert ended.code == 0, ended.err + ended.out
+    return program

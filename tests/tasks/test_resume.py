@@ -1,0 +1,106 @@
+"""Whenever the program is stopped, the same command goes on, and its numbers are those of a run that nothing disturbed."""
+
+import signal
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+from program import Program, undisturbed
+
+from difflens.exits import INTERRUPTED
+from difflens.locks import read_owner
+
+STAGES = ["activations", "sae", "probe", "attribution", "statistics", "calibration", "images", "steered", "metrics"]
+STAGES += ["cards", "report"]
+
+
+def begun(program: Program, stage: str, process: BaseProcess) -> bool:
+    """Whether a process is at work on a stage."""
+    if stage == "report":
+        return (program.latest / "images").exists() and program.json("status.json")["pid"] == process.pid
+    owners = [read_owner(path) for path in program.unfinished(stage) if path.suffix == ".lock"]
+    return any(owner is not None and owner["pid"] == process.pid for owner in owners)
+
+
+def results(program: Program) -> dict[str, bytes]:
+    """Every file of every artifact, and what the last run says."""
+    files = [path for folder in program.artifacts() for path in sorted(folder.rglob("*")) if path.is_file()]
+    found = {str(path.relative_to(program.folder)): path.read_bytes() for path in files}
+    return found | {name: (program.latest / name).read_bytes() for name in ("metrics.json", "report.json")}
+
+
+STOPS = [(stage, signal.SIGINT) for stage in STAGES]
+STOPS += [(stage, signal.SIGKILL) for stage in ("activations", "sae", "calibration", "report")]
+
+
+def test_a_study_stopped_in_every_stage_ends_as_one_that_was_never_stopped(tmp_path: Path) -> None:
+    program = Program(tmp_path)
+    for stage, number in sorted(STOPS, key=lambda stop: STAGES.index(stop[0])):
+        process = program.start()
+        ended = program.stop(process, number, when=partial(begun, program, stage, process))
+        status = program.json("status.json")
+        assert not (program.latest / "report.html").exists()
+        if number == signal.SIGKILL:
+            assert (ended.code, status["status"]) == (-number, "running")
+        else:
+            assert (ended.code, ended.complaint, status["status"]) == (130, INTERRUPTED, "failed")
+            assert status["error"] == INTERRUPTED and status["exit_code"] == 130
+            assert all(path.suffix == ".partial" for path in program.unfinished()), "a lock is left"
+    ended = program()
+    assert ended.code == 0, ended.err
+    assert not program.unfinished()
+    assert results(program) == results(undisturbed())
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """A study killed in the middle of the training of its SAE."""
+    program = Program(tmp_path_factory.mktemp("killed"))
+    program.stop(program.start("task=sae"), signal.SIGKILL, when=lambda: checkpoint_of(program).exists())
+    return program
+
+
+def checkpoint_of(program: Program) -> Path:
+    (artifact,) = undisturbed().artifacts("sae")
+    folder = program.folder / artifact.relative_to(undisturbed().folder)
+    return folder.with_name(f"{folder.name}.partial") / "training" / "last.ckpt"
+
+
+def weights(program: Program) -> bytes:
+    (artifact,) = program.artifacts("sae")
+    return (artifact / "autoencoder" / "sae.safetensors").read_bytes()
+
+
+def test_training_goes_on_from_its_last_checkpoint(killed: Program, tmp_path: Path) -> None:
+    saved = torch.load(checkpoint_of(killed), weights_only=True)
+    assert 0 < saved["global_step"] < 39
+    assert killed.copied(tmp_path / "resumed")("task=sae").code == 0
+    assert weights(Program(tmp_path / "resumed")) == weights(undisturbed())
+    other = killed.copied(tmp_path / "other")
+    saved["state_dict"]["sae.b_enc"] += 0.1
+    torch.save(saved, checkpoint_of(other))
+    assert other("task=sae").code == 0
+    assert weights(other) != weights(undisturbed()), "it began anew"
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_used(killed: Program, tmp_path: Path) -> None:
+    program = killed.copied(tmp_path / "damaged")
+    whole = checkpoint_of(program).read_bytes()
+    checkpoint_of(program).write_bytes(whole[: len(whole) // 2])
+    assert program("task=sae").code == 0
+    assert weights(program) == weights(undisturbed())
+
+
+def test_a_trained_sae_is_not_trained_again_for_its_health(killed: Program, tmp_path: Path) -> None:
+    program = killed.copied(tmp_path / "trained")
+    unfinished = checkpoint_of(program).parents[1]
+    when = (unfinished / "autoencoder" / "sae.safetensors").exists
+    assert program.stop(program.start("task=sae"), signal.SIGINT, when=when).code == 130
+    written = (unfinished / "autoencoder" / "sae.safetensors").stat().st_mtime_ns
+    assert program("task=sae").code == 0
+    (artifact,) = program.artifacts("sae")
+    assert (artifact / "autoencoder" / "sae.safetensors").stat().st_mtime_ns == written
+    assert (artifact / "health.json").read_bytes() == (undisturbed().artifacts("sae")[0] / "health.json").read_bytes()
+    assert not (artifact / "training").exists()

@@ -1,0 +1,232 @@
+"""Bad input ends in one clear line, the right exit code and a status that says so, and nothing half-written is a result."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from program import Program, undisturbed
+from safetensors.torch import load_file, save_file
+
+from difflens.main import conf_folder
+from difflens.tasks.settings import NUMBERS, check_settings, check_target, check_top
+
+WEIGHTS = conf_folder().parent / "difflens" / "miniature" / "weights"
+
+
+@pytest.fixture(scope="module")
+def composed() -> DictConfig:
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return compose("config")
+
+
+def test_the_default_configuration_holds_every_number_that_is_checked(composed: DictConfig) -> None:
+    check_settings(composed)
+    absent = [key for key in NUMBERS if OmegaConf.select(composed, key, default=...) is ...]
+    assert not absent
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("data.images", 1, "at least 2, got 1"),
+        ("data.images", "many", "a whole number of at least 2, got 'many'"),
+        ("sae.training.tokens", 2e6, "a whole number of at least 1, got 2000000.0"),
+        ("sae.k", True, "sae.k must be a whole number"),
+        ("sae.training.lr", 0, "a number above 0, got 0"),
+        ("data.validation", 2, "above 0 and below 1, got 2"),
+        ("data.validation", 0.9999, "leaves no image to train on"),
+        ("probe.held_out", float("nan"), "probe.held_out must be a number above 0 and below 1, got nan"),
+        ("probe.l2", None, "probe.l2 must be a number of at least 0, got None"),
+        ("data.site.tensor", "outptu", "one of output, input, update, got 'outptu'"),
+        ("metric.base_seed", 1001, "different seeds"),
+        ("mitigation.mode", "scale", "needs 1 < first ≤ largest"),
+        ("mitigation.name", "../../elsewhere", "mitigation.name must be a word"),
+        ("mitigation.name", "original", "other than original"),
+    ],
+)
+def test_a_value_no_stage_could_use_is_refused_by_name(composed: DictConfig, key: str, value: Any, words: str) -> None:
+    changed = composed.copy()
+    OmegaConf.update(changed, key, value)
+    with pytest.raises(ValueError, match=key.split(".")[0]) as error:
+        check_settings(changed)
+    assert words in str(error.value)
+
+
+def test_targets_and_feature_counts_have_a_shape() -> None:
+    check_top({"female": 12, "male": 0}, classes=("female", "male"), width=12)
+    for top in (0, -1, 13, "all", {"female": 3}, {"female": 0, "male": 0}):
+        with pytest.raises(ValueError, match=r"attribution\.top must"):
+            check_top(top, classes=("female", "male"), width=12)
+    for target in ("uniform", 0.5, {"female": "half"}, {"female": float("nan")}):
+        with pytest.raises(ValueError, match=r"mitigation\.target must give each class a share"):
+            check_target(target)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    return undisturbed().copied(tmp_path / "study")
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """The program in a folder without results."""
+    return Program(tmp_path_factory.mktemp("elsewhere"))
+
+
+def refused(program: Program, *overrides: str, code: int) -> str:
+    """The line of a run that must fail, its status checked against it."""
+    ended = program(*overrides)
+    assert ended.code == code, ended.out + ended.err
+    status = program.json("status.json")
+    assert (status["status"], status["exit_code"]) == ("failed", code)
+    assert ended.complaint.startswith(status["error"])
+    return ended.complaint
+
+
+def generator_copy(folder: Path, *, poisoned: bool = False, **settings: Any) -> str:
+    """A copy of the shipped generator that holds a NaN, or whose configuration was changed."""
+    shutil.copytree(WEIGHTS / "generator", folder)
+    (path,) = (folder / "unet").glob("*.safetensors")
+    tensors = load_file(path)
+    if poisoned:
+        tensors["conv_out.weight"].view(-1)[0] = torch.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    return f"model.folder={folder}"
+
+
+def test_a_checkpoint_of_another_model_is_refused(elsewhere: Program, tmp_path: Path) -> None:
+    assert "no unet/ in model folder" in refused(elsewhere, f"model.folder={WEIGHTS / 'judge'}", code=2)
+    wider = generator_copy(tmp_path / "wider", block_out_channels=[64, 128, 256])
+    line = refused(elsewhere, wider, code=2)
+    assert "size mismatch" in line and "another model" in line and len(line) < 900
+    unknown = generator_copy(tmp_path / "unknown", down_block_types=["NoSuchBlock"] * 3)
+    assert "NoSuchBlock does not exist" in refused(elsewhere, unknown, code=2)
+    line = refused(elsewhere, f"judge.labels.folder={WEIGHTS / 'generator'}", code=2)
+    assert "judge.labels" in line and "another model" in line
+
+
+def test_activations_that_are_not_finite_never_become_an_artifact(elsewhere: Program, tmp_path: Path) -> None:
+    line = refused(elsewhere, generator_copy(tmp_path / "nan", poisoned=True), code=1)
+    assert "activations at 'mid_block' are not finite" in line
+    assert not elsewhere.artifacts()
+
+
+def test_a_class_without_images_says_what_to_do(program: Program) -> None:
+    line = refused(program, "attribute=race", "data.images=16", code=1)
+    assert "a probe needs at least 5 per class: collect more activations (data.images)" in line
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("attribute=gendr", "no such attribute; available: age, gender, race. Did you mean 'gender'?"),
+        ("attribute.classes=[female,man]", "the judge has no class ['man'] of 'gender'; its classes are"),
+        ("mitigation.target={female: 0.75, male: 0.75}", "must be non-negative and sum to 1"),
+        ("mitigation.target={female: 0.5, man: 0.5}", "no class 'man'"),
+        ("sae.k=999", "k=999 must lie in 1..256"),
+        ("data.site.module=midblock", "did you mean mid_block"),
+        ("data.site.module=mid_block.attentions", "data.site.module=mid_block.attentions: "),
+        ("model.folder=/nowhere", "/nowhere"),
+        ("+sae.training.momentum=1", "sae.training: "),
+        ("trainer.accelerator=abacus", "trainer: "),
+        ("judge.others=[beard]", "judge.others names ['beard']"),
+        ("mitigation.strength=strong", "mitigation.strength must be auto"),
+        ("mitigation.strength=nan", "mitigation.strength must be auto"),
+        ("mitigation.assignment=nearest", "affinity"),
+        ("attribution.top=999", "attribution.top must be 1 to 256"),
+    ],
+)
+def test_a_mistake_in_the_configuration_is_told_before_the_first_stage(
+    elsewhere: Program, override: str, words: str
+) -> None:
+    ended = elsewhere(override)
+    assert ended.code == 2 and words in ended.complaint
+    # A configuration that cannot be composed has no run folder.
+    if override != "attribute=gendr":
+        assert elsewhere.json("status.json")["exit_code"] == 2
+        assert not elsewhere.json("manifest.json")["seconds"]
+
+
+def damage(folder: Path, name: str, how: str) -> Path:
+    (path,) = folder.glob(name)
+    data = bytearray(path.read_bytes())
+    match how:
+        case "gone":
+            path.unlink()
+        case "half":
+            path.write_bytes(data[: len(data) // 2])
+        case _:
+            data[-1] ^= 1
+            path.write_bytes(data)
+    return path
+
+
+def test_a_damaged_artifact_is_refused_and_once_deleted_made_again_with_the_same_numbers(program: Program) -> None:
+    before = {
+        path.relative_to(program.folder): path.read_bytes() for path in program.folder.rglob("artifacts/**/*.*s*")
+    }
+    for kind, name, how in (
+        ("activations", "shard-00001*.safetensors", "flipped"),
+        ("sae", "autoencoder/sae.safetensors", "half"),
+        ("probe", "probe.safetensors", "gone"),
+        ("steered", "spec.json", "half"),
+        ("metrics", "files.json", "gone"),
+    ):
+        (folder,) = program.artifacts(kind)
+        path = damage(folder, name, how)
+        line = refused(program, "task=steer", code=1)
+        assert str(path.relative_to(program.folder)) in line
+        assert f"delete {folder.relative_to(program.folder)} to rebuild it" in line
+        shutil.rmtree(folder)
+    assert program("task=steer").code == 0
+    assert (program.latest / "metrics.json").read_bytes() == (undisturbed().latest / "metrics.json").read_bytes()
+    assert before == {path: (program.folder / path).read_bytes() for path in before}
+
+
+def test_an_artifact_made_for_another_site_is_refused(program: Program) -> None:
+    (mine,) = program.artifacts("activations")
+    assert program("task=activations", "data.site.module=up_blocks.0").code == 0
+    (other,) = set(program.artifacts("activations")) - {mine}
+    shutil.rmtree(mine)
+    other.rename(mine)
+    assert "site.module: up_blocks.0 != mid_block" in refused(program, code=1)
+
+
+def test_results_that_cannot_be_written_are_told_in_one_line(elsewhere: Program) -> None:
+    (elsewhere.folder / "file").touch()
+    for key in ("paths.outputs", "paths.artifacts"):
+        ended = elsewhere(f"{key}=file/results")
+        assert ended.code == 1 and "Not a directory; set paths.outputs" in ended.complaint
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a disk needs root")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_on_a_full_disk_the_run_says_so_and_goes_on_when_there_is_space(small_disk: Path) -> None:
+    program = Program(small_disk / "study")
+    assert "4.0 MiB will not fit" in refused(program, "task=steer", code=1)
+    # The activations fit, and what comes next fills the disk behind the program's back.
+    subprocess.run(["mount", "-o", "remount,size=4500k", str(small_disk)], check=True)
+    line = refused(program, "task=steer", code=1)
+    assert line.startswith("sae: the disk of outputs/artifacts is full") and "run the same command again" in line
+    assert [path.parent.name for path in program.artifacts()] == ["activations"]
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert program("task=steer").code == 0
+    assert (program.latest / "metrics.json").read_bytes() == (undisturbed().latest / "metrics.json").read_bytes()
