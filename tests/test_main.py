@@ -112,7 +112,8 @@ def test_help_names_every_group_and_example_within_a_second_without_torch():
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stdout.endswith("[]\n")
     assert (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime) < 1
-    for group in config_groups(conf_folder()).keys() - {"hydra", "paths", "population", "recipe"}:
+    groups = {group for group in config_groups(conf_folder()) if "/" not in group}
+    for group in groups - {"hydra", "paths", "population", "recipe"}:
         assert f"\n  {group} " in done.stdout
     assert done.stdout.count("\n  difflens ") >= 5 and max(map(len, done.stdout.splitlines())) <= 120
 
