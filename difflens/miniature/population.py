@@ -8,15 +8,7 @@ import torch
 from torch import Tensor
 
 from difflens.miniature.faces import FACTORS, WORKPLACE_FACTORS
-
-
-def quotas(shares: Tensor, n: int) -> Tensor:
-    """Split `n` into whole counts [C] in proportion to `shares` [C], by the largest remainder."""
-    exact = shares.double() / shares.double().sum() * n
-    counts = exact.floor().long()
-    order = torch.argsort(exact - counts, descending=True, stable=True)
-    counts[order[: n - int(counts.sum())]] += 1
-    return counts
+from difflens.mitigation.assignment import largest_remainder
 
 
 def _seeded(seed: int, *names: object) -> torch.Generator:
@@ -98,7 +90,7 @@ class Population:
 
 
 def _assign(shares: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    values = torch.repeat_interleave(torch.arange(len(shares)), quotas(shares, n))
+    values = torch.repeat_interleave(torch.arange(len(shares)), largest_remainder(shares, n))
     return values[torch.randperm(n, generator=generator)]
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from difflens.miniature.captions import prompts
-from difflens.miniature.population import Population, quotas
+from difflens.miniature.population import Population
+from difflens.mitigation.assignment import largest_remainder
 
 NAMEABLE = ("gender", "age", "race")
 """Attributes that a prompt may name beside the profession."""
@@ -42,7 +43,7 @@ def draw_prompted_faces(
     """
     subsets = [names for size in range(len(NAMEABLE) + 1) for names in combinations(NAMEABLE, size)]
     others = (1 - empty) * (1 - neutral) / (len(subsets) - 1)
-    counts = quotas(torch.tensor([empty, (1 - empty) * neutral, *[others] * (len(subsets) - 1)]), n).tolist()
+    counts = largest_remainder(torch.tensor([empty, (1 - empty) * neutral, *[others] * (len(subsets) - 1)]), n).tolist()
     drawn, texts = [exaggerate(population, exaggerated).sample(counts[0], seed=seed)], [""] * counts[0]
     for i, (names, count) in enumerate(zip(subsets, counts[1:], strict=True), start=1):
         drawn.append(without_bias(population, names).sample(count, seed=seed + 1_000 * i))
