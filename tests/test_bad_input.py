@@ -46,7 +46,7 @@ def test_the_default_configuration_holds_every_number_that_is_checked(composed: 
         ("probe.l2", None, "probe.l2 must be a number of at least 0, got None"),
         ("data.site.tensor", "outptu", "one of output, input, update, got 'outptu'"),
         ("metric.base_seed", 1001, "different seeds"),
-        ("mitigation.mode", "scale", "needs 1 < first ≤ largest"),
+        ("mitigation.calibration.first", 0.0, "needs 0 < first ≤ largest"),
         ("mitigation.name", "../../elsewhere", "mitigation.name must be a word"),
         ("mitigation.name", "original", "other than original"),
     ],

@@ -29,7 +29,7 @@ def collect_activations(model: DiffusionModel, plan: GenerationPlan, *, site: Si
     done = set(finished_shards(folder))
     for start in range(0, len(plan.image_ids), model.micro_batch):
         part = plan.part(start, start + model.micro_batch)
-        name = f"shard-{start // model.micro_batch:05d}.safetensors"
+        name = f"shard-{start // model.micro_batch:05d}"
         if name not in done:
             for batch in model.sample(part, record=site):
                 write_shard(folder, name, _shard(batch, site))

@@ -103,8 +103,15 @@ def load_open_clip(
     tag = open_clip.get_pretrained_cfg(model, pretrained)
     path = open_clip.download_pretrained(tag) if tag and download else find_pretrained(model, pretrained, folder)
     path = str(find_weights(path, obtain=f"open_clip {model} {pretrained}", sha256=sha256))
+    network = _build(model, path, tag)
+    name = f"{model} {pretrained if tag else Path(path).name}"
+    return OpenClipModel(network, open_clip.get_tokenizer(model), name=name, device=device, batch=batch)
+
+
+def _build(model: str, path: str, tag: dict[str, Any]) -> Any:
+    """The network with the weights of a file; the tag decides its activation function and the preparation of images."""
     try:
-        network = open_clip.create_model(
+        return open_clip.create_model(
             model,
             pretrained=path,
             force_quick_gelu=tag.get("quick_gelu", False),
@@ -114,8 +121,6 @@ def load_open_clip(
     except (RuntimeError, OSError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path!r} holds no weights of open_clip's {model}: {reason}") from error
-    name = f"{model} {pretrained if tag else Path(path).name}"
-    return OpenClipModel(network, open_clip.get_tokenizer(model), name=name, device=device, batch=batch)
 
 
 def find_pretrained(model: str, pretrained: str, folder: str) -> str:

@@ -53,26 +53,26 @@ def calibrate(
         measure: generates the calibration images at a strength per class and reads their classes.
         target: requested shares q.
         neutral: the strength that changes nothing.
-        first: the first strength tried, beyond neutral; doubled (from neutral) until the share is met.
-        largest: the strongest edit allowed.
+        first: how far from neutral the first strength tried lies; doubled until the share is met.
+        largest: how far from neutral the strongest edit allowed lies.
         tolerance: a class meets its share where the images it holds reach q − tolerance.
         refinements: bisections after bracketing.
         margin: the strength found is taken this many times as far from neutral, but never beyond `largest`: what just
             suffices for these images is too weak for about half of all other sets.
 
     Raises:
-        ValueError: `first` or `largest` does not lie beyond neutral, in that order, or `margin` is below 1.
+        ValueError: not 0 < first ≤ largest, or `margin` is below 1.
     """
-    if not 0 < first - neutral <= largest - neutral:
-        raise ValueError(f"calibration needs neutral < first ≤ largest, got {neutral}, {first}, {largest}.")
+    if not 0 < first <= largest:
+        raise ValueError(f"calibration needs 0 < first ≤ largest, got {first}, {largest}.")
     if margin < 1:
         raise ValueError(f"calibration needs a margin of at least 1, got {margin}.")
-    search = _Search(measure, target - tolerance, neutral=neutral, first=first)
-    search.bracket(largest)
+    search = _Search(measure, target - tolerance, neutral=neutral, first=neutral + first)
+    search.bracket(neutral + largest)
     pushed = ~search.doses[0].success.isnan()
     for _ in range(refinements if (search.done & pushed).any() else 0):
         search.bisect()
-    enough = (neutral + margin * (search.high - neutral)).clamp_max(largest)
+    enough = (neutral + margin * (search.high - neutral)).clamp_max(neutral + largest)
     chosen = torch.where(search.done, enough, search.best())
     strength = torch.where(pushed, chosen, torch.full_like(chosen, neutral))
     return Calibration(strength, tuple(bool(d) for d in search.done), tuple(search.doses))

@@ -25,7 +25,7 @@ def find_module(denoiser: nn.Module, site: Site) -> nn.Module:
     modules = dict(denoiser.named_modules())
     if site.module in modules and site.module:
         return modules[site.module]
-    near = difflib.get_close_matches(site.module, modules, n=3, cutoff=0.3)
+    near = difflib.get_close_matches(site.module, modules, n=3, cutoff=0.3) if site.module else []
     hint = f"did you mean {', '.join(near)}?" if near else f"its blocks are {', '.join(top_blocks(denoiser))}."
     raise ValueError(f"the denoiser has no module {site.module!r}; {hint}")
 

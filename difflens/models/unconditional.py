@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
@@ -15,7 +15,7 @@ from difflens.models.noise import image_generator, normal
 from difflens.models.sampling import ddim_step, estimate
 from difflens.types import UNTOUCHED, GenerationPlan, Site
 
-Precision = Literal["fp32", "bf16"]
+PRECISIONS = ("fp32", "bf16")
 
 
 class UnconditionalModel(DiffusionModel):
@@ -46,13 +46,15 @@ class UnconditionalModel(DiffusionModel):
         micro_batch: int,
         eta: float = 0.0,
         rederive_direction: bool = False,
-        precision: Precision = "fp32",
+        precision: str = "fp32",
         device: str = "cpu",
     ) -> None:
         if not 1 <= steps <= scheduler.config.num_train_timesteps:
             raise ValueError(f"model.steps must be 1 to {scheduler.config.num_train_timesteps}, got {steps}.")
         if micro_batch < 1:
             raise ValueError(f"model.micro_batch must be at least 1, got {micro_batch}.")
+        if precision not in PRECISIONS:
+            raise ValueError(f"model.precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
         self.unet = unet.float().eval().requires_grad_(False).to(device)
         self.scheduler, self.name, self.steps, self.micro_batch = scheduler, name, steps, micro_batch
         self.eta, self.rederive_direction = eta, rederive_direction
@@ -186,6 +188,8 @@ def load_unconditional(folder: str, **settings: Any) -> UnconditionalModel:
     for part in ("unet", "scheduler"):
         if not (path / part).is_dir():
             raise ValueError(f"no {part}/ in model folder {str(path)!r}; save a diffusers pipeline there.")
-    unet = UNet2DModel.from_pretrained(path / "unet", local_files_only=True, low_cpu_mem_usage=False)
+    unet = UNet2DModel.from_pretrained(
+        path / "unet", local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+    )
     scheduler = DDIMScheduler.from_pretrained(path / "scheduler", local_files_only=True)
     return UnconditionalModel(unet, scheduler, **settings)

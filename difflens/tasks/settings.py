@@ -108,11 +108,11 @@ def check_agreement(cfg: DictConfig) -> None:
             f"data.validation={cfg.data.validation} of data.images={cfg.data.images} leaves no image to train on; "
             "lower data.validation or raise data.images."
         )
-    neutral, calibration = float(cfg.mitigation.mode == "scale"), cfg.mitigation.calibration
-    if cfg.mitigation.strength == "auto" and not neutral < calibration.first <= calibration.largest:
+    calibration = cfg.mitigation.calibration
+    if cfg.mitigation.strength == "auto" and not 0 < calibration.first <= calibration.largest:
         raise ValueError(
-            f"mitigation.calibration with mitigation.mode={cfg.mitigation.mode} needs {neutral:g} < first ≤ largest, got "
-            f"first={calibration.first}, largest={calibration.largest}."
+            f"mitigation.calibration needs 0 < first ≤ largest, got first={calibration.first}, "
+            f"largest={calibration.largest}."
         )
     name = cfg.mitigation.name
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w-]*", name) or name in TAKEN:

@@ -72,6 +72,11 @@ def test_every_task_has_its_module_and_its_config() -> None:
         assert get_method(cfg.task._target_).__module__ == f"difflens.tasks.{path.stem}"
 
 
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(Exception, match=r"model\.precision must be one of fp32, bf16, got 'fp8'"):
+        instantiate(compose("config", overrides=["model.precision=fp8"]).model)
+
+
 def test_a_foreign_target_is_refused() -> None:
     with pytest.raises(ValueError, match=r"os\.system"):
         check_targets({"model": {"_target_": "os.system", "command": "true"}})

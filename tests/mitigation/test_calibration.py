@@ -51,19 +51,19 @@ def test_a_class_nobody_is_pushed_to_stays_neutral() -> None:
             strength.clone(), torch.tensor([enough, torch.nan]), shares, torch.tensor([0.3 + 0.2 * enough, 0.5])
         )
 
-    found = run(measure, neutral=1.0, first=1.5)
+    found = run(measure, neutral=1.0, first=0.5)
     assert float(found.strength[1]) == 1.0
     assert found.met == (True, True)
 
 
 def test_strengths_are_measured_from_neutral() -> None:
     asked, measure = world((5.0, 5.0))
-    run(measure, neutral=1.0, first=1.5, refinements=0)
+    run(measure, neutral=1.0, first=0.5, refinements=0)
     assert [float(strength[0]) for strength in asked] == [1.5, 2.0, 3.0, 5.0]
 
 
 def test_an_impossible_bracket_is_refused() -> None:
-    with pytest.raises(ValueError, match="neutral < first"):
+    with pytest.raises(ValueError, match="0 < first"):
         run(world((1.0, 1.0))[1], first=20.0)
 
 

@@ -118,3 +118,5 @@ def test_a_hook_that_never_fires_is_an_error(unet: UNet2DModel) -> None:
 def test_a_wrong_site_names_the_nearest_modules(unet: UNet2DModel) -> None:
     with pytest.raises(ValueError, match=r"no module 'midblock'; did you mean .*mid_block"):
         find_module(unet, Site("midblock"))
+    with pytest.raises(ValueError, match=r"no module ''; its blocks are .*mid_block"):
+        find_module(unet, Site(""))
