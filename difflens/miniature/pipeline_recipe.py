@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -46,7 +47,7 @@ class PipelineRecipe(Recipe):
         unet: the constructor's arguments of `UNet2DConditionModel`; `text` those of `CLIPTextConfig` but for what the
             tokenizer decides, `scheduler` those of `DDIMScheduler`.
         context_length: tokens of a prompt including its start and end.
-        pool: number of renders trained on; for `empty`, `neutral` and `exaggerated` see `draw_prompted_faces`.
+        pool: number of renders trained on; for `empty` and `neutral` see `draw_prompted_faces`.
         judge: reads the attributes of sampled images [N, 3, H, W] in [0, 1] → name → logits [N, C].
         watched: number of samples a report judges per prompt; `watched_steps` their denoising steps at `guidance`.
     """
@@ -65,7 +66,6 @@ class PipelineRecipe(Recipe):
         pool: int,
         empty: float,
         neutral: float,
-        exaggerated: Mapping[str, float],
         judge: Judge,
         watched: int,
         watched_steps: int,
@@ -74,9 +74,7 @@ class PipelineRecipe(Recipe):
         self.population, self.vae, self.unet, self.text, self.pool = population, vae, dict(unet), dict(text), pool
         self.scheduler = DDIMScheduler(**scheduler)
         self.judge, self.watched, self.watched_steps, self.guidance = judge, watched, watched_steps, guidance
-        self.faces = draw_prompted_faces(
-            population, pool, seed=1, empty=empty, neutral=neutral, exaggerated=exaggerated
-        )
+        self.faces = draw_prompted_faces(population, pool, seed=1, empty=empty, neutral=neutral)
         words = {word for prompt in self.faces.prompts for word in prompt.lower().split()}
         self.tokenizer = build_tokenizer(words, context_length=context_length)
 
@@ -100,7 +98,10 @@ class PipelineRecipe(Recipe):
         ids = {name: getattr(self.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         length = self.tokenizer.model_max_length
         text = CLIPTextConfig(**self.text, **ids, vocab_size=len(self.tokenizer), max_position_embeddings=length)
-        return Denoiser(UNet2DConditionModel(**self.unet), CLIPTextModel(text))
+        unet = UNet2DConditionModel(**self.unet)
+        # On CPUs the fused attention's backward pass takes several times as long as the plain one's.
+        unet.set_attn_processor(AttnProcessor())
+        return Denoiser(unet, CLIPTextModel._from_config(text, attn_implementation="eager"))
 
     def loss(self, model: nn.Module, step: int, settings: FitSettings) -> Tensor:
         """See `Recipe.loss`."""
