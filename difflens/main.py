@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from difflens.errors import JobFailedError, UserError
 from difflens.exits import Ending, ending, interrupt, was_interrupted
+from difflens.products import register_products
 from difflens.run import Run, open_run
 from difflens.usage import config_groups, usage
 
@@ -129,6 +130,7 @@ def main() -> None:
             signal.signal(number, interrupt)
     # A log that cannot be written (a full disk) is no reason for a traceback next to the error's line.
     logging.raiseExceptions = False
+    register_products(conf_folder())
     os.environ.setdefault(DEBUG_VARIABLE, os.environ.get(HYDRA_VARIABLE, "0"))
     try:
         with whole_errors(True):

@@ -1,8 +1,9 @@
 """The words of the project as types: sites, attributes, plans, scores and feature sets."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -33,14 +34,20 @@ class Site:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A bias under study: its name, as judges know it, and its ordered classes."""
+    """A bias under study: its name, as judges know it, and its ordered classes; `parts` are those of a `product`."""
 
     name: str
     classes: tuple[str, ...]
+    parts: tuple["Attribute", ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"attribute {self.name!r} needs at least two distinct classes, got {self.classes}.")
+
+    @property
+    def components(self) -> tuple["Attribute", ...]:
+        """The attributes that judges know: the parts of a product, else the attribute itself."""
+        return self.parts or (self,)
 
     def index(self, name: str) -> int:
         """Position of a class.
@@ -52,14 +59,21 @@ class Attribute:
             raise ValueError(f"attribute {self.name!r} has no class {name!r}; its classes are {list(self.classes)}.")
         return self.classes.index(name)
 
-    def target(self, shares: Mapping[str, float] | None) -> Float[Tensor, "classes"]:
+    def target(self, shares: Mapping[str, Any] | None) -> Float[Tensor, "classes"]:
         """The target distribution q (float64), uniform if `shares` is None.
+
+        A product takes shares of its classes, or part → class → share, and is then their product; parts left out are uniform.
 
         Raises:
             ValueError: a class is unknown or missing, a share is negative, or the shares do not sum to 1.
         """
         if shares is None:
             return torch.full((len(self.classes),), 1 / len(self.classes), dtype=torch.float64)
+        if self.parts and set(shares) <= {part.name for part in self.parts}:
+            q = torch.ones(1, dtype=torch.float64)
+            for part in self.parts:
+                q = torch.outer(q, part.target(shares.get(part.name))).flatten()
+            return q
         for name in shares:
             self.index(name)
         missing = [name for name in self.classes if name not in shares]
@@ -69,6 +83,12 @@ class Attribute:
         if (q < 0).any() or abs(float(q.sum()) - 1) > 1e-6:
             raise ValueError(f"the target of {self.name!r} must be non-negative and sum to 1, got {dict(shares)}.")
         return q
+
+
+def product(parts: Sequence[Attribute]) -> Attribute:
+    """Its classes are all combinations of the parts' classes, such as `female+old`, the last varying fastest."""
+    classes = ("+".join(names) for names in itertools.product(*(part.classes for part in parts)))
+    return Attribute("+".join(part.name for part in parts), tuple(classes), tuple(parts))
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,25 @@ def select_classes(judge: Judge, attribute: Attribute) -> Int[Tensor, "classes"]
     return torch.tensor([known.index(name) for name in attribute.classes])
 
 
+def read_classes(
+    judge: Judge, attribute: Attribute, answer: Mapping[str, Num[Tensor, "images _"]]
+) -> Num[Tensor, "images classes"]:
+    """A judge's logits [N, C] of an attribute's classes, in the attribute's order.
+
+    Those of a product are log-probabilities, the parts taken as independent given the image.
+
+    Raises:
+        ValueError: see `select_classes`.
+    """
+    logits = [answer[part.name][:, select_classes(judge, part)] for part in attribute.components]
+    if not attribute.parts:
+        return logits[0]
+    joint = logits[0].new_zeros(len(logits[0]), 1)
+    for part in logits:
+        joint = (joint[:, :, None] + part.log_softmax(-1)[:, None]).flatten(1)
+    return joint
+
+
 def other_share(logits: Float[Tensor, "images all"], columns: Int[Tensor, "classes"]) -> float:
     """Mean probability that the judge gives to classes outside `columns`, over the images with a face."""
     probabilities = logits[faces_found(logits)].double().softmax(-1)

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from difflens.types import UNTOUCHED
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,37 @@ class Calibration:
     strength: Float[Tensor, "classes"]
     met: tuple[bool, ...]
     doses: tuple[Dose, ...]
+
+
+def read_dose(
+    strength: Float[Tensor, "slots"],
+    *,
+    before: Int[Tensor, "images"],
+    after: Int[Tensor, "images"],
+    targets: Int[Tensor, "images"],
+    groups: Int[Tensor, "images"],
+    classes: int,
+) -> Dose:
+    """What an edit did, for every class of every group of images by itself: group g's class c has the slot g·classes + c.
+
+    Args:
+        strength: it acted with.
+        before: class of each image without it.
+        after: class with it.
+        targets: class each image was pushed towards, `UNTOUCHED` where none.
+        groups: of each image, from 0; every one has images.
+        classes: number of classes.
+    """
+    moved = targets != UNTOUCHED
+    right = after == torch.where(moved, targets, before)
+
+    def count(labels: Tensor, rows: Tensor) -> Tensor:
+        return torch.bincount((groups * classes + labels)[rows], minlength=len(strength)).double()
+
+    size = torch.bincount(groups).double().repeat_interleave(classes)
+    success = count(targets, moved & right) / count(targets, moved)
+    everywhere = torch.ones_like(moved)
+    return Dose(strength.clone(), success, count(after, everywhere) / size, count(after, right) / size)
 
 
 def calibrate(

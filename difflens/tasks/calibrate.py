@@ -16,8 +16,9 @@ from difflens.artifacts import Artifact
 from difflens.data.prompts import UNNAMED
 from difflens.mitigation.assignment import assign_by_affinity, assign_exact, assign_iid, check_rule
 from difflens.mitigation.base import Mitigation
-from difflens.mitigation.calibration import Calibration, Dose
+from difflens.mitigation.calibration import Calibration, Dose, read_dose
 from difflens.mitigation.calibration import calibrate as find_strength
+from difflens.mitigation.per_prompt import PerPromptMitigation
 from difflens.mitigation.sae_features import SaeFeatureMitigation
 from difflens.run import Run
 from difflens.tasks import probe as probe_task
@@ -44,23 +45,32 @@ def calibrate(cfg: DictConfig, run: Run) -> None:
     """Run the stage alone."""
     bench = Workbench(cfg, run)
     prepared = prepare(bench)
-    for name, strength in zip(bench.attribute.classes, prepared.strength.tolist(), strict=True):
+    for name, strength in zip(slot_names(bench), prepared.strength.tolist(), strict=True):
         run.say(f"{name}: strength {strength:.3g}")
+
+
+def slot_names(bench: Workbench) -> list[str]:
+    """What each strength is for: a class, or a class of a prompt."""
+    if not bench.per_prompt or bench.fixed_strength is not None:
+        return list(bench.attribute.classes)
+    return [f"{prompt}, {name}" for prompt in bench.per_prompt for name in bench.attribute.classes]
 
 
 def prepare(bench: Workbench) -> Prepared:
     """The mitigation under test, its strength given by the configuration or calibrated."""
     located = locate_features(bench)
-    mitigation = build_mitigation(bench, located, torch.zeros(len(bench.attribute.classes)))
+    mitigation: Mitigation = build_mitigation(bench, located, torch.zeros(len(bench.attribute.classes)))
     spec = mitigation_spec(bench, located)
     if bench.fixed_strength is not None:
         strength = bench.fixed_strength
         return Prepared(
             mitigation.with_strength(strength), strength, None, {**spec, "strength": strength.tolist()}, located
         )
+    if bench.per_prompt:
+        mitigation = PerPromptMitigation(mitigation, bench.per_prompt)
     artifact, calibration = _calibrated(bench, mitigation, spec)
     strength = calibration.strength
-    for name, met in zip(bench.attribute.classes, calibration.met, strict=True):
+    for name, met in zip(slot_names(bench), calibration.met, strict=True):
         if not met:
             bench.run.say(
                 f"{name}: the requested share was not met at any strength tried; the one that came nearest is used"
@@ -102,7 +112,9 @@ def mitigation_spec(bench: Workbench, located: Located) -> dict[str, Any]:
     }
     latents = {name: list(group) for name, group in located.features.latents.items()}
     attribution = located.artifact.fingerprint
-    return {"mitigation": kept, "target": bench.target.tolist(), "attribution": attribution, "latents": latents}
+    own = {prompt: q.tolist() for prompt, q in bench.goals.own.items()}
+    goals = {"target": bench.goals.shared.tolist(), **({"targets": own} if own else {})}
+    return {"mitigation": kept, **goals, "attribution": attribution, "latents": latents}
 
 
 def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -113,30 +125,38 @@ def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int)
     labels, logits = bench.labels(images)
     targets = torch.empty_like(labels)
     for number, rows in enumerate(groups(plan)):
+        target = bench.goals.of(None if plan.prompts is None else plan.prompts[int(rows[0])])
         match check_rule(bench.cfg.mitigation.assignment):
             case "affinity":
-                targets[rows] = assign_by_affinity(bench.target, labels[rows], logits[rows])
+                targets[rows] = assign_by_affinity(target, labels[rows], logits[rows])
             case "exact":
-                targets[rows] = assign_exact(bench.target, len(rows), seed=seed + number)
+                targets[rows] = assign_exact(target, len(rows), seed=seed + number)
             case "iid":
-                targets[rows] = assign_iid(bench.target, len(rows), seed=seed + number)
+                targets[rows] = assign_iid(target, len(rows), seed=seed + number)
     return targets, labels
 
 
-def _calibrated(
-    bench: Workbench, mitigation: SaeFeatureMitigation, spec: dict[str, Any]
-) -> tuple[Artifact, Calibration]:
+def aimed(mitigation: Mitigation, plan: GenerationPlan, targets: Tensor) -> GenerationPlan:
+    """The plan of the images that have a target class, with what the mitigation must be told of each."""
+    if isinstance(mitigation, PerPromptMitigation):
+        assert plan.prompts is not None
+        targets = mitigation.place(targets, plan.prompts)
+    return plan.towards(targets).take((targets != UNTOUCHED).nonzero()[:, 0])
+
+
+def _calibrated(bench: Workbench, mitigation: Mitigation, spec: dict[str, Any]) -> tuple[Artifact, Calibration]:
     settings = plain(bench.cfg.mitigation.calibration)
     activations, store = open_store(bench)
     full = {**spec, "activations": activations.fingerprint, "calibration": settings}
 
     def make(folder: Path) -> None:
         rows = (named_classes(bench) == UNNAMED).nonzero()[: settings["images"], 0]
-        measure = dose_meter(bench, mitigation, store.images[rows], learning_plan(bench).take(rows))
+        plan = learning_plan(bench).take(rows)
+        wanted = [bench.goals.of(prompt) for prompt in bench.per_prompt] or [bench.goals.pooled(plan.prompts)]
         found = find_strength(
-            measure,
-            bench.target,
-            neutral=mitigation.neutral,
+            dose_meter(bench, mitigation, store.images[rows], plan),
+            torch.cat(wanted),
+            neutral=getattr(mitigation, "neutral", 0.0),
             first=settings["first"],
             largest=settings["largest"],
             tolerance=settings["tolerance"],
@@ -160,22 +180,21 @@ def dose_meter(
 ) -> Callable[[Tensor], Dose]:
     """A function from strength per class to what it does to these images, which the plan gave without an edit."""
     targets, labels = assign(bench, images, plan, seed=bench.cfg.seed)
-    moved = targets != UNTOUCHED
-    plan = plan.towards(targets).take(moved.nonzero()[:, 0])
-    classes = len(bench.attribute.classes)
+    moved, asked = targets != UNTOUCHED, aimed(mitigation, plan, targets)
+    parts = torch.zeros_like(targets)
+    for number, rows in enumerate(groups(plan) if bench.per_prompt else []):
+        parts[rows] = number
 
     def measure(strength: Tensor) -> Dose:
-        made = generate(bench.trainer(), bench.model, plan, edit=mitigation.with_strength(strength))
+        made = generate(bench.trainer(), bench.model, asked, edit=mitigation.with_strength(strength))
         after = labels.clone()
         if len(made):
             after[moved] = bench.labels(made)[0]
-        hit = (after == targets)[moved].double()
-        success = torch.stack([hit[targets[moved] == c].mean() for c in range(classes)])
-        shares = torch.bincount(after, minlength=classes).double() / len(after)
-        meant = torch.where(moved, targets, labels)
-        held = torch.bincount(after[after == meant], minlength=classes).double() / len(after)
-        bench.run.say(f"strength {_list(strength)}: success {_list(success)}, shares {_list(shares)}")
-        return Dose(strength.clone(), success, shares, held)
+        dose = read_dose(
+            strength, before=labels, after=after, targets=targets, groups=parts, classes=len(bench.attribute.classes)
+        )
+        bench.run.say(f"strength {_list(strength)}: success {_list(dose.success)}, shares {_list(dose.shares)}")
+        return dose
 
     return measure
 

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from difflens.artifacts import Artifact
 from difflens.data.activations import ActivationStore
-from difflens.mitigation.sae_features import SaeFeatureMitigation
 from difflens.mitigation.single_feature import SingleFeature
 from difflens.tasks.activations import open_store
-from difflens.tasks.calibrate import Prepared
+from difflens.tasks.calibrate import Prepared, build_mitigation
 from difflens.tasks.plans import learning_plan
 from difflens.tasks.workbench import Workbench
 from difflens.training.steering_module import generate
@@ -111,8 +110,9 @@ def _draw_effects(
     bench: Workbench, prepared: Prepared, store: ActivationStore, cards: list[Card], folder: Path
 ) -> list[dict[str, float]]:
     """Draw images lacking a card's class before and after raising its latent; returns each class's change of probability."""
-    assert isinstance(prepared.mitigation, SaeFeatureMitigation)
-    statistics, classes = prepared.mitigation.statistics, bench.attribute.classes
+    classes = bench.attribute.classes
+    whole = build_mitigation(bench, prepared.located, torch.zeros(len(classes)))
+    statistics = whole.statistics
     labels, _ = bench.labels(store.images)
     owner = torch.zeros(len(statistics.latents), dtype=torch.int64)
     free = torch.ones(len(labels), dtype=torch.bool)
@@ -124,7 +124,7 @@ def _draw_effects(
         free[rows[-1]] = False
         targets.append(torch.full((len(rows[-1]),), slot))
     plan = learning_plan(bench).take(torch.cat(rows)).towards(torch.cat(targets))
-    edit = SingleFeature(prepared.mitigation, owner, strength=RAISED)
+    edit = SingleFeature(whole, owner, strength=RAISED)
     made = generate(bench.trainer(), bench.model, plan, edit=edit).split([len(part) for part in rows])
     shifts = []
     for card, positions, after in zip(cards, rows, made, strict=True):

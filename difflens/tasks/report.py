@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 from PIL import Image
 from rich.console import Console
@@ -15,7 +16,7 @@ from difflens.report import summary_table, write_report
 from difflens.run import Run
 from difflens.tasks import probe as probe_task
 from difflens.tasks import sae as sae_task
-from difflens.tasks.calibrate import Prepared, prepare
+from difflens.tasks.calibrate import Prepared, prepare, slot_names
 from difflens.tasks.cards import draw_cards
 from difflens.tasks.evaluation import evaluate
 from difflens.tasks.steer import Steered, generate_pairs
@@ -84,24 +85,34 @@ def contents(bench: Workbench, prepared: Prepared, features: list[dict[str, Any]
             "completeness_gap": prepared.located.result.completeness_gap,
         },
         "features": features,
-        "strength": dict(zip(classes, prepared.strength.tolist(), strict=True)),
+        "strength": dict(zip(slot_names(bench), prepared.strength.tolist(), strict=True)),
     }
 
 
 def _doses(prepared: Prepared, classes: tuple[str, ...]) -> dict[str, Any] | None:
+    """The dose-response curve; of a calibration per prompt, the mean over the prompts in which a class was pushed."""
     found = prepared.calibration
     if found is None:
         return None
+    unused = torch.stack([dose.success for dose in found.doses]).isnan().all(0)
 
-    def by_class(values: Tensor) -> dict[str, float | None]:
-        return {name: None if value != value else value for name, value in zip(classes, values.tolist(), strict=True)}
+    def by_class(values: Tensor, *, everywhere: bool = False) -> dict[str, float | None]:
+        table, out = values.unflatten(0, (-1, len(classes))), unused.unflatten(0, (-1, len(classes)))
+        used = table if everywhere else torch.where(out & ~out.all(0), torch.nan, table)
+        means = used.double().nanmean(0).tolist()
+        return {name: None if mean != mean else mean for name, mean in zip(classes, means, strict=True)}
 
+    met = torch.tensor(found.met).unflatten(0, (-1, len(classes))).all(0)
     return {
         "neutral": getattr(prepared.mitigation, "neutral", 0.0),
         "chosen": by_class(found.strength),
-        "met": dict(zip(classes, found.met, strict=True)),
+        "met": dict(zip(classes, met.tolist(), strict=True)),
         "points": [
-            {"strength": by_class(d.strength), "success": by_class(d.success), "shares": by_class(d.shares)}
-            for d in found.doses
+            {
+                "strength": by_class(dose.strength),
+                "success": by_class(dose.success),
+                "shares": by_class(dose.shares, everywhere=True),
+            }
+            for dose in found.doses
         ],
     }

@@ -5,7 +5,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args
 
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from difflens.training.loggers import MODES
 from difflens.types import Branch, Where
@@ -63,8 +65,9 @@ NUMBERS: Mapping[str, Range] = {
     "metric.cards": _whole(1),
 }
 NULLABLE = ("sae.training.lr", "sae.training.k_aux", "mitigation.suppress", "data.site.branch", "logger.mode")
-WORDS: Mapping[str, tuple[str, ...]] = {
+WORDS: Mapping[str, tuple[Any, ...]] = {
     "data.source": ("shards", "online"),
+    "mitigation.calibration.per_prompt": (True, False),
     "attribution.baseline": ("zero", "contrast"),
     "data.site.tensor": get_args(Where),
     "data.site.branch": get_args(Branch),
@@ -87,7 +90,7 @@ def check_settings(cfg: DictConfig) -> None:
     for key, words in WORDS.items():
         value = OmegaConf.select(cfg, key, default=...)
         if value is not ... and not (value is None and key in NULLABLE) and value not in words:
-            raise ValueError(f"{key} must be one of {', '.join(words)}, got {value!r}.")
+            raise ValueError(f"{key} must be one of {', '.join(map(str, words))}, got {value!r}.")
     check_agreement(cfg)
 
 
@@ -122,16 +125,41 @@ def check_agreement(cfg: DictConfig) -> None:
 
 
 def check_target(target: Any) -> None:
-    """Check that a target distribution is written as shares by class.
+    """Check that a target distribution is written as shares by class, by prompt and class, or by part and class.
 
     Raises:
         ValueError: it is not.
     """
-    if not isinstance(target, Mapping) or not all(_is(share, FINITE) for share in target.values()):
+    if not _are_shares(target):
         raise ValueError(
-            "mitigation.target must give each class a share, such as {female: 0.75, male: 0.25}, or be null for equal "
-            f"shares; got {target!r}."
+            "mitigation.target must give each class a share, such as {female: 0.75, male: 0.25}, or each prompt or part "
+            f"such shares, or be null for equal shares; got {target!r}."
         )
+
+
+def _are_shares(target: Any) -> bool:
+    """Whether this is a mapping to numbers, or to such mappings."""
+    return isinstance(target, Mapping) and all(_is(each, FINITE) or _are_shares(each) for each in target.values())
+
+
+def read_strength(strength: Any, *, classes: tuple[str, ...]) -> Tensor | None:
+    """A strength per class [C] (float64) as the configuration gives it, None where it is to be calibrated.
+
+    Raises:
+        ValueError: it is neither `auto`, nor a number, nor a number for each class.
+    """
+    if strength == "auto":
+        return None
+    per_class = strength if isinstance(strength, dict) else dict.fromkeys(classes, strength)
+    try:
+        values = torch.tensor([float(per_class[name]) for name in classes], dtype=torch.float64)
+        if set(per_class) != set(classes) or not values.isfinite().all():
+            raise ValueError
+        return values
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"mitigation.strength must be auto, a number, or a number for each of {list(classes)}, got {strength!r}."
+        ) from None
 
 
 def check_top(top: Any, *, classes: tuple[str, ...], width: int) -> None:

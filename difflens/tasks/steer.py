@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difflens.artifacts import Artifact
 from difflens.run import Run
-from difflens.tasks.calibrate import Prepared, assign, prepare
+from difflens.tasks.calibrate import Prepared, aimed, assign, prepare
 from difflens.tasks.evaluation import evaluate
 from difflens.tasks.plans import evaluation_plan, plan_spec
 from difflens.tasks.workbench import Workbench
@@ -70,7 +70,7 @@ def generate_pairs(bench: Workbench, prepared: Prepared, *, unseen: bool = False
     spec: dict[str, Any] = {**prepared.spec, "originals": source.fingerprint}
 
     def make(folder: Path) -> None:
-        asked = plan.towards(targets).take(moved.nonzero()[:, 0])
+        asked = aimed(prepared.mitigation, plan, targets)
         made = generate(bench.trainer(enable_progress_bar=True), bench.model, asked, edit=prepared.mitigation)
         after = before.clone()
         after[moved] = made if len(made) else after[moved]

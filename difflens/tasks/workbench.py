@@ -9,21 +9,22 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import lightning
-import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from difflens.data.prompts import PromptSet
+from difflens.data.prompts import PromptSet, fill
 from difflens.errors import one_line
-from difflens.metrics.judges import FeatureExtractor, Judge, select_classes
+from difflens.metrics.judges import FeatureExtractor, Judge, read_classes, select_classes
 from difflens.mitigation.assignment import check_rule
+from difflens.mitigation.goals import Goals, read_goals
 from difflens.mitigation.sae_features import check_mode
 from difflens.models.base import DiffusionModel
 from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
-from difflens.tasks.settings import check_settings, check_target, check_top
+from difflens.tasks.attributes import class_words, read_attribute
+from difflens.tasks.settings import check_settings, check_target, check_top, read_strength
 from difflens.types import Attribute, Site
 
 Result = TypeVar("Result")
@@ -51,7 +52,7 @@ class Workbench:
         check_rule(cfg.mitigation.assignment)
         check_mode(cfg.mitigation.mode, cfg.mitigation.places, cfg.mitigation.protocol)
         self.fixed_strength  # noqa: B018
-        self.target  # noqa: B018
+        self.goals, self.per_prompt  # noqa: B018
         instantiate(cfg.mitigation.window)
         instantiate(cfg.attribution.scorer)
         self.others()
@@ -68,20 +69,7 @@ class Workbench:
     @cached_property
     def fixed_strength(self) -> Tensor | None:
         """The strength per class [C] the configuration gives, or None where it is to be calibrated."""
-        strength = plain(self.cfg.mitigation.strength)
-        if strength == "auto":
-            return None
-        classes = self.attribute.classes
-        per_class = strength if isinstance(strength, dict) else dict.fromkeys(classes, strength)
-        try:
-            values = torch.tensor([float(per_class[name]) for name in classes], dtype=torch.float64)
-            if set(per_class) != set(classes) or not values.isfinite().all():
-                raise ValueError
-            return values
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(
-                f"mitigation.strength must be auto, a number, or a number for each of {list(classes)}, got {strength!r}."
-            ) from None
+        return read_strength(plain(self.cfg.mitigation.strength), classes=self.attribute.classes)
 
     def new_autoencoder(self) -> SparseAutoencoder:
         """An untrained SAE of the site's size, as `sae` describes it."""
@@ -129,32 +117,42 @@ class Workbench:
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """How prompts name each class of the attribute.
-
-        Raises:
-            ValueError: the attribute's file does not say.
-        """
-        words = plain(self.cfg.attribute.get("words")) or {}
-        missing = [name for name in self.attribute.classes if not words.get(name)]
-        if missing:
-            raise ValueError(
-                f"attribute.words gives no word that names {missing} in a prompt; add it to the attribute's file."
-            )
-        return tuple(words[name] for name in self.attribute.classes)
+        """How prompts name each class of the attribute (see `class_words`)."""
+        return class_words(plain(self.cfg.attribute))
 
     @cached_property
     def attribute(self) -> Attribute:
         """The bias under study."""
-        described = OmegaConf.to_container(self.cfg.attribute, resolve=True)
-        return Attribute(described["name"], tuple(described["classes"]))  # type: ignore[index, call-overload]
+        return read_attribute(plain(self.cfg.attribute))
 
     @cached_property
-    def target(self) -> Tensor:
-        """Target distribution q [C]."""
+    def goals(self) -> Goals:
+        """The target distribution of every prompt, or of all images."""
         target = plain(self.cfg.mitigation.target)
         if target is not None:
             check_target(target)
-        return self.attribute.target(target)
+        texts = [] if self.prompts is None else [*self.prompts.studied, *self.prompts.unseen]
+        return read_goals(self.attribute, target, prompts=[fill(text) for text in texts])
+
+    @property
+    def target(self) -> Tensor:
+        """The target distribution [C] of the studied prompts together, or of all images."""
+        return self.goals.pooled(None if self.prompts is None else [fill(text) for text in self.prompts.studied])
+
+    @cached_property
+    def per_prompt(self) -> tuple[str, ...]:
+        """The prompts that are calibrated each by itself; none where all share one calibration.
+
+        Raises:
+            ValueError: the model takes no prompts.
+        """
+        if not self.cfg.mitigation.calibration.per_prompt:
+            return ()
+        if self.prompts is None:
+            raise ValueError(
+                f"mitigation.calibration.per_prompt=true needs prompts, and {self.model.name} takes none; set it to false."
+            )
+        return tuple(fill(text) for text in self.prompts.studied)
 
     @cached_property
     def labelling_judge(self) -> Judge:
@@ -171,7 +169,8 @@ class Workbench:
 
     def _judge(self, role: str) -> Judge:
         judge: Judge = instantiate(self.cfg.judge[role])
-        select_classes(judge, self.attribute)
+        for part in self.attribute.components:
+            select_classes(judge, part)
         return judge
 
     @cached_property
@@ -182,9 +181,8 @@ class Workbench:
 
     def labels(self, images: Tensor, attribute: Attribute | None = None) -> tuple[Tensor, Tensor]:
         """The class [N] of images (uint8 [N, 3, H, W]) by the labelling judge, and its logits [N, C]."""
-        attribute = attribute or self.attribute
-        columns = select_classes(self.labelling_judge, attribute)
-        logits = self.labelling_judge(images.float() / 255)[attribute.name][:, columns]
+        judge = self.labelling_judge
+        logits = read_classes(judge, attribute or self.attribute, judge(images.float() / 255))
         return logits.argmax(-1), logits
 
     def others(self) -> list[Attribute]:
@@ -197,7 +195,8 @@ class Workbench:
         read = [name for name in known if name in self.labelling_judge.classes]
         if unknown := [name for name in self.cfg.judge.others if name not in read]:
             raise ValueError(f"judge.others names {unknown}, which the judges do not both read; both read {read}.")
-        return [Attribute(name, tuple(known[name])) for name in self.cfg.judge.others if name != self.attribute.name]
+        studied = [part.name for part in self.attribute.components]
+        return [Attribute(name, tuple(known[name])) for name in self.cfg.judge.others if name not in studied]
 
     def once(self, name: str, work: Callable[[], Result]) -> Result:
         """The result of a piece of work that several stages ask for; done, checked and said once per run."""

@@ -7,7 +7,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from difflens.products import register_products
 from difflens.targets import check_targets, find_targets
+from difflens.tasks.attributes import class_words, read_attribute
 from difflens.types import Attribute
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -80,3 +82,12 @@ def test_an_unknown_precision_is_refused() -> None:
 def test_a_foreign_target_is_refused() -> None:
     with pytest.raises(ValueError, match=r"os\.system"):
         check_targets({"model": {"_target_": "os.system", "command": "true"}})
+
+
+def test_several_attributes_are_composed_of_the_files_of_each() -> None:
+    register_products(CONF)
+    described = OmegaConf.to_container(resolved(["attribute=gender+age"]).attribute)
+    both = read_attribute(described)
+    assert (both.name, len(both.classes)) == ("gender+age", 6)
+    words = dict(zip(both.classes, class_words(described), strict=True))
+    assert words["female+old"] == "old female"
