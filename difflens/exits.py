@@ -52,6 +52,8 @@ def about_option(error: MissingConfigException) -> str:
     """The line for a config group's choice that does not exist, with the files there are."""
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     options = sorted(str(option) for option in error.options or () if "+" not in option)
+    if group == "hydra/launcher" and choice.startswith(("joblib", "submitit")):
+        return f"{group}={choice} needs the launchers: pip install 'difflens[launchers]'."
     if not group or not options:
         return one_line(error).removeprefix("MissingConfigException: ")
     return f"{group}={choice}: no such {group}; available: {', '.join(options)}.{nearest(choice, options)}"

@@ -5,9 +5,10 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from difflens.storage import sync
 
 SECONDS_TO_SIGN = 10.0
 """A lock file that still names no owner after this long was left by a process that died while writing it."""
+
+SECONDS_BETWEEN_SIGNS = 30.0
+"""The holder of a lock touches its file so often."""
+
+SECONDS_OF_SILENCE = 600.0
+"""A lock whose owner on another host, who cannot be asked, has not touched it for so long is taken over."""
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +53,7 @@ def read_owner(path: Path) -> dict[str, Any] | None:
 
 def is_stale(owner: dict[str, Any]) -> bool:
     """Whether the owner is known to be dead; never true for an owner on another host, who cannot be asked."""
-    if owner["host"] != socket.gethostname():
+    if not is_here(owner):
         return False
     try:
         os.kill(owner["pid"], 0)
@@ -56,6 +63,11 @@ def is_stale(owner: dict[str, Any]) -> bool:
         return False
     started = process_start(owner["pid"])
     return None not in (started, owner.get("started")) and started != owner["started"]
+
+
+def is_here(owner: dict[str, Any] | None) -> bool:
+    """Whether the owner is a process of this host, which can be asked whether it lives."""
+    return owner is not None and owner["host"] == socket.gethostname()
 
 
 def remove_stale(path: Path) -> None:
@@ -69,8 +81,9 @@ def remove_stale(path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if not path.exists():
             return
-        owner = read_owner(path)
-        if is_stale(owner) if owner else time.time() - path.stat().st_mtime > SECONDS_TO_SIGN:
+        owner, silence = read_owner(path), time.time() - path.stat().st_mtime
+        patience = SECONDS_OF_SILENCE if owner else SECONDS_TO_SIGN
+        if (owner and is_stale(owner)) or (silence > patience and not is_here(owner)):
             log.info("removing %s: the process that held it is gone", path)
             path.unlink(missing_ok=True)
     finally:
@@ -94,6 +107,25 @@ def try_to_take(path: Path) -> bool:
 
 
 @contextmanager
+def touched(path: Path) -> Iterator[None]:
+    """Touch a file now and then inside the block, as a sign of life for those who wait on other hosts."""
+    done = threading.Event()
+
+    def touch() -> None:
+        while not done.wait(SECONDS_BETWEEN_SIGNS):
+            with suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=touch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextmanager
 def exclusive(path: Path, what: str, *, poll_seconds: float = 0.5) -> Iterator[None]:
     """Hold the lock file `path` inside the block, waiting (and saying once for whom) while another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +142,7 @@ def exclusive(path: Path, what: str, *, poll_seconds: float = 0.5) -> Iterator[N
         if path.exists():
             time.sleep(poll_seconds)
     try:
-        yield
+        with touched(path):
+            yield
     finally:
         path.unlink(missing_ok=True)

@@ -4,13 +4,12 @@ Nothing here imports torch: `--help`, `--cfg job` and shell completion answer at
 """
 
 import importlib
-import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +22,7 @@ from difflens.errors import JobFailedError, UserError
 from difflens.exits import Ending, ending, interrupt, was_interrupted
 from difflens.products import register_products
 from difflens.run import Run, open_run
+from difflens.sweeps import close_sweep, job_to_do, register_resolvers, sweep_ending
 from difflens.usage import config_groups, usage
 
 HYDRA_VARIABLE = "HYDRA_FULL_ERROR"
@@ -90,12 +90,15 @@ def job(cfg: DictConfig) -> None:
     try:
         with (
             whole_errors(False),
-            open_run(cfg, folder, overrides=overrides, sweep=sweep) as run,
+            job_to_do(cfg, folder) if sweep else nullcontext((True, None)) as (to_do, key),
         ):
-            try:
-                load_task(cfg.task._target_)(cfg, run)
-            finally:
-                stage = run.failed_stage
+            if not to_do:
+                return
+            with open_run(cfg, folder, overrides=overrides, sweep=sweep, key=key) as run:
+                try:
+                    load_task(cfg.task._target_)(cfg, run)
+                finally:
+                    stage = run.failed_stage
     except Exception as error:
         if debugging():
             raise
@@ -107,16 +110,6 @@ def job(cfg: DictConfig) -> None:
         if not sweep:
             sys.exit(end.exit_code)
         raise JobFailedError(end.line, end.exit_code, folder) from error
-
-
-def sweep_ending(failure: JobFailedError) -> Ending:
-    """The last line of a sweep in which jobs failed."""
-    sweep = failure.folder.parent
-    states = {path.parent.name: json.loads(path.read_text()) for path in sorted(sweep.glob("*/status.json"))}
-    failed = {name: state for name, state in states.items() if state["status"] == "failed"}
-    which = "; ".join(f"{name} ({' '.join(state['overrides'])})" for name, state in failed.items())
-    code = min((state["exit_code"] for state in failed.values()), default=failure.exit_code)
-    return Ending(code, f"{len(failed)} of {len(states)} jobs failed: {which}. See {os.path.relpath(sweep)}.")
 
 
 def main() -> None:
@@ -132,9 +125,13 @@ def main() -> None:
     logging.raiseExceptions = False
     register_products(conf_folder())
     os.environ.setdefault(DEBUG_VARIABLE, os.environ.get(HYDRA_VARIABLE, "0"))
+    register_resolvers()
     try:
         with whole_errors(True):
-            job()
+            try:
+                job()
+            finally:
+                close_sweep()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         if debugging() or (isinstance(error, SystemExit) and not was_interrupted(error)):
             raise
@@ -145,4 +142,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Imported by its name: the workers of a sweep unpickle `job` from there.
+    importlib.import_module("difflens.main").main()

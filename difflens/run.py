@@ -139,30 +139,31 @@ class Run:
             log.info(line)
 
 
-def point_latest(outputs: Path, folder: Path) -> None:
-    """Make `outputs/latest` a link to the run folder, atomically: at every moment it points to a run."""
-    latest = outputs / "latest"
+def point_latest(outputs: Path, folder: Path, *, name: str = "latest") -> None:
+    """Make `outputs/<name>` a link to the folder, atomically: at every moment it points to a run, or to a sweep."""
+    latest = outputs / name
     if latest.exists() and not latest.is_symlink():
-        log.warning("%s is not a link; it is left as it is and does not point to this run", latest)
+        log.warning("%s is not a link; it is left as it is and does not point to %s", latest, folder)
         return
-    temporary = outputs / f".latest.{os.getpid()}{TEMPORARY}"
+    temporary = outputs / f".{name}.{os.getpid()}{TEMPORARY}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(folder, outputs), target_is_directory=True)
     os.replace(temporary, latest)
 
 
 def refuse_distributed_sweep(config: Mapping[str, Any]) -> None:
-    """Check that no job of a local sweep asks for several devices: each rank would start the whole sweep again.
+    """Check that no job of a sweep asks for several devices, unless SLURM has started a process for each of them.
 
     Raises:
-        UserError: one does.
+        UserError: one does: each rank would start the whole sweep again.
     """
     devices = (config.get("trainer") or {}).get("devices")
     count = len(devices) if isinstance(devices, list) else devices
-    if isinstance(count, int) and count > 1:
+    if isinstance(count, int) and count > 1 and int(os.environ.get("SLURM_NTASKS", 1)) != count:
         raise UserError(
             f"trainer.devices={devices} does not work in a sweep (-m): every rank would restart the sweep; set "
-            "trainer.devices=1, or give each job its own process with hydra/launcher=submitit_local."
+            "trainer.devices=1, or run the jobs one after the other without -m (they share what they have in common), or "
+            f"on a cluster use hydra/launcher=slurm_gpu hydra.launcher.tasks_per_node={count}."
         )
 
 
@@ -175,7 +176,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def recorded_status(run: Run, overrides: Sequence[str]) -> Iterator[None]:
+def recorded_status(run: Run, overrides: Sequence[str], key: str | None = None) -> Iterator[None]:
     """Keep status.json true: `running` at once, then `done`, or `failed` with one line and the traceback's file."""
     start = time.monotonic()
     status: dict[str, Any] = {
@@ -184,6 +185,7 @@ def recorded_status(run: Run, overrides: Sequence[str]) -> Iterator[None]:
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "overrides": list(overrides),
+        **({} if key is None else {"key": key}),
     }
     run.write_json("status.json", status)
     try:
@@ -205,7 +207,9 @@ def recorded_status(run: Run, overrides: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def open_run(cfg: DictConfig, folder: Path, *, overrides: Sequence[str] = (), sweep: bool = False) -> Iterator[Run]:
+def open_run(
+    cfg: DictConfig, folder: Path, *, overrides: Sequence[str] = (), sweep: bool = False, key: str | None = None
+) -> Iterator[Run]:
     """A run in `folder`, whose files tell the truth about it from the first moment and after any ending.
 
     Args:
@@ -213,9 +217,10 @@ def open_run(cfg: DictConfig, folder: Path, *, overrides: Sequence[str] = (), sw
         folder: the run folder.
         overrides: what the command line changed.
         sweep: whether this is one job of a sweep.
+        key: what decides the job's results, kept in status.json.
     """
     run = Run(folder, ArtifactStore(Path(cfg.paths.artifacts)), rank=process_rank())
-    with recorded_status(run, overrides):
+    with recorded_status(run, overrides, key):
         config = resolve(cfg)
         if sweep:
             refuse_distributed_sweep(config)

@@ -23,7 +23,8 @@ Examples:
   difflens                                 the whole study on the miniature model
   difflens attribute=age                   the same for another attribute
   difflens task=steer mitigation=difflens  one stage with one method; what it needs is made or reused
-  difflens -m attribute=gender,age,race    one run per attribute; one that fails does not stop the others
+  difflens -m attribute=gender,age,race    one run per attribute; one that fails does not stop the others, and the same
+                                           command again redoes that one alone
   difflens task=report                     tables, figures and report.html from what is in outputs/
 
 More:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 
-from difflens.locks import SECONDS_TO_SIGN, exclusive, process_start
+from difflens.locks import SECONDS_OF_SILENCE, SECONDS_TO_SIGN, exclusive, process_start
 
 
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, caplog):
@@ -47,6 +47,20 @@ def test_a_living_owner_or_one_on_another_host_is_waited_for(tmp_path, caplog):
         thread.join(5)
         assert entered.is_set() and not lock.exists()
         assert f"waiting for process {owner['pid']} on {owner['host']}, which is making sae 0123" in caplog.text
+
+
+def test_a_silent_owner_on_another_host_is_taken_over_and_a_living_one_gives_signs(tmp_path, monkeypatch):
+    lock = tmp_path / "x.lock"
+    lock.write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": "1"}))
+    past = time.time() - SECONDS_OF_SILENCE - 1
+    os.utime(lock, (past, past))
+    monkeypatch.setattr("difflens.locks.SECONDS_BETWEEN_SIGNS", 0.01)
+    with exclusive(lock, "sae", poll_seconds=0.01):
+        os.utime(lock, (past, past))
+        deadline = time.monotonic() + 5
+        while lock.stat().st_mtime < past + 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert lock.stat().st_mtime > past + 1
 
 
 def test_a_lock_that_was_never_signed_is_taken_over_after_a_while(tmp_path):
