@@ -31,7 +31,7 @@ REVISIONS = {
     "calibration": 1,
     "cards": 1,
     "images": 1,
-    "metrics": 1,
+    "metrics": 2,
     "probe": 1,
     "sae": 1,
     "statistics": 1,

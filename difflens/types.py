@@ -12,6 +12,9 @@ from torch import Tensor
 UNTOUCHED = -1
 """Target of an image that no mitigation may change."""
 
+NO_FACE = -2
+"""Label of an image in which the judge finds no face."""
+
 Branch = Literal["none", "cond", "uncond", "both"]
 Where = Literal["output", "input", "update"]
 

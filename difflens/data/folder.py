@@ -93,7 +93,7 @@ class ImageFolder:
         return "; ".join(parts)
 
 
-def scan_folder(path: str | Path) -> ImageFolder:
+def scan_folder(folder: str | Path) -> ImageFolder:
     """Read every file of a folder once, so that everything wrong with it is known before the first image is used.
 
     Of files with the same name and different suffixes the first counts and the others are refused.
@@ -101,15 +101,15 @@ def scan_folder(path: str | Path) -> ImageFolder:
     Raises:
         ValueError: there is no such folder, or no image in it.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"no folder of images at {str(folder)!r}; name one that exists.")
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"no folder of images at {str(path)!r}; name one that exists.")
     files: dict[str, Path] = {}
     converted: dict[str, list[str]] = {}
     refused: dict[str, list[str]] = {}
     digest = hashlib.sha256()
-    for file in sorted(file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir()):
-        inside = file.relative_to(folder)
+    for file in sorted(file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()):
+        inside = file.relative_to(path)
         name = inside.with_suffix("").as_posix()
         try:
             content = read_file(file)
@@ -123,7 +123,7 @@ def scan_folder(path: str | Path) -> ImageFolder:
         digest.update(f"{inside.as_posix()}\0{hashlib.sha256(content).hexdigest()}\n".encode())
         for conversion in conversions:
             converted.setdefault(conversion, []).append(inside.as_posix())
-    found = ImageFolder(folder, dict(sorted(files.items())), _frozen(converted), _frozen(refused), digest.hexdigest())
+    found = ImageFolder(path, dict(sorted(files.items())), _frozen(converted), _frozen(refused), digest.hexdigest())
     if not files:
         raise ValueError(f"no usable image: {found.describe()}.")
     return found

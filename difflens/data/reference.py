@@ -1,19 +1,16 @@
 """Reference images for FID and KID, from a folder: their features, computed once and kept with their hash."""
 
-import logging
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from difflens.artifacts import ArtifactStore
-from difflens.data.folder import ImageFolder, scan_folder
+from difflens.data.folder import ImageFolder
 from difflens.metrics.judges import FeatureExtractor, ReferenceStatistics
-
-log = logging.getLogger(__name__)
 
 
 class Reference(NamedTuple):
@@ -50,18 +47,3 @@ def collect_reference(
     features = load_file(artifact.folder / "features.safetensors")["features"]
     statistics = ReferenceStatistics.from_features(features, extractor=extractor.name, resize=extractor.resize)
     return Reference(features, statistics)
-
-
-def load_images(folder: str) -> UInt8[Tensor, "images 3 height width"]:
-    """All images of a folder, for one small enough to be held; what was converted or refused is logged.
-
-    Raises:
-        ValueError: there is no such folder, no image in it, or they differ in size.
-    """
-    images = scan_folder(folder)
-    log.info(images.describe())
-    batches = list(images.batches(len(images.files)))
-    if len(batches) > 1:
-        sizes = sorted({f"{part.pixels.shape[3]}×{part.pixels.shape[2]}" for part in batches})
-        raise ValueError(f"the images in {folder!r} have sizes {', '.join(sizes[:5])}; bring them to one size.")
-    return torch.from_numpy(batches[0].pixels)

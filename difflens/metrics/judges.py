@@ -16,6 +16,9 @@ from torch import Tensor
 from difflens.metrics.distances import mean_and_covariance
 from difflens.types import Attribute
 
+OTHER = "other"
+"""The class of all the rest, which a judge may know beside an attribute's own classes."""
+
 
 @runtime_checkable
 class Judge(Protocol):
@@ -109,7 +112,9 @@ def missing_faces(found: Bool[Tensor, "images"], *, policy: str) -> int:
         raise ValueError(f"the policy for missing faces is 'count' or 'error', got {policy!r}.")
     missing = int((~found).sum())
     if missing and policy == "error":
-        raise ValueError(f"the judge found no face in {missing} of {len(found)} images; missing='count' reports them.")
+        raise ValueError(
+            f"the judge found no face in {missing} of {len(found)} images; missing_faces=count goes on and reports them."
+        )
     return missing
 
 

@@ -1,13 +1,22 @@
 """Images as the published judges and extractors want them: 8-bit RGB, prepared by Pillow."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
 from difflens.metrics.faces import FaceCropper
+
+AT_ONCE = 2**24
+"""Pixels that are held as floats at once: 200 MB, or 256 images of 256 × 256."""
+
+
+def float_pieces(images: UInt8[Tensor, "images channels height width"]) -> Iterator[Tensor]:
+    """Images as floats in [0, 1], in order, some at once."""
+    size = max(1, AT_ONCE // max(1, images.shape[-2] * images.shape[-1]))
+    return (piece.float() / 255 for piece in images.split(size))
 
 
 def as_photographs(images: Float[Tensor, "images channels height width"]) -> list[Image.Image]:

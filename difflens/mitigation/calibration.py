@@ -47,24 +47,30 @@ def read_dose(
 ) -> Dose:
     """What an edit did, for every class of every group of images by itself: group g's class c has the slot g·classes + c.
 
+    Shares are of the images with a face. One that loses its face to the edit succeeds in no class and is held by none.
+
     Args:
         strength: it acted with.
-        before: class of each image without it.
-        after: class with it.
+        before: class of each image without it, negative where it shows no face.
+        after: class with it, likewise.
         targets: class each image was pushed towards, `UNTOUCHED` where none.
         groups: of each image, from 0; every one has images.
         classes: number of classes.
     """
     moved = targets != UNTOUCHED
-    right = after == torch.where(moved, targets, before)
+    seen = after >= 0
+    right = seen & (after == torch.where(moved, targets, before))
 
     def count(labels: Tensor, rows: Tensor) -> Tensor:
         return torch.bincount((groups * classes + labels)[rows], minlength=len(strength)).double()
 
-    size = torch.bincount(groups).double().repeat_interleave(classes)
+    def size(rows: Tensor) -> Tensor:
+        faces = torch.bincount(groups[rows], minlength=len(strength) // classes)
+        return faces.clamp_min(1).double().repeat_interleave(classes)
+
     success = count(targets, moved & right) / count(targets, moved)
-    everywhere = torch.ones_like(moved)
-    return Dose(strength.clone(), success, count(after, everywhere) / size, count(after, right) / size)
+    shares, held = count(after, seen) / size(seen), count(after, right) / size(seen | (before >= 0))
+    return Dose(strength.clone(), success, shares, held)
 
 
 def calibrate(

@@ -30,7 +30,7 @@ def protocol_sentence(metrics: Json) -> str:
     """Under which conditions the numbers hold: judge, extractor, reference, steps, seed."""
     protocol = dict(metrics.get("protocol") or {})
     reference = protocol.pop("reference", None)
-    words = [f"{key} {value}" for key, value in protocol.items() if value is not None]
+    words = [f"{key.replace('_', ' ')} {value}" for key, value in protocol.items() if value is not None]
     if isinstance(reference, dict):
         sha256 = str(reference.get("sha256", ""))[:12]
         words.append(f"reference {reference.get('name', '?')}, n {reference.get('n', '?')}, sha256 {sha256 or NONE}")
@@ -88,6 +88,7 @@ def _fairness(metrics: Json) -> Iterator[Line]:
     limit = f"; the largest possible is {number(largest, 3)}" if largest is not None else ""
     yield "FD, soft", _decimals("fd", 3), f"distance of the judge's mean softmax from the target; 0 is fair{limit}"
     yield "FD, hard", _decimals("fd_hard", 3), "the same with every image counted as its most likely class"
+    yield "FD, soft, as released", _decimals("fd_official", 3), "by the paper's own code, from the judge's raw outputs"
     yield "FD hard, mean over prompts", _decimals("fd_hard_prompt_mean", 3), "the mean of every prompt's own hard FD"
     yield "FD by chance", _decimals("fd_chance", 3), "expected hard FD of a perfectly fair sampler of as many images"
     yield "FD², unbiased", _decimals("fd_squared_unbiased", 4), "without the sampling noise; may be negative"
@@ -134,7 +135,14 @@ def _flips(name: str) -> Callable[[Json], str]:
     return cell
 
 
+def _others(row: Json) -> str:
+    parts = (row.get("other") or {}).values()
+    return ", ".join(f"{number(other.get('images'), 0)} ({percent(other.get('share'))})" for other in parts) or NONE
+
+
 def _accounting() -> Iterator[Line]:
     yield "images changed", _decimals("edited", 0), "the others are left as they were"
+    meaning = "whose likeliest class is none of the above; FD is measured among those"
+    yield "images of other classes", _others, meaning
     yield "images without a face", _decimals("missing_faces", 0), "in which the judge found none"
     yield "seconds per image", _decimals("seconds_per_image", 3), ""

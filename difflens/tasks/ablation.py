@@ -15,7 +15,7 @@ from difflens.mitigation.sae_features import SaeFeatureMitigation, selected_late
 from difflens.run import Run
 from difflens.tasks.activations import open_store
 from difflens.tasks.attribution import Located, locate_features
-from difflens.tasks.plans import learning_plan, named_classes
+from difflens.tasks.plans import judged_labels, learning_plan, named_classes
 from difflens.tasks.workbench import Workbench
 from difflens.training.steering_module import generate
 from difflens.types import FeatureSet
@@ -36,7 +36,7 @@ def ablation(cfg: DictConfig, run: Run) -> None:
 def _kept(bench: Workbench, located: Located, name: str, latents: tuple[int, ...]) -> float:
     """Share of images of a class that still show it with these latents silenced at every step of the window."""
     _, store = open_store(bench)
-    labels, _ = bench.labels(store.images)
+    labels = judged_labels(bench, store, bench.attribute)
     index = bench.attribute.index(name)
     rows = ((labels == index) & (named_classes(bench) == UNNAMED)).nonzero()[: bench.cfg.task.images, 0]
     edit = silencer(bench, located, FeatureSet(bench.attribute, {c: latents for c in bench.attribute.classes}))

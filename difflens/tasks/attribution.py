@@ -16,7 +16,6 @@ from difflens.artifacts import Artifact
 from difflens.attribution.select import select_features
 from difflens.attribution.statistics import CodeStatistics, code_statistics
 from difflens.data.activations import ActivationStore
-from difflens.data.prompts import UNNAMED
 from difflens.mitigation.sae_features import selected_latents
 from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
@@ -79,7 +78,7 @@ def usual_activity(
     def make(folder: Path) -> None:
         _, store = open_store(bench)
         labels = torch.stack([learning_labels(bench, store, attribute) for attribute in studied], 1)
-        rows = (labels[:, 0] != UNNAMED).nonzero()[:images, 0]
+        rows = (labels >= 0).all(1).nonzero()[:images, 0]
         _require_every_class(labels[rows, 0], bench.attribute)
         batches = _Batches(store, labels, rows.tolist())
         sizes = [len(attribute.classes) for attribute in studied]

@@ -27,7 +27,7 @@ from difflens.tasks.attribution import Located, locate_features
 from difflens.tasks.plans import groups, learning_plan, named_classes
 from difflens.tasks.workbench import Workbench, plain
 from difflens.training.steering_module import generate
-from difflens.types import UNTOUCHED, GenerationPlan
+from difflens.types import NO_FACE, UNTOUCHED, GenerationPlan
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,16 @@ def mitigation_spec(bench: Workbench, located: Located) -> dict[str, Any]:
 def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int) -> tuple[Tensor, Tensor]:
     """Target class of each image under the configured rule, `UNTOUCHED` where none, and the class each shows now.
 
-    The images of each prompt meet the target by themselves.
+    The images of each prompt meet the target by themselves. Under `affinity` an image without a face is left alone.
     """
     labels, logits = bench.labels(images)
-    targets = torch.empty_like(labels)
+    targets = torch.full_like(labels, UNTOUCHED)
     for number, rows in enumerate(groups(plan)):
         target = bench.goals.of(None if plan.prompts is None else plan.prompts[int(rows[0])])
         match check_rule(bench.cfg.mitigation.assignment):
             case "affinity":
-                targets[rows] = assign_by_affinity(target, labels[rows], logits[rows])
+                seen = rows[labels[rows] != NO_FACE]
+                targets[seen] = assign_by_affinity(target, labels[seen], logits[seen])
             case "exact":
                 targets[rows] = assign_exact(target, len(rows), seed=seed + number)
             case "iid":

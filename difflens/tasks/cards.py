@@ -15,7 +15,7 @@ from difflens.data.activations import ActivationStore
 from difflens.mitigation.single_feature import SingleFeature
 from difflens.tasks.activations import open_store
 from difflens.tasks.calibrate import Prepared, build_mitigation
-from difflens.tasks.plans import learning_plan
+from difflens.tasks.plans import judged_labels, learning_plan
 from difflens.tasks.workbench import Workbench
 from difflens.training.steering_module import generate
 
@@ -113,14 +113,14 @@ def _draw_effects(
     classes = bench.attribute.classes
     whole = build_mitigation(bench, prepared.located, torch.zeros(len(classes)))
     statistics = whole.statistics
-    labels, _ = bench.labels(store.images)
+    labels = judged_labels(bench, store, bench.attribute)
     owner = torch.zeros(len(statistics.latents), dtype=torch.int64)
     free = torch.ones(len(labels), dtype=torch.bool)
     rows, targets = [], []
     for card in cards:
         slot = int((statistics.latents == card.latent).nonzero())
         owner[slot] = classes.index(card.name)
-        rows.append(((labels != owner[slot]) & free).nonzero()[:SHOWN, 0])
+        rows.append(((labels != owner[slot]) & (labels >= 0) & free).nonzero()[:SHOWN, 0])
         free[rows[-1]] = False
         targets.append(torch.full((len(rows[-1]),), slot))
     plan = learning_plan(bench).take(torch.cat(rows)).towards(torch.cat(targets))
@@ -130,7 +130,7 @@ def _draw_effects(
     for card, positions, after in zip(cards, rows, made, strict=True):
         before = store.images[positions]
         _save(torch.stack([before, after]), folder / f"{card.latent}_effect.png")
-        change = [bench.labels(images)[1].softmax(-1).mean(0) for images in (before, after)]
+        change = [bench.labels(images)[1].softmax(-1).nanmean(0) for images in (before, after)]
         shifts.append(dict(zip(classes, (change[1] - change[0]).tolist(), strict=True)))
     return shifts
 

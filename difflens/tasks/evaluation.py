@@ -1,22 +1,20 @@
 """Measuring a pair of image sets: one row per method, by the second judge, on images never used before."""
 
 import json
-import math
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
-from difflens.metrics.clip import ClipSimilarity, PromptSimilarity
-from difflens.metrics.fairness import FairnessDiscrepancy, IntersectionalFairnessDiscrepancy
-from difflens.metrics.frechet import FrechetDistance, KernelDistance
-from difflens.metrics.judges import ReferenceStatistics, select_classes
-from difflens.metrics.leakage import Leakage
-from difflens.tasks.plans import groups
+from difflens.data.folder import ImageFolder
+from difflens.data.reference import Reference, collect_reference
+from difflens.metrics.judges import ReferenceStatistics
+from difflens.metrics.pixels import float_pieces
+from difflens.tasks.measures import Study, protocol, read_images
+from difflens.tasks.rows import build_row
 from difflens.tasks.workbench import Workbench, plain
-from difflens.types import Attribute, GenerationPlan
 
 if TYPE_CHECKING:
     from difflens.tasks.steer import Steered
@@ -29,12 +27,13 @@ def evaluate(bench: Workbench, steered: "Steered", *, name: str = "metrics.json"
         "steered": steered.artifacts[1].fingerprint,
         "judge": bench.scoring_judge.fingerprint,  # type: ignore[attr-defined]
         "extractor": bench.extractor.fingerprint,  # type: ignore[attr-defined]
-        "reference": plain(metric.reference),
+        "reference": _reference_spec(bench),
         "reference_name": metric.reference_name,
         "kid_subset": metric.kid_subset,
         "others": [attribute.name for attribute in bench.others()],
         "target": bench.target.tolist(),
         "method": bench.cfg.mitigation.name,
+        "missing_faces": bench.cfg.missing_faces,
     }
 
     def make(folder: Path) -> None:
@@ -49,15 +48,13 @@ def evaluate(bench: Workbench, steered: "Steered", *, name: str = "metrics.json"
 
 def measure(bench: Workbench, steered: "Steered") -> dict[str, Any]:
     """The content of `metrics.json`."""
-    reference = instantiate(bench.cfg.metric.reference)
-    features = bench.extractor(reference.float() / 255)
-    statistics = ReferenceStatistics.from_features(
-        features, extractor=bench.extractor.name, resize=bench.extractor.resize
+    study, reference, method = study_of(bench), read_reference(bench), bench.cfg.mitigation.name
+    before, after = (
+        read_images(float_pieces(images), steered.image_ids, study, title=f"measuring {name}")
+        for name, images in (("original", steered.before), (method, steered.after))
     )
-    rows = [
-        _row(bench, method, steered, images, statistics, features)
-        for method, images in (("original", steered.before), (bench.cfg.mitigation.name, steered.after))
-    ]
+    prompts = steered.plan.prompts
+    statistics = reference.statistics
     return {
         "model": bench.cfg.model.name,
         "attribute": bench.attribute.name,
@@ -65,7 +62,7 @@ def measure(bench: Workbench, steered: "Steered") -> dict[str, Any]:
         "target": dict(zip(bench.attribute.classes, bench.target.tolist(), strict=True)),
         "n": len(steered.image_ids),
         "protocol": {
-            "judge": bench.scoring_judge.name,  # type: ignore[attr-defined]
+            **protocol(study),
             "extractor": statistics.extractor,
             "resize": statistics.resize,
             "reference": {"name": bench.cfg.metric.reference_name, "n": statistics.n, "sha256": statistics.sha256},
@@ -73,111 +70,51 @@ def measure(bench: Workbench, steered: "Steered") -> dict[str, Any]:
             "steps": bench.model.steps,
             "seed": bench.cfg.metric.base_seed,
         },
-        "rows": rows,
+        "rows": [
+            build_row("original", before, study, reference, prompts=prompts),
+            build_row(method, after, study, reference, original=before, edited=steered.edited, prompts=prompts),
+        ],
     }
 
 
-def _row(
-    bench: Workbench,
-    method: str,
-    steered: "Steered",
-    images: Tensor,
-    statistics: ReferenceStatistics,
-    reference: Tensor,
-) -> dict[str, Any]:
-    ids, changed = steered.image_ids, method != "original"
-    logits = judged(bench, images)
-    features = bench.extractor(images.float() / 255)
-    frechet, kernel = (
-        FrechetDistance(bench.extractor.dim, statistics),
-        KernelDistance(reference, ids, subset_size=bench.cfg.metric.kid_subset),
+def study_of(bench: Workbench) -> Study:
+    """What the configuration asks to be measured."""
+    return Study(
+        bench.attribute,
+        bench.target,
+        tuple(bench.others()),
+        bench.scoring_judge,
+        bench.extractor,
+        missing=bench.cfg.missing_faces,
+        kid_subset=bench.cfg.metric.kid_subset,
     )
-    frechet.update(features)
-    kernel.update(features, ids)
-    kid = kernel.compute()
-    return {
-        "method": method,
-        "n": len(ids),
-        "edited": int(steered.edited.sum()) if changed else 0,
-        **_fairness(bench, logits),
-        **(_prompts(bench, steered.plan, images, logits) if steered.plan.prompts else {}),
-        "fid": frechet.compute().distance,
-        "kid": kid.distance,
-        "kid_sd": kid.subset_sd,
-        **(_pairs(bench, steered, logits) if changed else {"clip_i": None, "clip_i_paper": None, "leakage": {}}),
-    }
 
 
-def judged(bench: Workbench, images: Tensor) -> dict[str, Tensor]:
-    """The scoring judge's logits of every studied attribute, columns in the attribute's order."""
-    answer = bench.scoring_judge(images.float() / 255)
-    return {a.name: answer[a.name][:, select_classes(bench.scoring_judge, a)] for a in _studied(bench)}
+def read_reference(bench: Workbench) -> Reference:
+    """Features of the reference images: of a folder they are kept for other runs, in memory they are read anew."""
+    extractor = bench.extractor
+    images: ImageFolder | Tensor = _reference_images(bench)
+    if isinstance(images, ImageFolder):
+        return collect_reference(images, extractor, store=bench.run.store)
+    features = torch.cat([extractor(piece) for piece in float_pieces(images)])
+    statistics = ReferenceStatistics.from_features(features, extractor=extractor.name, resize=extractor.resize)
+    return Reference(features, statistics)
 
 
-def _studied(bench: Workbench) -> list[Attribute]:
-    return [bench.attribute, *bench.others()]
+def _reference_images(bench: Workbench) -> ImageFolder | Tensor:
+    def look() -> ImageFolder | Tensor:
+        images: ImageFolder | Tensor = instantiate(bench.cfg.metric.reference)
+        if isinstance(images, ImageFolder):
+            bench.run.say(f"reference: {images.describe()}")
+        return images
+
+    return bench.once("reference images", look)
 
 
-def _fairness(bench: Workbench, logits: dict[str, Tensor]) -> dict[str, Any]:
-    single = FairnessDiscrepancy(bench.attribute.classes, bench.target)
-    single.update(logits[bench.attribute.name])
-    result = single.compute()
-    crossed = {a.name: a.classes for a in _studied(bench) if a.name in ("gender", "age", "race")}
-    joint = IntersectionalFairnessDiscrepancy(crossed)
-    joint.update(logits)
-    return {
-        "missing_faces": result.missing,
-        "fd": result.fd,
-        "fd_hard": result.fd_hard,
-        "fd_chance": result.fd_chance,
-        "fd_squared_unbiased": result.fd_squared_unbiased,
-        "fd_max": result.fd_maximum,
-        "shares": {name: share._asdict() for name, share in result.shares.items()},
-        "intersectional_fd": joint.compute().fd_hard,
-        "intersectional_attributes": list(crossed),
-    }
-
-
-def _prompts(bench: Workbench, plan: GenerationPlan, images: Tensor, logits: dict[str, Tensor]) -> dict[str, Any]:
-    """The discrepancy under every prompt, their means (METHOD section 7: not the pooled one), and CLIP-T."""
-    assert plan.prompts is not None
-    by_prompt: dict[str, dict[str, Any]] = {}
-    for rows in groups(plan):
-        single = FairnessDiscrepancy(bench.attribute.classes, bench.target)
-        single.update(logits[bench.attribute.name][rows])
-        found = single.compute()
-        by_prompt[plan.prompts[int(rows[0])]] = {
-            "n": len(rows),
-            "fd": found.fd,
-            "fd_hard": found.fd_hard,
-            "fd_chance": found.fd_chance,
-            "shares": {name: share._asdict() for name, share in found.shares.items()},
-        }
-    similarity = PromptSimilarity()
-    texts = bench.extractor.embed_texts(list(plan.prompts))  # type: ignore[attr-defined]
-    similarity.update(bench.extractor.embed_images(images.float() / 255), texts)  # type: ignore[attr-defined]
-    clip = similarity.compute()
-    means = {f"{key}_prompt_mean": fmean(row[key] for row in by_prompt.values()) for key in ("fd", "fd_hard")}
-    return {**means, "prompts": by_prompt, "clip_t": clip.cosine, "clip_t_paper": clip.paper}
-
-
-def _pairs(bench: Workbench, steered: "Steered", after: dict[str, Tensor]) -> dict[str, Any]:
-    ids = steered.image_ids
-    similarity = ClipSimilarity(bench.extractor.embed_images(steered.before.float() / 255), ids)  # type: ignore[attr-defined]
-    similarity.update(bench.extractor.embed_images(steered.after.float() / 255), ids)  # type: ignore[attr-defined]
-    classes = {a.name: a.classes for a in _studied(bench)}
-    leakage = Leakage(bench.attribute.name, judged(bench, steered.before), ids, classes=classes)
-    leakage.update(after, ids, edited=steered.edited)
-    clip, leaked = similarity.compute(), leakage.compute()
-    return {
-        "clip_i": clip.cosine,
-        "clip_i_paper": clip.paper,
-        "leakage": {
-            name: {k: _finite(v) for k, v in entry._asdict().items()} for name, entry in leaked.attributes.items()
-        },
-        "editing_precision": _finite(leaked.editing_precision),
-    }
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _reference_spec(bench: Workbench) -> Any:
+    """What decides the reference: of a folder its images, else the settings that draw them."""
+    described = plain(bench.cfg.metric.reference)
+    if "folder" not in described:
+        return described
+    images = _reference_images(bench)
+    return images.sha256 if isinstance(images, ImageFolder) else described

@@ -65,7 +65,13 @@ def learning_labels(bench: Workbench, store: ActivationStore, attribute: Attribu
     """
     if bench.prompts is not None and bench.prompts.labels == "prompt" and attribute == bench.attribute:
         return named_classes(bench)
-    return bench.labels(store.images, attribute)[0]
+    return judged_labels(bench, store, attribute)
+
+
+def judged_labels(bench: Workbench, store: ActivationStore, attribute: Attribute) -> Tensor:
+    """The class of each learning image as the labelling judge sees it, `NO_FACE` where it sees none; read once per run."""
+    answers = bench.once("answers on the learning images", lambda: bench.answers(store.images))
+    return bench.classified(answers, attribute)[0]
 
 
 def groups(plan: GenerationPlan) -> list[Tensor]:

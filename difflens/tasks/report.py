@@ -21,6 +21,7 @@ from difflens.tasks.cards import draw_cards
 from difflens.tasks.evaluation import evaluate
 from difflens.tasks.steer import Steered, generate_pairs
 from difflens.tasks.workbench import Workbench
+from difflens.types import NO_FACE
 
 
 def report(cfg: DictConfig, run: Run) -> None:
@@ -61,7 +62,8 @@ def edits(bench: Workbench, steered: Steered) -> list[dict[str, Any]]:
     rows = zip(
         steered.image_ids[steered.edited], steered.labels[steered.edited], steered.targets[steered.edited], strict=True
     )
-    return [{"id": int(i), "from": classes[int(a)], "to": classes[int(b)]} for i, a, b in rows]
+    names = {**dict(enumerate(classes)), NO_FACE: "no face"}
+    return [{"id": int(i), "from": names[int(a)], "to": names[int(b)]} for i, a, b in rows]
 
 
 def contents(bench: Workbench, prepared: Prepared, features: list[dict[str, Any]]) -> dict[str, Any]:

@@ -72,6 +72,7 @@ WORDS: Mapping[str, tuple[Any, ...]] = {
     "data.site.tensor": get_args(Where),
     "data.site.branch": get_args(Branch),
     "logger.mode": MODES,
+    "missing_faces": ("count", "error"),
 }
 TAKEN = ("original", "features")
 """Names of the report's own folders of pictures, and of the row of unmitigated images."""

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from difflens.data.prompts import PromptSet, fill
 from difflens.errors import one_line
-from difflens.metrics.judges import FeatureExtractor, Judge, read_classes, select_classes
+from difflens.metrics.judges import FeatureExtractor, Judge, faces_found, missing_faces, read_classes, select_classes
+from difflens.metrics.pixels import float_pieces
 from difflens.mitigation.assignment import check_rule
 from difflens.mitigation.goals import Goals, read_goals
 from difflens.mitigation.sae_features import check_mode
@@ -25,7 +26,7 @@ from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
 from difflens.tasks.attributes import class_words, read_attribute
 from difflens.tasks.settings import check_settings, check_target, check_top, read_strength
-from difflens.types import Attribute, Site
+from difflens.types import NO_FACE, Attribute, Site
 
 Result = TypeVar("Result")
 
@@ -180,10 +181,25 @@ class Workbench:
         return extractor
 
     def labels(self, images: Tensor, attribute: Attribute | None = None) -> tuple[Tensor, Tensor]:
-        """The class [N] of images (uint8 [N, 3, H, W]) by the labelling judge, and its logits [N, C]."""
-        judge = self.labelling_judge
-        logits = read_classes(judge, attribute or self.attribute, judge(images.float() / 255))
-        return logits.argmax(-1), logits
+        """The class [N] of images (uint8 [N, 3, H, W]) by the labelling judge, and its logits [N, C].
+
+        An image without a face has the class `NO_FACE` and logits of NaN.
+        """
+        return self.classified(self.answers(images), attribute or self.attribute)
+
+    def answers(self, images: Tensor) -> dict[str, Tensor]:
+        """The labelling judge's logits of every attribute it reads off images (uint8 [N, 3, H, W])."""
+        parts = [self.labelling_judge(piece) for piece in float_pieces(images)]
+        answers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        found = faces_found(answers[self.attribute.components[0].name])
+        if missing := missing_faces(found, policy=self.cfg.missing_faces):
+            self.run.say(f"no face in {missing} of {len(found)} images that were labelled; they count for no class")
+        return answers
+
+    def classified(self, answers: dict[str, Tensor], attribute: Attribute) -> tuple[Tensor, Tensor]:
+        """Classes and logits of one attribute, as `labels` gives them."""
+        logits = read_classes(self.labelling_judge, attribute, answers)
+        return torch.where(faces_found(logits), logits.argmax(-1), NO_FACE), logits
 
     def others(self) -> list[Attribute]:
         """The other attributes that both judges read, on which leakage is measured.

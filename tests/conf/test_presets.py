@@ -40,3 +40,13 @@ def test_p2_is_set_as_published(attribute: str, top: list[int], strength: dict[s
     # The noisiest step is not edited, all the others are.
     window = cfg.mitigation.window
     assert [s for s in range(50) if window.start * 50 <= s < window.stop * 50] == list(range(1, 50))
+
+
+@pytest.mark.parametrize("model", ["p2_celebahq", "ddpm_celebahq", "sd15", "sd21", "sdxl"])
+def test_models_of_photographs_choose_judges_measures_and_prompts_which_the_user_overrides(model: str) -> None:
+    cfg = composed(f"model={model}")
+    assert cfg.judge.labels["_target_"] == "difflens.metrics.fairface.load_fairface"
+    assert cfg.metric.extractor["_target_"] == "difflens.metrics.inception.PhotographFeatures"
+    assert bool(cfg.get("prompt")) == model.startswith("sd")
+    other = composed(f"model={model}", "judge=miniature", "metric=default")
+    assert other.judge == composed().judge and other.metric.extractor == composed().metric.extractor

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from difflens.artifacts import ArtifactStore
 from difflens.data.folder import scan_folder
-from difflens.data.reference import collect_reference, load_images
+from difflens.data.reference import collect_reference
 
 
 class Means:
@@ -45,12 +44,3 @@ def test_features_are_kept_with_the_images_hash(tmp_path: Path) -> None:
     other = Means("b")
     collect_reference(scan_folder(tmp_path / "images"), other, store=store)
     assert other.seen == 3
-
-
-def test_a_folder_is_loaded_whole_only_if_its_images_have_one_size(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="4×4, 5×4, 6×4"):
-        load_images(str(folder(tmp_path / "images")))
-    Image.new("RGB", (2, 2), (1, 2, 3)).save(tmp_path / "x.png")
-    (tmp_path / "one").mkdir()
-    (tmp_path / "x.png").rename(tmp_path / "one" / "x.png")
-    assert load_images(str(tmp_path / "one"))[0, :, 0, 0].tolist() == [1, 2, 3]

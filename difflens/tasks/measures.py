@@ -1,0 +1,97 @@
+"""What the scoring judge and the extractor read off images, a bounded number of them at once."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from rich.progress import Progress
+from torch import Tensor
+
+from difflens.metrics.judges import FeatureExtractor, Judge, read_classes
+from difflens.metrics.official import OUTPUTS
+from difflens.types import Attribute
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is measured: the attribute under study and its target q, the other attributes, and the rules.
+
+    Attributes:
+        attribute: the bias.
+        target: q [C].
+        others: attributes that leakage is measured on.
+        judge: scores the images.
+        extractor: their features and embeddings.
+        missing: policy for images without a face, `count` or `error`.
+        kid_subset: images per random subset of KID.
+    """
+
+    attribute: Attribute
+    target: Float[Tensor, "classes"]
+    others: tuple[Attribute, ...]
+    judge: Judge
+    extractor: FeatureExtractor
+    missing: str
+    kid_subset: int
+
+    @property
+    def studied(self) -> tuple[Attribute, ...]:
+        """The attribute and all others."""
+        return (self.attribute, *self.others)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All that is kept of a set of images.
+
+    Attributes:
+        image_ids: their ids [N].
+        answers: attribute → logits [N, all classes of the judge]; a row of NaN is an image without a face.
+        features: of the extractor [N, dim].
+        embeddings: of the extractor [N, embed].
+        outputs: the judge's own outputs under `protocol: official`, else None.
+    """
+
+    image_ids: Int[Tensor, "images"]
+    answers: dict[str, Tensor]
+    features: Float[Tensor, "images dim"]
+    embeddings: Float[Tensor, "images embed"]
+    outputs: Float[Tensor, "images outputs"] | None
+
+    def logits(self, judge: Judge, attribute: Attribute) -> Float[Tensor, "images classes"]:
+        """The judge's logits of an attribute's classes, in its order."""
+        return read_classes(judge, attribute, self.answers)
+
+
+def read_images(
+    pieces: Iterable[Float[Tensor, "_ 3 height width"]], image_ids: Int[Tensor, "images"], study: Study, *, title: str
+) -> Reading:
+    """Read images in [0, 1], which come in pieces and are never all held, in the order of their ids."""
+    judge, extractor = study.judge, study.extractor
+    official = getattr(judge, "protocol", None) == "official"
+    parts: list[tuple[dict[str, Tensor], Tensor, Tensor, Tensor]] = []
+    with Progress(transient=True) as progress:
+        bar = progress.add_task(title, total=len(image_ids))
+        for piece in pieces:
+            outputs = judge.outputs(piece) if official else torch.empty(len(piece), OUTPUTS)  # type: ignore[attr-defined]
+            embeddings = extractor.embed_images(piece)  # type: ignore[attr-defined]
+            parts.append((judge(piece), extractor(piece), embeddings, outputs))
+            progress.advance(bar, len(piece))
+    answers, features, embeddings, outputs = zip(*parts, strict=True)
+    joined = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
+    return Reading(
+        image_ids, joined, torch.cat(features), torch.cat(embeddings), torch.cat(outputs) if official else None
+    )
+
+
+def protocol(study: Study) -> dict[str, Any]:
+    """What decides a judge's numbers, for `metrics.json`."""
+    faces = getattr(study.judge, "faces", None)
+    return {
+        "judge": study.judge.name,  # type: ignore[attr-defined]
+        "judge_protocol": getattr(study.judge, "protocol", None),
+        "faces": getattr(faces, "name", None),
+        "missing_faces": study.missing,
+    }

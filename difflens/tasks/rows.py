@@ -1,0 +1,166 @@
+"""One row of `metrics.json`: everything that is measured on the images of one method."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difflens.data.reference import Reference
+from difflens.metrics.clip import ClipSimilarity, PromptSimilarity
+from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult, IntersectionalFairnessDiscrepancy
+from difflens.metrics.frechet import FrechetDistance, KernelDistance
+from difflens.metrics.judges import OTHER, faces_found, select_classes
+from difflens.metrics.leakage import Leakage
+from difflens.metrics.official import official_discrepancies
+from difflens.metrics.others import count_others
+from difflens.tasks.measures import Reading, Study
+from difflens.types import Attribute
+
+CROSSED = ("gender", "age", "race")
+"""Attributes whose product classes are measured."""
+
+
+def build_row(
+    method: str,
+    reading: Reading,
+    study: Study,
+    reference: Reference,
+    *,
+    original: Reading | None = None,
+    edited: Tensor | None = None,
+    prompts: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The row of one set of images.
+
+    Args:
+        method: what made them.
+        reading: what was read off them.
+        study: what is measured.
+        reference: of FID and KID.
+        original: the same ids without mitigation, if these are with one.
+        edited: which images the mitigation acted on [N].
+        prompts: the prompt of each image, if they have any.
+    """
+    nothing: dict[str, Any] = {"clip_i": None, "clip_i_paper": None, "leakage": {}}
+    return {
+        "method": method,
+        "n": len(reading.image_ids),
+        "edited": 0 if edited is None else int(edited.sum()),
+        **fairness(reading, study),
+        **(prompted(reading, study, prompts) if prompts else {}),
+        **quality(reading, study, reference),
+        **(nothing if original is None else pairs(original, reading, study, edited)),
+    }
+
+
+def fairness(reading: Reading, study: Study) -> dict[str, Any]:
+    """FD of all images, the images outside of the attribute's classes, and FD over product classes."""
+    others = _outside(reading, study)
+    single = _discrepancy(reading.logits(study.judge, study.attribute), study)
+    crossed = {part.name: _named(part) for a in study.studied for part in a.components if part.name in CROSSED}
+    joint = IntersectionalFairnessDiscrepancy({a.name: a.classes for a in crossed.values()}, missing=study.missing)
+    joint.update({name: reading.logits(study.judge, a) for name, a in crossed.items()})
+    return {
+        "missing_faces": single.missing,
+        "other": others,
+        **_summary(single),
+        "fd_squared_unbiased": single.fd_squared_unbiased,
+        "fd_max": single.fd_maximum,
+        **({} if reading.outputs is None else {"fd_official": _official(reading.outputs, study)}),
+        "intersectional_fd": joint.compute().fd_hard,
+        "intersectional_attributes": list(crossed),
+    }
+
+
+def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str, Any]:
+    """The discrepancy under every prompt, their means (METHOD section 7: not the pooled one), and CLIP-T."""
+    order = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    which = torch.tensor([order[prompt] for prompt in prompts])
+    logits = reading.logits(study.judge, study.attribute)
+    by_prompt: dict[str, dict[str, Any]] = {}
+    for prompt, number in order.items():
+        found = _discrepancy(logits[which == number], study)
+        by_prompt[prompt] = {"n": found.n, "missing_faces": found.missing, **_summary(found)}
+    similarity = PromptSimilarity()
+    similarity.update(reading.embeddings, study.extractor.embed_texts(list(order))[which])  # type: ignore[attr-defined]
+    clip = similarity.compute()
+    means = {f"{key}_prompt_mean": fmean(row[key] for row in by_prompt.values()) for key in ("fd", "fd_hard")}
+    return {**means, "prompts": by_prompt, "clip_t": clip.cosine, "clip_t_paper": clip.paper}
+
+
+def quality(reading: Reading, study: Study, reference: Reference) -> dict[str, Any]:
+    """FID and KID."""
+    ids = reading.image_ids
+    frechet = FrechetDistance(study.extractor.dim, reference.statistics)
+    kernel = KernelDistance(reference.features, ids, subset_size=study.kid_subset)
+    frechet.update(reading.features)
+    kernel.update(reading.features, ids)
+    kid = kernel.compute()
+    return {"fid": frechet.compute().distance, "kid": kid.distance, "kid_sd": kid.subset_sd}
+
+
+def pairs(before: Reading, after: Reading, study: Study, edited: Tensor | None) -> dict[str, Any]:
+    """CLIP-I and leakage of images against those of the same ids without mitigation."""
+    ids = after.image_ids
+    similarity = ClipSimilarity(before.embeddings, before.image_ids)
+    similarity.update(after.embeddings, ids)
+    clip = similarity.compute()
+    return {"clip_i": clip.cosine, "clip_i_paper": clip.paper, **_leakage(before, after, study, edited)}
+
+
+def _leakage(before: Reading, after: Reading, study: Study, edited: Tensor | None) -> dict[str, Any]:
+    if not study.others:
+        return {"leakage": {}}
+    first, second = ({a.name: r.logits(study.judge, a) for a in study.studied} for r in (before, after))
+    classes = {a.name: a.classes for a in study.studied}
+    leakage = Leakage(study.attribute.name, first, before.image_ids, classes=classes, missing=study.missing)
+    everything = torch.ones(len(after.image_ids), dtype=torch.bool)
+    leakage.update(second, after.image_ids, edited=everything if edited is None else edited)
+    leaked = leakage.compute()
+    return {
+        "leakage": {name: _finite(entry._asdict()) for name, entry in leaked.attributes.items()},
+        **_finite({"editing_precision": leaked.editing_precision}),
+        "pairs_without_face": leaked.missing,
+    }
+
+
+def _discrepancy(logits: Tensor, study: Study) -> FairnessResult:
+    metric = FairnessDiscrepancy(study.attribute.classes, study.target, missing=study.missing)
+    metric.update(logits)
+    return metric.compute()
+
+
+def _summary(found: FairnessResult) -> dict[str, Any]:
+    return {
+        "fd": found.fd,
+        "fd_hard": found.fd_hard,
+        "fd_chance": found.fd_chance,
+        "shares": {name: share._asdict() for name, share in found.shares.items()},
+    }
+
+
+def _official(outputs: Tensor, study: Study) -> float | None:
+    seen = outputs[faces_found(outputs)]
+    return official_discrepancies(seen)._asdict().get(study.attribute.name)
+
+
+def _named(attribute: Attribute) -> Attribute:
+    """The attribute without the class of all the rest, which no target asks for."""
+    return Attribute(attribute.name, tuple(name for name in attribute.classes if name != OTHER))
+
+
+def _outside(reading: Reading, study: Study) -> dict[str, Any]:
+    """Of each part of the attribute for which the judge knows more classes, the images outside of those studied."""
+    counted = {}
+    for part in study.attribute.components:
+        others = count_others(reading.answers[part.name], select_classes(study.judge, part))
+        if len(study.judge.classes[part.name]) > len(part.classes):
+            counted[part.name] = {**others._asdict(), "share": others.images / others.n}
+    return counted
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

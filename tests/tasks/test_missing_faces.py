@@ -1,0 +1,34 @@
+"""A judge that finds no face in some images, in every stage of a study."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from program import Program
+from torch import Tensor
+
+
+def hide_dark_faces() -> None:
+    """Let the miniature's judges find no face in images darker than most."""
+    from difflens.miniature.judges import MiniatureJudge
+
+    plain = MiniatureJudge.__call__
+
+    def judge(self: MiniatureJudge, images: Tensor) -> dict[str, Tensor]:
+        dark = images.mean((1, 2, 3)) < 0.45
+        return {name: logits.masked_fill(dark[:, None], torch.nan) for name, logits in plain(self, images).items()}
+
+    MiniatureJudge.__call__ = judge  # type: ignore[method-assign]
+
+
+def test_missing_faces_are_counted_in_every_stage(tmp_path: Path) -> None:
+    program = Program(tmp_path)
+    for assignment in ("affinity", "exact"):
+        ended = program(f"mitigation.assignment={assignment}", prepare=hide_dark_faces)
+        assert ended.code == 0, ended.err
+        assert "no face in" in ended.out
+        for row in program.json("metrics.json")["rows"]:
+            assert 0 < row["missing_faces"] < row["n"]
+            assert sum(share["share"] for share in row["shares"].values()) == pytest.approx(1)
+    assert "no face" in {entry["from"] for entry in program.json("images/edited.json")}
+    assert "images without a face" in (program.latest / "report.html").read_text()

@@ -1,0 +1,121 @@
+"""Rows of metrics.json from made-up judges whose answers are known."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from difflens.data.reference import Reference
+from difflens.metrics.judges import ReferenceStatistics
+from difflens.metrics.pixels import float_pieces
+from difflens.tasks.measures import Study, read_images
+from difflens.tasks.rows import build_row
+from difflens.types import Attribute
+
+RACE = Attribute("race", ("Black", "White"))
+GENDER = Attribute("gender", ("female", "male"))
+
+
+class Judge:
+    """Reads race off the first channel's brightness (White, Black, other), gender off the second; no face if all is black."""
+
+    name = "made up"
+    classes = {"race": ("White", "Black", "other"), "gender": ("female", "male")}  # noqa: RUF012
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        level = images.mean((2, 3))
+        race = 50 * torch.nn.functional.one_hot((level[:, 0] * 3).long().clamp(max=2), 3).float()
+        gender = 50 * torch.nn.functional.one_hot((level[:, 1] > 0.5).long(), 2).float()
+        black = level.sum(1) == 0
+        return {
+            "race": race.masked_fill(black[:, None], torch.nan),
+            "gender": gender.masked_fill(black[:, None], torch.nan),
+        }
+
+
+class Extractor(SimpleNamespace):
+    name, dim, resize = "colours", 3, "none"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3))
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        return self(images) + 0.1
+
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        return torch.eye(3)[: len(texts)]
+
+
+def study(**changes: Any) -> Study:
+    target = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    settings = {"others": (GENDER,), "judge": Judge(), "extractor": Extractor(), "missing": "count", "kid_subset": 2}
+    return Study(RACE, target, **{**settings, **changes})
+
+
+def painted(*colours: tuple[int, int, int]) -> Tensor:
+    return torch.tensor(colours, dtype=torch.uint8)[:, :, None, None].expand(-1, -1, 4, 4)
+
+
+WHITE, BLACK, REST, NOBODY = (60, 200, 10), (120, 200, 20), (250, 10, 30), (0, 0, 0)
+IMAGES = painted(WHITE, BLACK, BLACK, REST, NOBODY, BLACK)
+IDS = torch.arange(6)
+
+
+def reference() -> Reference:
+    features = torch.rand(16, 3, generator=torch.Generator().manual_seed(0))
+    return Reference(features, ReferenceStatistics.from_features(features, extractor="colours", resize="none"))
+
+
+def row(images: Tensor, **settings: Any) -> dict[str, Any]:
+    asked = settings.pop("study", study())
+    return build_row("x", read_images(float_pieces(images), IDS, asked, title="x"), asked, reference(), **settings)
+
+
+def test_missing_faces_and_others_are_counted_and_leave_the_shares_whole() -> None:
+    found = row(IMAGES)
+    assert (found["n"], found["missing_faces"]) == (6, 1)
+    other = {"images": 1, "share": pytest.approx(0.2), "probability": pytest.approx(0.2), "n": 5}
+    assert found["other"] == {"race": other}
+    # The rest has equal chances in both classes; the first of equals counts.
+    assert found["shares"]["Black"]["share"] == pytest.approx(0.8)
+    assert found["fd"] == pytest.approx(abs(0.7 - 0.5) * 2**0.5)
+    assert found["intersectional_attributes"] == ["race", "gender"]
+
+
+def test_a_missing_face_ends_the_measurement_where_that_is_asked_for() -> None:
+    with pytest.raises(ValueError, match="no face in 1 of 6 images"):
+        row(IMAGES, study=study(missing="error"))
+    assert row(painted(*[BLACK, WHITE] * 3), study=study(missing="error"))["missing_faces"] == 0
+
+
+def test_nothing_depends_on_the_pieces_that_images_come_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = row(IMAGES, prompts=["a", "b"] * 3)
+    monkeypatch.setattr("difflens.metrics.pixels.AT_ONCE", 2 * 4 * 4)
+    assert len(list(float_pieces(IMAGES))) == 3
+    assert row(IMAGES, prompts=["a", "b"] * 3) == whole
+    assert [found["n"] + found["missing_faces"] for found in whole["prompts"].values()] == [3, 3]
+
+
+def test_pairs_without_a_face_are_told_and_not_taken_for_flips() -> None:
+    after = painted(WHITE, BLACK, WHITE, REST, BLACK, NOBODY)
+    before = read_images(float_pieces(IMAGES), IDS, study(), title="x")
+    found = row(after, original=before, edited=torch.tensor([False, False, True, False, True, True]))
+    assert (found["edited"], found["pairs_without_face"]) == (3, 2)
+    assert found["leakage"]["gender"]["flip_rate"] == 0
+    alone = study(others=())
+    assert row(after, study=alone, original=before)["leakage"] == {}
+
+
+def test_the_official_discrepancy_stands_beside_the_mapped_one() -> None:
+    class Official(Judge):
+        protocol = "official"
+
+        def outputs(self, images: Tensor) -> Tensor:
+            seen = torch.zeros(len(images), 18).index_fill(1, torch.tensor([0]), 50.0)
+            return seen.masked_fill((images.sum((1, 2, 3)) == 0)[:, None], torch.nan)
+
+    # All probability in the first of the four raw outputs that race is read from.
+    assert row(IMAGES, study=study(judge=Official()))["fd_official"] == pytest.approx((0.75**2 + 3 * 0.25**2) ** 0.5)
+    assert "fd_official" not in row(IMAGES)
