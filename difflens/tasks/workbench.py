@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import lightning
+import torch
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
