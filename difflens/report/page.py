@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from difflens.report.grid import draw_grid
@@ -46,8 +46,8 @@ def write_grid(run: RunFolder) -> Path | None:
     return path
 
 
-def render_page(run: RunFolder) -> str:
-    """The page as text; everything that comes from the run is escaped."""
+def template_of(name: str) -> Template:
+    """A template of this package; what it is given is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -55,9 +55,14 @@ def render_page(run: RunFolder) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(f"{name}.html")
+
+
+def render_page(run: RunFolder) -> str:
+    """The page as text; everything that comes from the run is escaped."""
 
     def template(name: str, content: Mapping[str, Any]) -> str:
-        return environment.get_template(f"{name}.html").render(content)
+        return template_of(name).render(content)
 
     model = str(run.metrics.get("model", ""))
     return template(

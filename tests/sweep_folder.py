@@ -1,0 +1,33 @@
+"""Jobs of a sweep as their folders look, without running anything."""
+
+import json
+from pathlib import Path
+
+SHARES = {
+    "female": {"share": 0.5, "low": 0.4, "high": 0.6, "count": 2},
+    "male": {"share": 0.5, "low": 0.4, "high": 0.6},
+}
+
+
+def write_job(folder: Path, overrides: list[str], *, fd: float | None, fid: float = 3.0, **status: object) -> None:
+    folder.mkdir(parents=True)
+    state = {"status": "running" if fd is None else "done", "overrides": overrides, "seconds": 61.0, **status}
+    (folder / "status.json").write_text(json.dumps(state))
+    if fd is None:
+        return
+    original = {
+        "method": "original",
+        "n": 4,
+        "fd_hard": 0.3,
+        "fid": 4.0,
+        "clip_i": None,
+        "leakage": {},
+        "shares": SHARES,
+    }
+    leakage = {"age": {"flip_rate": 0.02}, "race": {"flip_rate": 0.05}}
+    edited = {**original, "method": "difflens", "fd_hard": fd, "fid": fid, "clip_i": 0.97, "leakage": leakage}
+    metrics = {"model": "mini <&>", "attribute": "gender", "classes": ["female", "male"], "rows": [original, edited]}
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "n": 4, "target": {"female": 0.5, "male": 0.5}}))
+    doses = [{"strength": {"female": s, "male": s}, "success": {}, "shares": {"female": 0.4 + s / 10}} for s in (0, 1)]
+    (folder / "report.json").write_text(json.dumps({"dose": {"points": doses, "chosen": {"female": 1.0}}}))
+    (folder / "report.html").write_text("<html></html>")
