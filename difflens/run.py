@@ -33,6 +33,7 @@ REVISIONS = {
     "images": 1,
     "metrics": 2,
     "probe": 1,
+    "reading": 1,
     "sae": 1,
     "statistics": 1,
     "steered": 1,

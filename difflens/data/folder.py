@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,10 @@ PLAIN = ("RGB", "RGBA", "RGBX", "RGBa", "L", "LA", "La", "1", "P", "PA", "CMYK",
 """Pillow's modes of 8 bits or fewer per channel that it converts to RGB."""
 
 NOTES = {"L": "grayscale", "1": "grayscale", "LA": "grayscale", "P": "palette", "PA": "palette"}
+
+
+LARGEST_BATCH = 2**22
+"""Pixels of a batch that is more than one image: 64 of 256 × 256."""
 
 
 class RefusedFileError(ValueError):
@@ -61,14 +65,15 @@ class ImageFolder:
     sha256: str
 
     def batches(self, size: int = 64, names: Sequence[str] | None = None) -> Iterator[Batch]:
-        """The images, or those of `names`, in order; a batch ends early where the next image has another size.
+        """The images, or those of `names`, in order; a batch ends early where the next image is large or of another size.
 
         No more than one batch is held, so that memory does not grow with the number of images.
         """
         waiting: list[tuple[str, np.ndarray]] = []
         for name in self.files if names is None else names:
             pixels = decode(read_file(self.files[name]), self.files[name]).pixels
-            if waiting and (len(waiting) >= size or waiting[0][1].shape != pixels.shape):
+            limit = min(size, LARGEST_BATCH * 3 // pixels.size)
+            if waiting and (len(waiting) >= limit or waiting[0][1].shape != pixels.shape):
                 yield _stacked(waiting)
                 waiting = []
             waiting.append((name, pixels))
@@ -93,10 +98,14 @@ class ImageFolder:
         return "; ".join(parts)
 
 
-def scan_folder(folder: str | Path) -> ImageFolder:
+def scan_folder(folder: str | Path, *, seen: Callable[[], None] = lambda: None) -> ImageFolder:
     """Read every file of a folder once, so that everything wrong with it is known before the first image is used.
 
     Of files with the same name and different suffixes the first counts and the others are refused.
+
+    Args:
+        folder: where they lie.
+        seen: called after each file.
 
     Raises:
         ValueError: there is no such folder, or no image in it.
@@ -109,6 +118,7 @@ def scan_folder(folder: str | Path) -> ImageFolder:
     refused: dict[str, list[str]] = {}
     digest = hashlib.sha256()
     for file in sorted(file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()):
+        seen()
         inside = file.relative_to(path)
         name = inside.with_suffix("").as_posix()
         try:

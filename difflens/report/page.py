@@ -10,7 +10,7 @@ from markupsafe import Markup
 from difflens.report.grid import draw_grid
 from difflens.report.images import select_pairs
 from difflens.report.run_folder import RunFolder, read_run
-from difflens.report.sections import SECTIONS, render, shown_method
+from difflens.report.sections import render, sections_of, shown_method
 from difflens.report.wording import METHOD_NAMES, chance_sentence, result_sentence
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -77,7 +77,7 @@ def render_page(run: RunFolder) -> str:
             "started": run.status.get("started", ""),
             "drawn": model.startswith("mini"),
             "notes": [*status_notes(run), *run.unreadable],
-            "sections": [(section.key, section.title, render(section, run, template)) for section in SECTIONS],
+            "sections": [(section.key, section.title, render(section, run, template)) for section in sections_of(run)],
         },
     )
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from difflens.report import inside, origin
+from difflens.report.folders import folders
 from difflens.report.images import embed, images_by_id, select_pairs
 from difflens.report.outcome_figures import draw_dose, draw_leakage, draw_shares
 from difflens.report.run_folder import RunFolder
@@ -118,6 +119,7 @@ def features(run: RunFolder) -> Content | None:
 
 
 SECTIONS = (
+    Section("folders", "Folders", folders, ("folders in metrics.json", "evaluate")),
     Section("grid", "Before and after", grid, ("images/original and images/difflens", "steer")),
     Section("shares", "Shares", shares, ("metrics.json", "steer")),
     Section("summary", "Summary", summary, ("metrics.json", "steer")),
@@ -131,6 +133,16 @@ SECTIONS = (
     Section("versions", "Versions and artifacts", origin.versions, ("manifest.json", "pipeline")),
     Section("repeat", "Repeat this run", origin.repeat, ("the command in manifest.json", "pipeline")),
 )
+
+OF_A_STUDY = ("grid", "dose", "features", "sae", "probe")
+"""Sections on what a run that measures folders never makes."""
+
+
+def sections_of(run: RunFolder) -> list[Section]:
+    """The sections that apply to a run: a study of a model, or the measurement of folders."""
+    passed = OF_A_STUDY if run.metrics.get("folders") else ("folders",)
+    return [section for section in SECTIONS if section.key not in passed]
+
 
 FAULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 """What data of another shape than expected raise; one bad section must not cost the others."""

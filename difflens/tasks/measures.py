@@ -1,6 +1,6 @@
 """What the scoring judge and the extractor read off images, a bounded number of them at once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,9 @@ from torch import Tensor
 from difflens.metrics.judges import FeatureExtractor, Judge, read_classes
 from difflens.metrics.official import OUTPUTS
 from difflens.types import Attribute
+
+ANSWER = "answer."
+"""Prefix of the attributes' names among a reading's tensors."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,25 @@ class Reading:
     def logits(self, judge: Judge, attribute: Attribute) -> Float[Tensor, "images classes"]:
         """The judge's logits of an attribute's classes, in its order."""
         return read_classes(judge, attribute, self.answers)
+
+    def take(self, rows: Int[Tensor, "rows"]) -> "Reading":
+        """The images at these positions, with ids from 0 in this order."""
+        everything = {name: values[rows] for name, values in self.tensors().items()}
+        return Reading.of({**everything, "image_ids": torch.arange(len(rows))})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, to be stored."""
+        named = {"image_ids": self.image_ids, "features": self.features, "embeddings": self.embeddings}
+        if self.outputs is not None:
+            named["outputs"] = self.outputs
+        return {**named, **{f"{ANSWER}{name}": logits for name, logits in self.answers.items()}}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Reading":
+        """What `tensors` gave."""
+        answers = {name.removeprefix(ANSWER): part for name, part in tensors.items() if name.startswith(ANSWER)}
+        ids, features, embeddings = (tensors[name] for name in ("image_ids", "features", "embeddings"))
+        return cls(ids, answers, features, embeddings, tensors.get("outputs"))
 
 
 def read_images(

@@ -103,7 +103,7 @@ def quality(reading: Reading, study: Study, reference: Reference) -> dict[str, A
 
 
 def pairs(before: Reading, after: Reading, study: Study, edited: Tensor | None) -> dict[str, Any]:
-    """CLIP-I and leakage of images against those of the same ids without mitigation."""
+    """CLIP-I and leakage of images against those of the same ids without mitigation; `edited` is None where nobody knows."""
     ids = after.image_ids
     similarity = ClipSimilarity(before.embeddings, before.image_ids)
     similarity.update(after.embeddings, ids)
@@ -117,8 +117,8 @@ def _leakage(before: Reading, after: Reading, study: Study, edited: Tensor | Non
     first, second = ({a.name: r.logits(study.judge, a) for a in study.studied} for r in (before, after))
     classes = {a.name: a.classes for a in study.studied}
     leakage = Leakage(study.attribute.name, first, before.image_ids, classes=classes, missing=study.missing)
-    everything = torch.ones(len(after.image_ids), dtype=torch.bool)
-    leakage.update(second, after.image_ids, edited=everything if edited is None else edited)
+    nothing = torch.zeros(len(after.image_ids), dtype=torch.bool)
+    leakage.update(second, after.image_ids, edited=nothing if edited is None else edited)
     leaked = leakage.compute()
     return {
         "leakage": {name: _finite(entry._asdict()) for name, entry in leaked.attributes.items()},

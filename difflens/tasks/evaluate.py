@@ -1,0 +1,157 @@
+"""`task=evaluate`: measure a folder of images, whoever made them, and compare it with the originals of the same names."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from difflens.data.folder import ImageFolder, Pairs, pair_by_name, scan_folder
+from difflens.data.reference import Reference, collect_reference
+from difflens.metrics.judges import ReferenceStatistics, select_classes
+from difflens.report import summary_table, write_report
+from difflens.run import Run
+from difflens.tasks.attributes import read_attribute
+from difflens.tasks.measures import Reading, Study, protocol, read_images
+from difflens.tasks.rows import build_row, pairs
+from difflens.tasks.settings import check_settings
+from difflens.tasks.workbench import plain
+from difflens.types import Attribute
+
+
+def evaluate(cfg: DictConfig, run: Run) -> None:
+    """Write `metrics.json` and `report.html` on the folders that `images`, `reference` and `originals` name."""
+    check_settings(cfg)
+    for role in ("images", "reference"):
+        if not cfg[role]:
+            raise ValueError(f"{role} is not given; name a folder: {role}=<folder>.")
+    study = read_study(cfg)
+    places = {role: cfg[role] for role in ("images", "reference", "originals") if cfg[role]}
+    scanned = {place: scan(run, place) for place in dict.fromkeys(places.values())}
+    folders = {role: scanned[place] for role, place in places.items()}
+    originals = folders.get("originals")
+    shared = None if originals is None else _pair(originals, folders["images"], cfg.pairs)
+    metrics = measure(run, study, folders, shared)
+    run.write_json("metrics.json", metrics)
+    page = write_report(run.folder)
+    Console().print(summary_table(metrics))
+    run.say(f"report: {page}")
+
+
+def _pair(originals: ImageFolder, images: ImageFolder, pairs: str) -> Pairs:
+    try:
+        return pair_by_name(originals, images, pairs=pairs)
+    except ValueError as error:
+        raise ValueError(f"{error} Where the two are no pairs at all, set originals=null.") from error
+
+
+def read_study(cfg: DictConfig) -> Study:
+    """What is measured: by the scoring judge, on `judge.others` beside the attribute.
+
+    Raises:
+        ValueError: the judge does not read one of them.
+    """
+    attribute, judge = read_attribute(plain(cfg.attribute)), instantiate(cfg.judge.scores)
+    own = [part.name for part in attribute.components]
+    if unknown := [name for name in cfg.judge.others if name not in judge.classes]:
+        raise ValueError(
+            f"judge.others names {unknown}, which the judge does not read; it reads {list(judge.classes)}."
+        )
+    for part in attribute.components:
+        select_classes(judge, part)
+    return Study(
+        attribute,
+        attribute.target(plain(cfg.mitigation.target)),
+        tuple(Attribute(name, tuple(judge.classes[name])) for name in cfg.judge.others if name not in own),
+        judge,
+        instantiate(cfg.metric.extractor),
+        missing=cfg.missing_faces,
+        kid_subset=cfg.metric.kid_subset,
+    )
+
+
+def scan(run: Run, place: str) -> ImageFolder:
+    """A folder whose every file was looked at; what was converted or refused is said."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:.0f} files"))
+    with Progress(*columns, transient=True) as progress:
+        bar = progress.add_task(f"looking at {place}", total=None)
+        images = scan_folder(place, seen=lambda: progress.advance(bar))
+    run.say(images.describe())
+    return images
+
+
+def measure(run: Run, study: Study, folders: dict[str, ImageFolder], shared: Pairs | None) -> dict[str, Any]:
+    """The content of `metrics.json`: a row of the images and, where there are any, one of their originals."""
+    images, originals = folders["images"], folders.get("originals")
+    made = read_folder(run, images, study)
+    first = None if originals is None else read_folder(run, originals, study)
+    with run.stage("metrics"):
+        same = originals is not None and originals.sha256 == folders["reference"].sha256
+        if first is not None and same:
+            reference = _reference_of(first, study)
+        else:
+            reference = collect_reference(folders["reference"], study.extractor, store=run.store)
+        rows = [build_row("images", made, study, reference)]
+        if first is not None and originals is not None and shared is not None:
+            names = shared.names
+            before, after = part(first, originals, names), part(made, images, names)
+            rows[0] |= {"edited": None, "pairs": len(names), **pairs(before, after, study, None)}
+            unknown = {"edited": None, **(dict.fromkeys(("fid", "kid", "kid_sd")) if same else {})}
+            rows.insert(0, build_row("original", first, study, reference) | unknown)
+    statistics = reference.statistics
+    return {
+        "model": images.path.name,
+        "attribute": study.attribute.name,
+        "classes": list(study.attribute.classes),
+        "target": dict(zip(study.attribute.classes, study.target.tolist(), strict=True)),
+        "n": len(images.files),
+        "protocol": {
+            **protocol(study),
+            "extractor": statistics.extractor,
+            "resize": statistics.resize,
+            "reference": {"name": folders["reference"].path.name, "n": statistics.n, "sha256": statistics.sha256},
+        },
+        "folders": {role: folder.report() for role, folder in folders.items()},
+        "unpaired": {} if shared is None else {"originals": shared.only_first, "images": shared.only_second},
+        "rows": rows,
+    }
+
+
+def read_folder(run: Run, images: ImageFolder, study: Study) -> Reading:
+    """What judge and extractor read off a folder: kept for every run that asks for the same images and networks."""
+    spec = {
+        "images": images.sha256,
+        "judge": study.judge.fingerprint,  # type: ignore[attr-defined]
+        "extractor": study.extractor.fingerprint,  # type: ignore[attr-defined]
+    }
+    ids = torch.arange(len(images.files))
+
+    def make(folder: Path) -> None:
+        reading = read_images(_pieces(images), ids, study, title=f"reading {images.path.name}")
+        save_file(reading.tensors(), folder / "reading.safetensors")
+
+    with run.stage("read"):
+        artifact = run.artifact("reading", spec, make)
+    return Reading.of(load_file(artifact.folder / "reading.safetensors"))
+
+
+def part(reading: Reading, folder: ImageFolder, names: tuple[str, ...]) -> Reading:
+    """The reading of the images of these names, numbered in their order."""
+    position = {name: row for row, name in enumerate(folder.files)}
+    return reading.take(torch.tensor([position[name] for name in names]))
+
+
+def _pieces(images: ImageFolder) -> Iterator[Tensor]:
+    return (torch.from_numpy(batch.pixels).float() / 255 for batch in images.batches())
+
+
+def _reference_of(reading: Reading, study: Study) -> Reference:
+    extractor = study.extractor
+    statistics = ReferenceStatistics.from_features(reading.features, extractor=extractor.name, resize=extractor.resize)
+    return Reference(reading.features, statistics)

@@ -1,0 +1,102 @@
+"""`task=evaluate` on folders as people leave them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from program import Program
+
+from difflens.miniature.faces import render
+from difflens.miniature.population import Population
+
+
+def faces(folder: Path, *, seed: int, count: int = 24) -> Path:
+    folder.mkdir(parents=True)
+    pixels = (render(Population().sample(count, seed=seed)) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{number:02d}.png")
+    return folder
+
+
+def disorder(folder: Path) -> None:
+    """Leave files of every odd kind."""
+    for name, mode in (("00", "L"), ("01", "RGBA"), ("02", "P")):
+        Image.open(folder / f"{name}.png").convert(mode).save(folder / f"{name}.png")
+    grey = np.asarray(Image.open(folder / "03.png").convert("L")).astype(np.uint16) * 257
+    Image.fromarray(grey).save(folder / "03.png")
+    Image.open(folder / "04.png").convert("CMYK").save(folder / "04.tif")
+    (folder / "04.png").unlink()
+    turned = Image.open(folder / "05.png")
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(folder / "05.png", exif=exif)
+    (folder / "zero.png").touch()
+    (folder / "broken.png").write_bytes((folder / "06.png").read_bytes()[:100])
+    (folder / "notes.txt").write_text("no image")
+    Image.open(folder / "07.png").save(folder / "07.jpg")
+
+
+CONVERTED = {
+    "grayscale": 2,
+    "transparency": 1,
+    "palette": 1,
+    "16 bits": 1,
+    "CMYK": 1,
+    "rotated by EXIF": 1,
+}
+REFUSED = {"empty": ["zero.png"], "corrupt": ["broken.png"], "not an image": ["notes.txt"]}
+
+
+def test_every_odd_file_is_told_and_what_is_measured_is_exact(tmp_path: Path) -> None:
+    program = Program(tmp_path)
+    faces(tmp_path / "reference", seed=2)
+    disorder(faces(tmp_path / "images", seed=2))
+    given = ("task=evaluate", "images=images", "reference=reference", "attribute=age")
+    ended = program(*given)
+    assert ended.code == 0, ended.err
+    metrics = program.json("metrics.json")
+    found = metrics["folders"]["images"]
+    assert {why: kind["count"] for why, kind in found["converted"].items()} == CONVERTED
+    refused = {why: kind["names"] for why, kind in found["refused"].items()}
+    assert refused == REFUSED | {"same name as another image": ["07.png"]}
+    assert metrics["n"] == 24
+    original, images = metrics["rows"]
+    assert (original["fid"], images["pairs"], images["edited"]) == (None, 24, None)
+    assert images["clip_i"] > 0.9 and images["leakage"]["gender"]["flip_rate"] < 0.3
+    page = (program.latest / "report.html").read_text()
+    assert "notes.txt" in page and "2 grayscale" in page and "Sparse" not in page and "task=steer" not in page
+    again = program(*given)
+    assert again.code == 0 and program.json("metrics.json") == metrics
+    assert all(entry["reused"] for entry in program.json("manifest.json")["artifacts"])
+
+    (tmp_path / "images" / "23.png").rename(tmp_path / "images" / "extra.png")
+    lonely = program(*given)
+    assert lonely.code == 2
+    for told in ("only in 'reference' (23)", "only in 'images' (extra)", "pairs=intersect", "originals=null"):
+        assert told in lonely.complaint
+    crossed = program(*given, "pairs=intersect")
+    assert crossed.code == 0, crossed.err
+    metrics = program.json("metrics.json")
+    assert metrics["rows"][1]["pairs"] == 23 and metrics["n"] == 24
+    assert metrics["unpaired"] == {"originals": ["23"], "images": ["extra"]}
+
+    alone = program(*given, "originals=null")
+    assert alone.code == 0, alone.err
+    (row,) = program.json("metrics.json")["rows"]
+    assert row["clip_i"] is None and row["fid"] > 0
+    assert json.loads((program.latest / "status.json").read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("images=nowhere", "reference=nowhere"), "no folder of images at 'nowhere'"),
+        (("images=nowhere",), "reference is not given"),
+        (("images=x", "reference=x", "judge.others=[age,mood]"), "'mood'"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+    ended = Program(tmp_path)("task=evaluate", *overrides)
+    assert ended.code == 2 and message in ended.complaint
