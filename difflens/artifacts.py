@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from difflens.errors import ArtifactError, ArtifactExistsError
+from difflens.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError
 from difflens.fingerprints import canonical, describe_difference, fingerprint, require_equal
 from difflens.locks import exclusive
 from difflens.shards import finished_shards, is_finished, read_shard, write_shard
@@ -127,14 +127,16 @@ class ArtifactStore:
         """The finished artifact of this spec with every file checked; None if it has not been made.
 
         Raises:
-            ArtifactError: its folder is there, but a file is missing, truncated or changed.
+            ArtifactError: its folder is there, but a file is missing, truncated or changed, or it is another spec's.
         """
         folder = self.path(kind, spec)
         if not folder.is_dir():
             return None
         artifact = self._read(kind, folder)
         if lines := describe_difference(artifact.spec, spec):
-            raise ArtifactError(f"{folder / SPEC} does not fit its name ({lines[0]}); delete {folder} to rebuild it.")
+            raise ArtifactMismatchError(
+                f"{folder / SPEC} does not fit its name ({lines[0]}); delete {folder} to rebuild it."
+            )
         check_files(folder, artifact.files)
         return artifact
 

@@ -198,7 +198,18 @@ def test_an_artifact_made_for_another_site_is_refused(program: Program) -> None:
     (other,) = set(program.artifacts("activations")) - {mine}
     shutil.rmtree(mine)
     other.rename(mine)
-    assert "site.module: up_blocks.0 != mid_block" in refused(program, code=1)
+    assert "site.module: up_blocks.0 != mid_block" in refused(program, code=2)
+
+
+def test_a_saved_sae_is_used_where_it_was_trained_and_nowhere_else(program: Program) -> None:
+    (own,) = program.artifacts("sae")
+    saved = f"sae.saved={own / 'autoencoder'}"
+    for changed in ("data.site.module=up_blocks.0", "model.steps=5", "model.eta=0.5"):
+        assert f"{changed.split('.')[-1].split('=')[0]}" in refused(program, "task=sae", saved, changed, code=2)
+    assert program("task=sae", saved).code == 0
+    (copy,) = set(program.artifacts("sae")) - {own}
+    name = "autoencoder/sae.safetensors"
+    assert (copy / name).read_bytes() == (own / name).read_bytes()
 
 
 def test_results_that_cannot_be_written_are_told_in_one_line(elsewhere: Program) -> None:

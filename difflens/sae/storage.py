@@ -48,7 +48,7 @@ def load_sae(folder: Path) -> SparseAutoencoder:
     """
     if not (folder / WEIGHTS).is_file() or not (folder / SPEC).is_file():
         raise ValueError(f"{folder} holds no SAE ({WEIGHTS} and {SPEC}); train one with task=sae.")
-    described = json.loads((folder / SPEC).read_text())["autoencoder"]
+    described = read_spec(folder)["autoencoder"]
     weights = (folder / WEIGHTS).read_bytes()
     if hashlib.sha256(weights).hexdigest() != described["sha256"]:
         raise ValueError(f"{folder / WEIGHTS} differs from what was written (sha256); copy or train it again.")
@@ -56,6 +56,12 @@ def load_sae(folder: Path) -> SparseAutoencoder:
         sae = _class(described["class"])(**described["settings"])
     sae.load_state_dict(load(weights), assign=True)
     return sae.eval()
+
+
+def read_spec(folder: Path) -> dict[str, Any]:
+    """What was written with the SAE of a folder."""
+    spec: dict[str, Any] = json.loads((folder / SPEC).read_text())
+    return spec
 
 
 def _class(dotted: str) -> type[SparseAutoencoder]:

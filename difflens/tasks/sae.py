@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -15,14 +15,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, IterableDataset
 
-from difflens.artifacts import Artifact
+from difflens.artifacts import Artifact, require_equal
 from difflens.data.activations import ActivationStore, split_by_image
 from difflens.data.mixing import OnlineTokens, StoredTokens, TokenBatch, Tokenise, TokenSource, mixed_batches
+from difflens.models.base import DiffusionModel
 from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.health import DENSITY_EDGES, HealthMeter, SaeHealth
 from difflens.sae.losses import denoising_loss_recovered
-from difflens.sae.storage import load_sae, save_sae
+from difflens.sae.storage import load_sae, read_spec, save_sae
 from difflens.tasks.activations import open_store
 from difflens.tasks.plans import learning_plan
 from difflens.tasks.workbench import Workbench, plain
@@ -44,6 +45,7 @@ def train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
 
 
 def _train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
+    given = given_sae(bench)
     activations, store = open_store(bench)
     spec = {
         "activations": activations.fingerprint,
@@ -53,12 +55,15 @@ def _train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
         "sae": plain(bench.cfg.sae),
         "seed": bench.cfg.seed,
     }
+    if given is not None:
+        spec["sae"] = {"saved": given[1]}
 
     def make(folder: Path) -> None:
         training, validation = split_by_image(len(store), bench.cfg.data.validation, seed=bench.cfg.seed)
         saved, workspace = folder / "autoencoder", folder / "training"
         if not _is_saved(saved):
-            save_sae(_fit(bench, store, list(training), workspace=workspace), saved, spec={"made_from": spec})
+            found = _fit(bench, store, list(training), workspace=workspace) if given is None else given[0]
+            save_sae(found, saved, spec={"made_from": spec, "trained_on": trained_on(bench.model, bench.site_spec)})
         trained = load_sae(saved)
         health = measure_health(trained, store, validation)
         recovered = loss_recovered(bench, trained, store, validation)
@@ -69,6 +74,26 @@ def _train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
     with bench.run.stage("sae"):
         artifact = bench.run.artifact("sae", spec, make, resumable=True)
         return artifact, load_sae(artifact.folder / "autoencoder")
+
+
+def trained_on(model: DiffusionModel, site: Mapping[str, Any]) -> dict[str, Any]:
+    """Where an SAE reads: the model, its sampler and the site."""
+    return {"model": {k: v for k, v in model.spec().items() if k not in ("name", "micro_batch")}, "site": dict(site)}
+
+
+def given_sae(bench: Workbench) -> tuple[SparseAutoencoder, str] | None:
+    """The SAE in the folder `sae.saved` and the SHA-256 of its weights, None where one is to be trained.
+
+    Raises:
+        ValueError: there is none, or it was trained on another model, sampler or site.
+    """
+    if bench.cfg.sae.saved is None:
+        return None
+    folder = Path(bench.cfg.sae.saved).expanduser()
+    autoencoder = load_sae(folder)
+    described = read_spec(folder)
+    require_equal(described.get("trained_on", {}), trained_on(bench.model, bench.site_spec), f"the SAE in {folder}")
+    return autoencoder, described["autoencoder"]["sha256"]
 
 
 def _is_saved(folder: Path) -> bool:

@@ -76,7 +76,7 @@ class Workbench:
     def new_autoencoder(self) -> SparseAutoencoder:
         """An untrained SAE of the site's size, as `sae` describes it."""
         described = plain(self.cfg.sae)
-        described.pop("training")
+        del described["training"], described["saved"]
         with blaming(f"data.site.module={self.site.module}"):
             channels, height, width = self.model.site_shape(self.site)
         autoencoder: SparseAutoencoder = instantiate(described, positions=height * width)(channels)
