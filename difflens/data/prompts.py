@@ -23,6 +23,7 @@ class PromptSet:
     Args:
         studied: prompts that features are located, calibrated and evaluated on.
         unseen: prompts for evaluation alone.
+        subject: an attribute of which each prompt names one class, such as its profession, to see whether it is obeyed.
         labels: `prompt` trains the probe on images whose prompt names their class, `judge` on all images as judged.
 
     Raises:
@@ -31,6 +32,7 @@ class PromptSet:
 
     studied: Sequence[str]
     unseen: Sequence[str] = field(default_factory=tuple)
+    subject: str | None = None
     labels: str = "prompt"
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ class RunFolder:
     Attributes:
         path: the folder.
         metrics: metrics.json, one row per method.
+        unseen: metrics_unseen.json, the same for prompts kept apart.
         report: report.json, what the stages measured on the way.
         manifest: manifest.json, where the results come from.
         status: status.json.
@@ -35,6 +36,7 @@ class RunFolder:
 
     path: Path
     metrics: Json
+    unseen: Json
     report: Json
     manifest: Json
     status: Json
@@ -52,13 +54,15 @@ def read_run(path: Path) -> RunFolder:
     if not path.is_dir():
         raise ValueError(f"there is no run folder {str(path)!r}; give one that a run made, such as outputs/latest.")
     unreadable: list[str] = []
-    metrics, report, manifest, status = (
-        _mapping(path / f"{name}.json", unreadable) for name in ("metrics", "report", "manifest", "status")
+    metrics, unseen, report, manifest, status = (
+        _mapping(path / f"{name}.json", unreadable)
+        for name in ("metrics", "metrics_unseen", "report", "manifest", "status")
     )
     config = path / "config.yaml"
     return RunFolder(
         path=path,
         metrics=metrics,
+        unseen=unseen,
         report=report,
         manifest=manifest,
         status=status,

@@ -10,7 +10,7 @@ from difflens.report import inside, origin
 from difflens.report.folders import folders
 from difflens.report.images import embed, images_by_id, select_pairs
 from difflens.report.outcome_figures import draw_dose, draw_leakage, draw_shares
-from difflens.report.run_folder import RunFolder
+from difflens.report.run_folder import Json, RunFolder
 from difflens.report.svg import inline_svg
 from difflens.report.tables import protocol_sentence, summary_measures
 from difflens.report.wording import METHOD_NAMES, method_name, mitigated, number, percent, points, rows_of
@@ -72,14 +72,19 @@ def shares(run: RunFolder) -> Content | None:
 
 
 def summary(run: RunFolder) -> Content | None:
-    """The table of all methods."""
-    rows = rows_of(run.metrics)
+    """The table of all methods, and that of prompts kept apart."""
+    found = _summary(run.metrics)
+    return found and {**found, "unseen": _summary(run.unseen)}
+
+
+def _summary(metrics: Json) -> Content | None:
+    rows = rows_of(metrics)
     if not rows:
         return None
     return {
         "methods": [method_name(row) for row in rows],
-        "measures": summary_measures(run.metrics),
-        "protocol": protocol_sentence(run.metrics),
+        "measures": summary_measures(metrics),
+        "protocol": protocol_sentence(metrics),
     }
 
 

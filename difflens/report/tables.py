@@ -90,9 +90,20 @@ def _fairness(metrics: Json) -> Iterator[Line]:
     yield "FD, hard", _decimals("fd_hard", 3), "the same with every image counted as its most likely class"
     yield "FD, soft, as released", _decimals("fd_official", 3), "by the paper's own code, from the judge's raw outputs"
     yield "FD hard, mean over prompts", _decimals("fd_hard_prompt_mean", 3), "the mean of every prompt's own hard FD"
+    for group in ("prompts", "parts"):
+        for name in dict.fromkeys(name for row in rows_of(metrics) for name in row.get(group) or {}):
+            yield (
+                f"FD hard, {name}",
+                _within(group, name),
+                "of these images" if group == "prompts" else "of this attribute",
+            )
     yield "FD by chance", _decimals("fd_chance", 3), "expected hard FD of a perfectly fair sampler of as many images"
     yield "FD², unbiased", _decimals("fd_squared_unbiased", 4), "without the sampling noise; may be negative"
     yield "intersectional FD", _decimals("intersectional_fd", 3), "over the classes of all attributes together"
+
+
+def _within(group: str, name: str) -> Callable[[Json], str]:
+    return lambda row: number(((row.get(group) or {}).get(name) or {}).get("fd_hard"), 3)
 
 
 def _shares(metrics: Json) -> Iterator[Line]:
@@ -111,6 +122,7 @@ def _quality() -> Iterator[Line]:
     yield "KID ↓", _kid, "kernel distance to the reference images ± its spread over subsets"
     yield "CLIP-I ↑", _decimals("clip_i", 4), "cosine of each image with the same seed's unmitigated one"
     yield "CLIP-I ↑, (cos + 1) / 2", _decimals("clip_i_paper", 4), "the same on the paper's scale"
+    yield "prompts obeyed ↑", lambda row: percent(row.get("obeyed")), "images that show what their prompt is about"
     yield "CLIP-T ↑", _decimals("clip_t", 4), "cosine of each image with its prompt"
     yield "CLIP-T ↑, (cos + 1) / 2", _decimals("clip_t_paper", 4), "the same on the paper's scale"
 

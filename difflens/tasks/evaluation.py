@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from difflens.tasks.steer import Steered
 
 
-def evaluate(bench: Workbench, steered: "Steered", *, name: str = "metrics.json") -> dict[str, Any]:
-    """Write `metrics.json`: the row of the originals and that of the mitigation."""
+def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> dict[str, Any]:
+    """Write `metrics.json`: the row of the originals and that of the mitigation; of unseen prompts `metrics_unseen.json`."""
     metric = bench.cfg.metric
     spec = {
         "steered": steered.artifacts[1].fingerprint,
@@ -31,41 +31,47 @@ def evaluate(bench: Workbench, steered: "Steered", *, name: str = "metrics.json"
         "reference_name": metric.reference_name,
         "kid_subset": metric.kid_subset,
         "others": [attribute.name for attribute in bench.others()],
-        "target": bench.target.tolist(),
+        "target": bench.goals.pooled(steered.plan.prompts).tolist(),
+        "targets": [bench.goals.of(prompt).tolist() for prompt in dict.fromkeys(steered.plan.prompts or ())],
+        "subject": None if bench.subject is None else bench.subject.name,
+        "unseen": unseen,
         "method": bench.cfg.mitigation.name,
         "missing_faces": bench.cfg.missing_faces,
     }
 
     def make(folder: Path) -> None:
-        (folder / "metrics.json").write_text(json.dumps(measure(bench, steered), allow_nan=True))
+        (folder / "metrics.json").write_text(json.dumps(measure(bench, steered, unseen=unseen), allow_nan=True))
 
     with bench.run.stage("metrics"):
         artifact = bench.run.artifact("metrics", spec, make)
         metrics: dict[str, Any] = json.loads((artifact.folder / "metrics.json").read_text())
-        bench.run.write_json(name, metrics)
+        bench.run.write_json("metrics_unseen.json" if unseen else "metrics.json", metrics)
     return metrics
 
 
-def measure(bench: Workbench, steered: "Steered") -> dict[str, Any]:
-    """The content of `metrics.json`."""
-    study, reference, method = study_of(bench), read_reference(bench), bench.cfg.mitigation.name
+def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, Any]:
+    """The content of `metrics.json`; unseen prompts have no FID and KID, whose reference shows the studied ones."""
+    study, method = study_of(bench), bench.cfg.mitigation.name
+    reference = None if unseen else read_reference(bench)
     before, after = (
         read_images(float_pieces(images), steered.image_ids, study, title=f"measuring {name}")
         for name, images in (("original", steered.before), (method, steered.after))
     )
     prompts = steered.plan.prompts
-    statistics = reference.statistics
+    target = study.goals.pooled(prompts).tolist()
     return {
         "model": bench.cfg.model.name,
         "attribute": bench.attribute.name,
         "classes": list(bench.attribute.classes),
-        "target": dict(zip(bench.attribute.classes, bench.target.tolist(), strict=True)),
+        "target": dict(zip(bench.attribute.classes, target, strict=True)),
         "n": len(steered.image_ids),
         "protocol": {
             **protocol(study),
-            "extractor": statistics.extractor,
-            "resize": statistics.resize,
-            "reference": {"name": bench.cfg.metric.reference_name, "n": statistics.n, "sha256": statistics.sha256},
+            "extractor": bench.extractor.name,
+            "resize": bench.extractor.resize,
+            "reference": None
+            if reference is None
+            else _described(reference.statistics, bench.cfg.metric.reference_name),
             "assignment": bench.cfg.mitigation.assignment,
             "steps": bench.model.steps,
             "seed": bench.cfg.metric.base_seed,
@@ -77,16 +83,21 @@ def measure(bench: Workbench, steered: "Steered") -> dict[str, Any]:
     }
 
 
+def _described(statistics: ReferenceStatistics, name: str) -> dict[str, Any]:
+    return {"name": name, "n": statistics.n, "sha256": statistics.sha256}
+
+
 def study_of(bench: Workbench) -> Study:
     """What the configuration asks to be measured."""
     return Study(
         bench.attribute,
-        bench.target,
+        bench.goals,
         tuple(bench.others()),
         bench.scoring_judge,
         bench.extractor,
         missing=bench.cfg.missing_faces,
         kid_subset=bench.cfg.metric.kid_subset,
+        subject=bench.subject,
     )
 
 

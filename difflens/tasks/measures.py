@@ -11,6 +11,7 @@ from torch import Tensor
 
 from difflens.metrics.judges import FeatureExtractor, Judge, read_classes
 from difflens.metrics.official import OUTPUTS
+from difflens.mitigation.goals import Goals
 from difflens.types import Attribute
 
 ANSWER = "answer."
@@ -19,25 +20,27 @@ ANSWER = "answer."
 
 @dataclass(frozen=True)
 class Study:
-    """What is measured: the attribute under study and its target q, the other attributes, and the rules.
+    """What is measured: the attribute under study and its targets, the other attributes, and the rules.
 
     Attributes:
         attribute: the bias.
-        target: q [C].
+        goals: the target distributions.
         others: attributes that leakage is measured on.
         judge: scores the images.
         extractor: their features and embeddings.
         missing: policy for images without a face, `count` or `error`.
         kid_subset: images per random subset of KID.
+        subject: what prompts are about, an attribute of which each names one class; None where that is not measured.
     """
 
     attribute: Attribute
-    target: Float[Tensor, "classes"]
+    goals: Goals
     others: tuple[Attribute, ...]
     judge: Judge
     extractor: FeatureExtractor
     missing: str
     kid_subset: int
+    subject: Attribute | None = None
 
     @property
     def studied(self) -> tuple[Attribute, ...]:

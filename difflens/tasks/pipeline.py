@@ -15,7 +15,7 @@ def pipeline(cfg: DictConfig, run: Run) -> None:
     bench = Workbench(cfg, run)
     prepared = prepare(bench)
     steered = generate_pairs(bench, prepared)
-    metrics = evaluate(bench, steered)
+    measured = [evaluate(bench, steered)]
     if bench.prompts is not None and bench.prompts.unseen:
-        evaluate(bench, generate_pairs(bench, prepared, unseen=True), name="metrics_unseen.json")
-    present(bench, prepared, steered, metrics)
+        measured.append(evaluate(bench, generate_pairs(bench, prepared, unseen=True), unseen=True))
+    present(bench, prepared, steered, *measured)

@@ -32,8 +32,8 @@ def report(cfg: DictConfig, run: Run) -> None:
     present(bench, prepared, steered, evaluate(bench, steered))
 
 
-def present(bench: Workbench, prepared: Prepared, steered: Steered, metrics: dict[str, Any]) -> None:
-    """Write images, `report.json` and `report.html` into the run folder, and print the summary."""
+def present(bench: Workbench, prepared: Prepared, steered: Steered, *measured: dict[str, Any]) -> None:
+    """Write images, `report.json` and `report.html` into the run folder, and print the summary of all that was measured."""
     cards, features = draw_cards(bench, prepared)
     with bench.run.stage("report"):
         folder = bench.run.folder / "images"
@@ -45,7 +45,8 @@ def present(bench: Workbench, prepared: Prepared, steered: Steered, metrics: dic
         bench.run.write_json("images/edited.json", edits(bench, steered))
         bench.run.write_json("report.json", contents(bench, prepared, features))
         path = write_report(bench.run.folder)
-    Console().print(summary_table(metrics))
+    for metrics in measured:
+        Console().print(summary_table(metrics))
     bench.run.say(f"report: {path}")
 
 

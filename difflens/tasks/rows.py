@@ -1,6 +1,7 @@
 """One row of `metrics.json`: everything that is measured on the images of one method."""
 
 import math
+import re
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -27,7 +28,7 @@ def build_row(
     method: str,
     reading: Reading,
     study: Study,
-    reference: Reference,
+    reference: Reference | None,
     *,
     original: Reading | None = None,
     edited: Tensor | None = None,
@@ -39,7 +40,7 @@ def build_row(
         method: what made them.
         reading: what was read off them.
         study: what is measured.
-        reference: of FID and KID.
+        reference: of FID and KID, None where these are not measured.
         original: the same ids without mitigation, if these are with one.
         edited: which images the mitigation acted on [N].
         prompts: the prompt of each image, if they have any.
@@ -49,17 +50,17 @@ def build_row(
         "method": method,
         "n": len(reading.image_ids),
         "edited": 0 if edited is None else int(edited.sum()),
-        **fairness(reading, study),
+        **fairness(reading, study, study.goals.pooled(prompts)),
         **(prompted(reading, study, prompts) if prompts else {}),
-        **quality(reading, study, reference),
+        **(quality(reading, study, reference) if reference else {"fid": None, "kid": None, "kid_sd": None}),
         **(nothing if original is None else pairs(original, reading, study, edited)),
     }
 
 
-def fairness(reading: Reading, study: Study) -> dict[str, Any]:
-    """FD of all images, the images outside of the attribute's classes, and FD over product classes."""
+def fairness(reading: Reading, study: Study, target: Tensor) -> dict[str, Any]:
+    """FD of all images from the target [C], also of a product's parts; what is outside; FD over product classes."""
     others = _outside(reading, study)
-    single = _discrepancy(reading.logits(study.judge, study.attribute), study)
+    single = _discrepancy(reading.logits(study.judge, study.attribute), study.attribute, target, missing=study.missing)
     crossed = {part.name: _named(part) for a in study.studied for part in a.components if part.name in CROSSED}
     joint = IntersectionalFairnessDiscrepancy({a.name: a.classes for a in crossed.values()}, missing=study.missing)
     joint.update({name: reading.logits(study.judge, a) for name, a in crossed.items()})
@@ -70,25 +71,60 @@ def fairness(reading: Reading, study: Study) -> dict[str, Any]:
         "fd_squared_unbiased": single.fd_squared_unbiased,
         "fd_max": single.fd_maximum,
         **({} if reading.outputs is None else {"fd_official": _official(reading.outputs, study)}),
+        **_parts(reading, study, target),
         "intersectional_fd": joint.compute().fd_hard,
         "intersectional_attributes": list(crossed),
     }
 
 
+def _parts(reading: Reading, study: Study, target: Tensor) -> dict[str, Any]:
+    """The discrepancy of each part of a product, from what the product's target asks of it."""
+    parts, joint = study.attribute.parts, target.view([len(part.classes) for part in study.attribute.components])
+    found: dict[str, Any] = {}
+    for axis, part in enumerate(parts):
+        share = joint.movedim(axis, 0).flatten(1).sum(1)
+        found[part.name] = _summary(_discrepancy(reading.logits(study.judge, part), part, share, missing=study.missing))
+    return {"parts": found} if parts else {}
+
+
 def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str, Any]:
-    """The discrepancy under every prompt, their means (METHOD section 7: not the pooled one), and CLIP-T."""
+    """The discrepancy under every prompt, their means (METHOD section 7: not the pooled one), obedience, and CLIP-T."""
     order = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     which = torch.tensor([order[prompt] for prompt in prompts])
     logits = reading.logits(study.judge, study.attribute)
     by_prompt: dict[str, dict[str, Any]] = {}
+    obeyed = _obeyed(reading, study, list(order), which)
     for prompt, number in order.items():
-        found = _discrepancy(logits[which == number], study)
+        rows = which == number
+        found = _discrepancy(logits[rows], study.attribute, study.goals.of(prompt), missing=study.missing)
         by_prompt[prompt] = {"n": found.n, "missing_faces": found.missing, **_summary(found)}
+        if obeyed is not None:
+            by_prompt[prompt]["obeyed"] = float(obeyed[rows].nanmean())
     similarity = PromptSimilarity()
     similarity.update(reading.embeddings, study.extractor.embed_texts(list(order))[which])  # type: ignore[attr-defined]
     clip = similarity.compute()
     means = {f"{key}_prompt_mean": fmean(row[key] for row in by_prompt.values()) for key in ("fd", "fd_hard")}
-    return {**means, "prompts": by_prompt, "clip_t": clip.cosine, "clip_t_paper": clip.paper}
+    share = None if obeyed is None else float(obeyed.nanmean())
+    return {**means, "prompts": by_prompt, "obeyed": share, "clip_t": clip.cosine, "clip_t_paper": clip.paper}
+
+
+def _obeyed(reading: Reading, study: Study, prompts: Sequence[str], which: Tensor) -> Tensor | None:
+    """Whether each image shows what its prompt, `prompts[which]`, names [N]: 1, 0, or NaN without a face; None if unmeasured.
+
+    Raises:
+        ValueError: a prompt names no class of the subject, or several.
+    """
+    if study.subject is None:
+        return None
+    named = []
+    for prompt in prompts:
+        found = [name for name in study.subject.classes if re.search(rf"\b{re.escape(name)}\b", prompt)]
+        if len(found) != 1:
+            raise ValueError(f"prompt.subject: {prompt!r} names {found or 'none'} of {list(study.subject.classes)}.")
+        named.append(study.subject.index(found[0]))
+    logits = reading.logits(study.judge, study.subject)
+    hit = (logits.argmax(-1) == torch.tensor(named)[which]).double()
+    return hit.masked_fill(~faces_found(logits), torch.nan)
 
 
 def quality(reading: Reading, study: Study, reference: Reference) -> dict[str, Any]:
@@ -127,8 +163,8 @@ def _leakage(before: Reading, after: Reading, study: Study, edited: Tensor | Non
     }
 
 
-def _discrepancy(logits: Tensor, study: Study) -> FairnessResult:
-    metric = FairnessDiscrepancy(study.attribute.classes, study.target, missing=study.missing)
+def _discrepancy(logits: Tensor, attribute: Attribute, target: Tensor, *, missing: str) -> FairnessResult:
+    metric = FairnessDiscrepancy(attribute.classes, target, missing=missing)
     metric.update(logits)
     return metric.compute()
 

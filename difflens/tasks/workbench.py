@@ -137,9 +137,11 @@ class Workbench:
         return read_goals(self.attribute, target, prompts=[fill(text) for text in texts])
 
     @property
-    def target(self) -> Tensor:
-        """The target distribution [C] of the studied prompts together, or of all images."""
-        return self.goals.pooled(None if self.prompts is None else [fill(text) for text in self.prompts.studied])
+    def subject(self) -> Attribute | None:
+        """What the prompts are about, None where they do not say or the scoring judge does not know it."""
+        name = (self.prompts and self.prompts.subject) or ""
+        known = self.scoring_judge.classes
+        return Attribute(name, tuple(known[name])) if name in known else None
 
     @cached_property
     def per_prompt(self) -> tuple[str, ...]:

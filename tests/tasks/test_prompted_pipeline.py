@@ -13,7 +13,9 @@ from tiny_pipeline import tiny_pipeline
 
 TINY = [
     "model=mini_sd",
-    "prompt=workplace",
+    "judge=miniature",  # the drawn faces' own judges and CLIP, which know no professions
+    "metric.extractor.folder=package:miniature/weights/clip",
+    "mitigation.calibration.per_prompt=true",
     "model.steps=4",
     "model.micro_batch=8",
     "data.images=48",

@@ -10,9 +10,10 @@ from torch import Tensor
 from difflens.data.reference import Reference
 from difflens.metrics.judges import ReferenceStatistics
 from difflens.metrics.pixels import float_pieces
+from difflens.mitigation.goals import Goals, read_goals
 from difflens.tasks.measures import Study, read_images
 from difflens.tasks.rows import build_row
-from difflens.types import Attribute
+from difflens.types import Attribute, product
 
 RACE = Attribute("race", ("Black", "White"))
 GENDER = Attribute("gender", ("female", "male"))
@@ -49,9 +50,9 @@ class Extractor(SimpleNamespace):
 
 
 def study(**changes: Any) -> Study:
-    target = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    goals = Goals(torch.tensor([0.5, 0.5], dtype=torch.float64))
     settings = {"others": (GENDER,), "judge": Judge(), "extractor": Extractor(), "missing": "count", "kid_subset": 2}
-    return Study(RACE, target, **{**settings, **changes})
+    return Study(**{"attribute": RACE, "goals": goals, **settings, **changes})
 
 
 def painted(*colours: tuple[int, int, int]) -> Tensor:
@@ -119,3 +120,28 @@ def test_the_official_discrepancy_stands_beside_the_mapped_one() -> None:
     # All probability in the first of the four raw outputs that race is read from.
     assert row(IMAGES, study=study(judge=Official()))["fd_official"] == pytest.approx((0.75**2 + 3 * 0.25**2) ** 0.5)
     assert "fd_official" not in row(IMAGES)
+
+
+def test_a_product_is_measured_whole_and_in_its_parts() -> None:
+    both = product([RACE, GENDER])
+    goals = Goals(both.target({"race": {"Black": 0.75, "White": 0.25}}))
+    images = painted(WHITE, BLACK, BLACK, (120, 10, 20), BLACK, (60, 10, 10))  # the second channel tells gender
+    found = row(images, study=study(attribute=both, goals=goals, others=()))
+    counts = torch.tensor([1, 3, 1, 1]) / 6 - torch.tensor([0.375, 0.375, 0.125, 0.125])
+    assert found["fd_hard"] == pytest.approx(float(counts.norm()))
+    assert list(found["shares"]) == ["Black+female", "Black+male", "White+female", "White+male"]
+    assert found["parts"]["race"]["fd_hard"] == pytest.approx(abs(4 / 6 - 0.75) * 2**0.5)
+    assert found["parts"]["gender"]["fd_hard"] == pytest.approx(abs(2 / 6 - 0.5) * 2**0.5)
+
+
+def test_every_prompt_is_held_to_its_own_target_and_to_what_it_names() -> None:
+    goals = read_goals(RACE, {"a male": {"Black": 1.0, "White": 0.0}}, prompts=["a male", "a female"])
+    images = painted(BLACK, WHITE, BLACK, BLACK, BLACK, WHITE)  # all male
+    found = row(images, study=study(goals=goals, subject=GENDER), prompts=["a male"] * 3 + ["a female"] * 3)
+    by_prompt = found["prompts"]
+    assert by_prompt["a male"]["fd_hard"] == pytest.approx(2**0.5 / 3)
+    assert by_prompt["a female"]["fd_hard"] == pytest.approx((2 / 3 - 0.5) * 2**0.5)
+    assert found["fd_hard"] == pytest.approx(abs(4 / 6 - 0.75) * 2**0.5)
+    assert [entry["obeyed"] for entry in by_prompt.values()] == [1.0, 0.0] and found["obeyed"] == 0.5
+    with pytest.raises(ValueError, match="'a person' names none"):
+        row(images, study=study(subject=GENDER), prompts=["a person"] * 6)
