@@ -1,17 +1,13 @@
 """The whole program on a text-to-image model: random weights, so that the way is tested and not the outcome."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from program import Program
 from tiny_pipeline import tiny_pipeline
 
 TINY = [
+    "model.source=model",
     "model=mini_sd",
     "judge=miniature",  # the drawn faces' own judges and CLIP, which know no professions
     "metric.extractor.folder=package:miniature/weights/clip",
@@ -39,25 +35,19 @@ TINY = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("prompted")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    program = Program(tmp_path_factory.mktemp("prompted"))
     pipeline = tiny_pipeline()
     torch.manual_seed(1)
     pipeline.unet = UNet2DConditionModel.from_config({**pipeline.unet.config, "sample_size": 16})
-    pipeline.save_pretrained(folder / "model")
-    done = run(folder)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return folder
+    pipeline.save_pretrained(program.folder / "model")
+    done = program(*TINY)
+    assert done.code == 0, done.err + done.out
+    return program
 
 
-def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "difflens.main", *TINY, f"model.source={folder / 'model'}", *overrides]
-    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=threads)
-
-
-def test_every_prompt_is_measured_by_itself_and_pooled(folder: Path) -> None:
-    metrics = json.loads((folder / "outputs/latest/metrics.json").read_text())
+def test_every_prompt_is_measured_by_itself_and_pooled(program: Program) -> None:
+    metrics = program.json("metrics.json")
     assert metrics["n"] == 16
     for row in metrics["rows"]:
         assert [prompt.rsplit(" ", 1)[-1] for prompt in row["prompts"]] == [
@@ -74,15 +64,15 @@ def test_every_prompt_is_measured_by_itself_and_pooled(folder: Path) -> None:
         assert row["shares"]["female"]["share"] == pytest.approx(pooled)
 
 
-def test_prompts_kept_apart_are_measured_apart(folder: Path) -> None:
-    unseen = json.loads((folder / "outputs/latest/metrics_unseen.json").read_text())
+def test_prompts_kept_apart_are_measured_apart(program: Program) -> None:
+    unseen = program.json("metrics_unseen.json")
     assert {prompt.rsplit(" ", 1)[-1] for prompt in unseen["rows"][1]["prompts"]} == {
         "pilot",
         "builder",
         "baker",
         "gardener",
     }
-    seen = json.loads((folder / "outputs/latest/metrics.json").read_text())
+    seen = program.json("metrics.json")
     assert not set(unseen["rows"][0]["prompts"]) & set(seen["rows"][0]["prompts"])
 
 
@@ -97,7 +87,6 @@ def test_prompts_kept_apart_are_measured_apart(folder: Path) -> None:
         ("data.site.branch=uncond model.guidance=1", "guidance"),
     ],
 )
-def test_mistakes_end_with_one_line(folder: Path, override: str, message: str) -> None:
-    done = run(folder, *override.split())
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+def test_mistakes_end_with_one_line(program: Program, override: str, message: str) -> None:
+    done = program(*TINY, *override.split())
+    assert done.code == 2 and message in done.complaint
