@@ -15,6 +15,7 @@ from torch import Tensor
 from difflens.data.folder import ImageFolder, Pairs, pair_by_name, scan_folder
 from difflens.data.reference import Reference, collect_reference
 from difflens.metrics.judges import ReferenceStatistics, select_classes
+from difflens.mitigation.goals import read_goals
 from difflens.report import summary_table, write_report
 from difflens.run import Run
 from difflens.tasks.attributes import read_attribute
@@ -67,7 +68,7 @@ def read_study(cfg: DictConfig) -> Study:
         select_classes(judge, part)
     return Study(
         attribute,
-        attribute.target(plain(cfg.mitigation.target)),
+        read_goals(attribute, plain(cfg.mitigation.target)),
         tuple(Attribute(name, tuple(judge.classes[name])) for name in cfg.judge.others if name not in own),
         judge,
         instantiate(cfg.metric.extractor),
@@ -109,7 +110,7 @@ def measure(run: Run, study: Study, folders: dict[str, ImageFolder], shared: Pai
         "model": images.path.name,
         "attribute": study.attribute.name,
         "classes": list(study.attribute.classes),
-        "target": dict(zip(study.attribute.classes, study.target.tolist(), strict=True)),
+        "target": dict(zip(study.attribute.classes, study.goals.shared.tolist(), strict=True)),
         "n": len(images.files),
         "protocol": {
             **protocol(study),
