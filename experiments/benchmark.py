@@ -8,22 +8,28 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 from difflens.attribution.base import AffineHead
 from difflens.attribution.integrated_gradients import IntegratedGradients, OfficialIntegratedGradients
 from difflens.attribution.statistics import CodeStatistics
 from difflens.main import conf_folder
 from difflens.mitigation.base import Window
+from difflens.mitigation.holding import HoldingMitigation
 from difflens.mitigation.sae_features import SaeFeatureMitigation
-from difflens.models.base import DiffusionModel, Edit
+from difflens.models.base import DiffusionModel
+from difflens.probes.linear import LinearProbe
 from difflens.sae.topk import TopKAutoencoder
 from difflens.types import UNTOUCHED, Attribute, FeatureSet, GenerationPlan, Site
 
 GENDER = Attribute("gender", ("female", "male"))
+AGE = Attribute("age", ("young", "adult", "old"))
+RACE = Attribute("race", ("White", "Black", "Asian", "Indian"))
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -44,40 +50,48 @@ def ratio(work: Callable[[], object], reference: Callable[[], object], repeats: 
     }
 
 
-def steering(model: DiffusionModel, window: Window, latents_per_class: int) -> dict[str, dict[str, float]]:
-    """Sampling with every image edited in the default run's window or the shorter one, and with none, over plain sampling."""
+def study(model: DiffusionModel, attribute: Attribute, latents: range, **settings: Any) -> SaeFeatureMitigation:
+    """An edit of the size of the default run's, of random weights: time does not depend on them."""
     channels, height, width = model.site_shape(Site())
+    classes, chosen = len(attribute.classes), tuple(latents)
     torch.manual_seed(0)
-    sae = TopKAutoencoder(channels, expansion=8, k=32).requires_grad_(False).eval()
-    latents = tuple(range(2 * latents_per_class))
     usual = CodeStatistics(
-        torch.tensor(latents),
-        torch.rand(2, model.steps, len(latents), height, width),
-        torch.ones(model.steps, len(latents)),
+        torch.tensor(chosen),
+        torch.rand(classes, model.steps, len(chosen), height, width),
+        torch.ones(model.steps, len(chosen)),
     )
-    features = FeatureSet(GENDER, {"female": latents[:latents_per_class], "male": latents[latents_per_class:]})
-    ids = torch.arange(model.micro_batch)
+    return SaeFeatureMitigation(
+        TopKAutoencoder(channels, expansion=8, k=32).requires_grad_(False).eval(),
+        FeatureSet(attribute, {name: chosen[i::classes] for i, name in enumerate(attribute.classes)}),
+        usual,
+        site=Site(),
+        mode="contrast",
+        strength=torch.ones(classes),
+        gate=LinearProbe(model.steps, classes, channels * height * width),
+        **settings,
+    )
 
-    def sample(update: str | None, target: int, steps: Window) -> Callable[[], object]:
-        edit: Edit | None = None
-        if update:
-            edit = SaeFeatureMitigation(
-                sae, features, usual, site=Site(), mode="contrast", strength=torch.ones(2), update=update, window=steps
-            )
-        plan = GenerationPlan(0, ids, torch.full_like(ids, target))
-        return lambda: list(model.sample(plan, edit=edit))
 
-    plain, shorter = sample(None, UNTOUCHED, window), Window(window.start, 0.65)
-    return {
-        f"asymmetric, edited in steps {window.start} to {window.stop}": ratio(
-            sample("asymmetric", 0, window), plain, 5
-        ),
-        f"asymmetric, edited in steps {shorter.start} to {shorter.stop}": ratio(
-            sample("asymmetric", 0, shorter), plain, 5
-        ),
-        f"symmetric, edited in steps {window.start} to {window.stop}": ratio(sample("symmetric", 0, window), plain, 5),
-        "asymmetric, untouched": ratio(sample("asymmetric", UNTOUCHED, window), plain, 5),
+def steering(model: DiffusionModel, cfg: DictConfig) -> dict[str, dict[str, float]]:
+    """Sampling with every image edited as in the default run, in all steps or with the symmetric update, and untouched."""
+    ids, window = torch.arange(model.micro_batch), instantiate(cfg.mitigation.window)
+
+    def sample(target: int, **settings: Any) -> Callable[[], object]:
+        top, hold = cfg.attribution.top, cfg.mitigation.hold
+        edit = study(model, GENDER, range(2 * top), **{"window": window, **settings})
+        held = [study(model, a, range(1, 1 + hold.top * len(a.classes))) for a in (AGE, RACE)]
+        holding = HoldingMitigation(edit, held, ratio=hold.ratio)
+        targets = holding.aims(torch.full_like(ids, target), torch.zeros(len(ids), 2, dtype=torch.int64))
+        return lambda: list(model.sample(GenerationPlan(0, ids, targets), edit=holding))
+
+    plain = lambda: list(model.sample(GenerationPlan(0, ids)))  # noqa: E731
+    cases = {
+        "as in the default run": sample(0),
+        "in every step": sample(0, window=Window()),
+        "symmetric": sample(0, update="symmetric"),
+        "untouched": sample(UNTOUCHED),
     }
+    return {name: ratio(work, plain, 5) for name, work in cases.items()}
 
 
 def attribution(shape: tuple[int, int, int]) -> dict[str, float]:
@@ -114,7 +128,7 @@ def main() -> None:
     shape = model.site_shape(Site())
     found = {
         "threads": torch.get_num_threads(),
-        "sampling with an edit / plain": steering(model, instantiate(cfg.mitigation.window), cfg.attribution.top),
+        "sampling with an edit / plain": steering(model, cfg),
         "official attribution / closed form": attribution(shape),
         "dense decode / sparse": decoding(shape[0]),
     }

@@ -39,6 +39,15 @@ class Mitigation(ABC):
         """Whether step `step` of `steps` is edited."""
         return self.window.holds(step, steps)
 
+    @property
+    def held(self) -> tuple[Attribute, ...]:
+        """Other attributes whose classes in the unedited image the method must be told, see `aims`."""
+        return ()
+
+    def aims(self, targets: Int[Tensor, "images"], shown: Int[Tensor, "images held"]) -> Int[Tensor, "images"]:
+        """What an edit is called with for images of these target classes that show these classes of the held attributes."""
+        return targets
+
     @abstractmethod
     def with_strength(self, strength: Float[Tensor, "classes"]) -> "Mitigation":
         """The same method at another strength per class."""

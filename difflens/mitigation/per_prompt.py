@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from difflens.mitigation.base import Mitigation
-from difflens.types import UNTOUCHED
+from difflens.types import UNTOUCHED, Attribute
 
 SPAN = 1 << 20
 """What an image's prompt counts in its target: more than any target of the edit itself."""
@@ -33,6 +33,15 @@ class PerPromptMitigation(Mitigation):
     def neutral(self) -> float:
         """The strength that changes nothing."""
         return float(getattr(self._edits[0], "neutral", 0.0))
+
+    @property
+    def held(self) -> tuple[Attribute, ...]:
+        """See `Mitigation.held`."""
+        return self._edits[0].held
+
+    def aims(self, targets: Int[Tensor, "images"], shown: Int[Tensor, "images held"]) -> Int[Tensor, "images"]:
+        """What the edit itself is called with."""
+        return self._edits[0].aims(targets, shown)
 
     def with_strength(self, strength: Float[Tensor, "classes"]) -> "PerPromptMitigation":
         """The same at strengths [P·C]."""

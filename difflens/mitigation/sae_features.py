@@ -90,7 +90,22 @@ class SaeFeatureMitigation(Mitigation):
         """See `Mitigation`."""
         latents = self.statistics.latents.to(h.device)
         codes = self.sae.codes_of_latents(h.float(), latents)
-        delta = self.change(codes, step, targets, shown=None if self.gate is None else self.gate(h, step).softmax(-1))
+        return self.write(h, self.change(codes, step, targets, shown=self.shown(h, step)), targets, latents)
+
+    def shown(
+        self, h: Float[Tensor, "images channels height width"], step: int
+    ) -> Float[Tensor, "images classes"] | None:
+        """What the gate reads in each image, None without one."""
+        return None if self.gate is None else self.gate(h, step).softmax(-1)
+
+    def write(
+        self,
+        h: Float[Tensor, "images channels height width"],
+        delta: Float[Tensor, "images latents codes_height codes_width"],
+        targets: Int[Tensor, "images"],
+        latents: Int[Tensor, "latents"],
+    ) -> Float[Tensor, "images channels height width"]:
+        """The activations with Δz of these latents added, and under `official` the decoder's bias in every edited image."""
         edited = self.sae.add_to_map(h, delta, latents)
         if self.protocol == "official":
             bias = self.sae.b_dec.detach().to(h.dtype)[None, :, None, None]

@@ -1,6 +1,5 @@
 """Reading and editing activations by hooks that live inside a context manager, on an unmodified denoiser."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, ClassVar
@@ -8,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from difflens.models.blocks import find_module, inside, top_blocks
 from difflens.models.rows import append_rows, map_rows
 from difflens.types import Site
 
@@ -16,33 +16,14 @@ Change = Callable[[Tensor, int], Tensor | None]
 Aside = Callable[[int, Tensor, Tensor], None]
 
 
-def find_module(denoiser: nn.Module, site: Site) -> nn.Module:
-    """The module a site names.
-
-    Raises:
-        ValueError: the denoiser has no such module; the message names the nearest ones.
-    """
-    modules = dict(denoiser.named_modules())
-    if site.module in modules and site.module:
-        return modules[site.module]
-    near = difflib.get_close_matches(site.module, modules, n=3, cutoff=0.3) if site.module else []
-    hint = f"did you mean {', '.join(near)}?" if near else f"its blocks are {', '.join(top_blocks(denoiser))}."
-    raise ValueError(f"the denoiser has no module {site.module!r}; {hint}")
-
-
-def top_blocks(denoiser: nn.Module) -> list[str]:
-    """Dotted names of the U-Net's blocks: `down_blocks.0` …, `mid_block`, `up_blocks.0` …."""
-    names = [f"down_blocks.{i}" for i in range(len(getattr(denoiser, "down_blocks", ())))]
-    names += ["mid_block"] if getattr(denoiser, "mid_block", None) is not None else []
-    return names + [f"up_blocks.{i}" for i in range(len(getattr(denoiser, "up_blocks", ())))]
-
-
 class SiteHooks:
     """Hooks on one site of a denoiser for the length of a `with` block.
 
     With `fork`, the batch grows at the site by one edited copy of each row in `rows`, so that everything before the site
     is computed once and serves both the unedited and the edited estimate; the denoiser's output then has
-    batch + len(rows) rows. Without it the edited activations replace the originals.
+    batch + len(rows) rows.
+    Later blocks run on the two parts in turn: on the unedited rows just as without an edit, and no skip is copied. Without it
+    the edited activations replace the originals.
 
     Args:
         denoiser: called as `denoiser(sample, timestep, …)`.
@@ -87,15 +68,17 @@ class SiteHooks:
         self._rows: slice | None = None
         self._input: Tensor | None = None
         self._pending: Tensor | None = None
-        self._block = next((name for name in top_blocks(denoiser) if _inside(site.module, name)), None)
+        self._apart: tuple[Any, Any] | None = None
+        self._block = next((name for name in top_blocks(denoiser) if inside(site.module, name)), None)
         self.calls = self.fired = 0
 
     def __enter__(self) -> "SiteHooks":
         add = self._handles.append
         add(self.denoiser.register_forward_pre_hook(self._begin, with_kwargs=True))
         if self._fork:
-            for name in top_blocks(self.denoiser):
-                add(self.denoiser.get_submodule(name).register_forward_pre_hook(self._follow_fork, with_kwargs=True))
+            for block in map(self.denoiser.get_submodule, top_blocks(self.denoiser)):
+                add(block.register_forward_pre_hook(self._set_apart, with_kwargs=True))
+                add(block.register_forward_hook(self._append_apart))
         if self.site.tensor == "input":
             add(self.module.register_forward_pre_hook(self._at_input, with_kwargs=True))
         else:
@@ -142,6 +125,7 @@ class SiteHooks:
         step = self._step_of[t]
         self._call = (self._call + 1) % len(self._rows_of) if step == self._step else 0
         self._step, self._batch, self._forked, self._rows = step, len(sample), False, self._rows_of[self._call]
+        self._apart = None
         self.calls += self._rows is not None
 
     def _new_value(self, h: Tensor) -> Tensor | None:
@@ -206,17 +190,30 @@ class SiteHooks:
         """Run the block that holds the site once more, for the edited rows alone, and append what they give."""
         if self._pending is None:
             return None
+        self._apart, self._forked = (self._pick(args), self._pick(kwargs)), True
+        return self._append_apart(block, args, output)
+
+    def _set_apart(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let a later block run on the batch's own rows, as it would unedited, and keep the appended ones for a run after it.
+
+        The appended rows take their own copy of whatever else the block is given: skips, time and text embeddings.
+        """
+        if not self._forked or SiteHooks._replayed is not None:
+            return None
+        self._apart = self._appended(args), self._appended(kwargs)
+        return self._unedited(args), self._unedited(kwargs)
+
+    def _append_apart(self, block: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
+        """Run the block on the rows set apart, and append what they give."""
+        if self._apart is None:
+            return None
+        (args, kwargs), self._apart = self._apart, None
         SiteHooks._replayed = self
         try:
-            edited = block.forward(*self._pick(args), **self._pick(kwargs))
+            edited = block.forward(*args, **kwargs)
         finally:
             SiteHooks._replayed = self._pending = None
-        self._forked = True
         return append_rows(output, edited)
-
-    def _follow_fork(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Give the appended rows their own copy of whatever else a later block takes: skips, time and text embeddings."""
-        return (self._grow(args), self._grow(kwargs)) if self._forked else None
 
     def _set_aside(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         value = output[0]
@@ -231,6 +228,14 @@ class SiteHooks:
     def _pick(self, value: Any) -> Any:
         return map_rows(value, self._batch, lambda tensor: tensor[self._rows])
 
+    def _unedited(self, value: Any) -> Any:
+        return map_rows(value, self._grown, lambda tensor: tensor[: self._batch])
 
-def _inside(module: str, block: str) -> bool:
-    return module == block or module.startswith(f"{block}.")
+    def _appended(self, value: Any) -> Any:
+        return map_rows(self._pick(value), self._grown, lambda tensor: tensor[self._batch :])
+
+    @property
+    def _grown(self) -> int:
+        """Rows of the batch with the edited ones appended."""
+        assert self._rows is not None
+        return self._batch + len(range(self._batch)[self._rows])

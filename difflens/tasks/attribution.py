@@ -62,12 +62,22 @@ def locate_features(bench: Workbench) -> Located:
     return Located(found, result, features, statistics, autoencoder)
 
 
+def locate_held(bench: Workbench, attribute: Attribute) -> Located:
+    """The features that drive an attribute to be held."""
+    artifact, result, autoencoder = sweep(bench, attribute)
+    features = select_features(result.scores, top=bench.cfg.mitigation.hold.top)
+    found, statistics = usual_activity(bench, artifact, autoencoder, features)
+    return Located(found, result, features, statistics, autoencoder)
+
+
 def usual_activity(
     bench: Workbench, attribution: Artifact, autoencoder: SparseAutoencoder, features: FeatureSet
 ) -> tuple[Artifact, CodeStatistics]:
-    """What the selected latents do in images of each class, on the images that were attributed."""
+    """What the selected latents do in images of each class of their attribute."""
     latents = selected_latents(features)
-    studied, images = [bench.attribute, *bench.others()], bench.cfg.attribution.statistics_images
+    everything = [bench.attribute, *bench.others()]
+    studied = [features.attribute, *(other for other in everything if other != features.attribute)]
+    images = bench.cfg.attribution.statistics_images
     spec = {
         "attribution": attribution.fingerprint,
         "latents": latents.tolist(),
@@ -79,7 +89,7 @@ def usual_activity(
         _, store = open_store(bench)
         labels = torch.stack([learning_labels(bench, store, attribute) for attribute in studied], 1)
         rows = (labels >= 0).all(1).nonzero()[:images, 0]
-        _require_every_class(labels[rows, 0], bench.attribute)
+        _require_every_class(labels[rows, 0], features.attribute)
         batches = _Batches(store, labels, rows.tolist())
         sizes = [len(attribute.classes) for attribute in studied]
         parts = ((batch.maps, batch.labels, batch.step) for batch in batches)

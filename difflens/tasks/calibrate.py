@@ -1,7 +1,7 @@
 """`task=calibrate`: find, per class, the smallest strength whose realised share meets the requested one."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from difflens.mitigation.assignment import assign_by_affinity, assign_exact, ass
 from difflens.mitigation.base import Mitigation
 from difflens.mitigation.calibration import Calibration, Dose, read_dose
 from difflens.mitigation.calibration import calibrate as find_strength
+from difflens.mitigation.holding import HoldingMitigation
 from difflens.mitigation.per_prompt import PerPromptMitigation
 from difflens.mitigation.sae_features import SaeFeatureMitigation
 from difflens.run import Run
 from difflens.tasks import probe as probe_task
 from difflens.tasks.activations import open_store
-from difflens.tasks.attribution import Located, locate_features
+from difflens.tasks.attribution import Located, locate_features, locate_held
 from difflens.tasks.plans import groups, learning_plan, named_classes
 from difflens.tasks.workbench import Workbench, plain
 from difflens.training.steering_module import generate
@@ -59,8 +60,9 @@ def slot_names(bench: Workbench) -> list[str]:
 def prepare(bench: Workbench) -> Prepared:
     """The mitigation under test, its strength given by the configuration or calibrated."""
     located = locate_features(bench)
-    mitigation: Mitigation = build_mitigation(bench, located, torch.zeros(len(bench.attribute.classes)))
-    spec = mitigation_spec(bench, located)
+    held = [locate_held(bench, attribute) for attribute in bench.held()]
+    mitigation: Mitigation = build_mitigation(bench, located, held)
+    spec = mitigation_spec(bench, located, held)
     if bench.fixed_strength is not None:
         strength = bench.fixed_strength
         return Prepared(
@@ -84,8 +86,17 @@ def prepare(bench: Workbench) -> Prepared:
     )
 
 
-def build_mitigation(bench: Workbench, located: Located, strength: Tensor) -> SaeFeatureMitigation:
-    """The sparse-feature mitigation the configuration describes, at a strength per class."""
+def build_mitigation(bench: Workbench, located: Located, held: Sequence[Located]) -> Mitigation:
+    """The mitigation the configuration describes, of no strength yet."""
+    edit = feature_edit(bench, located)
+    if not held:
+        return edit
+    holders = [_holder(bench, other) for other in held]
+    return HoldingMitigation(edit, holders, ratio=bench.cfg.mitigation.hold.ratio)
+
+
+def feature_edit(bench: Workbench, located: Located) -> SaeFeatureMitigation:
+    """The edit of the attribute under study alone, of no strength yet."""
     settings = bench.cfg.mitigation
     return SaeFeatureMitigation(
         located.autoencoder,
@@ -93,7 +104,7 @@ def build_mitigation(bench: Workbench, located: Located, strength: Tensor) -> Sa
         located.statistics,
         site=bench.site,
         mode=settings.mode,
-        strength=strength,
+        strength=torch.zeros(len(bench.attribute.classes)),
         places=settings.places,
         suppress=settings.suppress,
         update=settings["update"],
@@ -103,7 +114,21 @@ def build_mitigation(bench: Workbench, located: Located, strength: Tensor) -> Sa
     )
 
 
-def mitigation_spec(bench: Workbench, located: Located) -> dict[str, Any]:
+def _holder(bench: Workbench, located: Located) -> SaeFeatureMitigation:
+    """The edit that moves an image back to its class of an attribute that is held."""
+    attribute = located.features.attribute
+    return SaeFeatureMitigation(
+        located.autoencoder,
+        located.features,
+        located.statistics,
+        site=bench.site,
+        mode="contrast",
+        strength=torch.ones(len(attribute.classes)),
+        gate=probe_task.fit(bench, attribute)[1],
+    )
+
+
+def mitigation_spec(bench: Workbench, located: Located, held: Sequence[Located]) -> dict[str, Any]:
     """What decides the edit apart from its strength, for artifact specs."""
     settings = plain(bench.cfg.mitigation)
     kept = {
@@ -114,7 +139,9 @@ def mitigation_spec(bench: Workbench, located: Located) -> dict[str, Any]:
     attribution = located.artifact.fingerprint
     own = {prompt: q.tolist() for prompt, q in bench.goals.own.items()}
     goals = {"target": bench.goals.shared.tolist(), **({"targets": own} if own else {})}
-    return {"mitigation": kept, **goals, "attribution": attribution, "latents": latents}
+    spec = {"mitigation": kept, **goals, "attribution": attribution, "latents": latents}
+    holding = {other.features.attribute.name: other.artifact.fingerprint for other in held}
+    return {**spec, "hold": {"ratio": settings["hold"]["ratio"], "attribution": holding}} if held else spec
 
 
 def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -137,12 +164,19 @@ def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int)
     return targets, labels
 
 
-def aimed(mitigation: Mitigation, plan: GenerationPlan, targets: Tensor) -> GenerationPlan:
-    """The plan of the images that have a target class, with what the mitigation must be told of each."""
+def aimed(
+    bench: Workbench, mitigation: Mitigation, plan: GenerationPlan, images: Tensor, targets: Tensor
+) -> GenerationPlan:
+    """The plan of the images that have a target class, with what the mitigation must be told of each.
+
+    `images` are those of the plan without an edit: what they show of the held attributes is kept.
+    """
+    shown = [bench.labels(images, attribute)[0] for attribute in mitigation.held]
+    aims = mitigation.aims(targets, torch.stack(shown, 1) if shown else targets.new_zeros(len(targets), 0))
     if isinstance(mitigation, PerPromptMitigation):
         assert plan.prompts is not None
-        targets = mitigation.place(targets, plan.prompts)
-    return plan.towards(targets).take((targets != UNTOUCHED).nonzero()[:, 0])
+        aims = mitigation.place(aims, plan.prompts)
+    return plan.towards(aims).take((targets != UNTOUCHED).nonzero()[:, 0])
 
 
 def _calibrated(bench: Workbench, mitigation: Mitigation, spec: dict[str, Any]) -> tuple[Artifact, Calibration]:
@@ -181,7 +215,7 @@ def dose_meter(
 ) -> Callable[[Tensor], Dose]:
     """A function from strength per class to what it does to these images, which the plan gave without an edit."""
     targets, labels = assign(bench, images, plan, seed=bench.cfg.seed)
-    moved, asked = targets != UNTOUCHED, aimed(mitigation, plan, targets)
+    moved, asked = targets != UNTOUCHED, aimed(bench, mitigation, plan, images, targets)
     parts = torch.zeros_like(targets)
     for number, rows in enumerate(groups(plan) if bench.per_prompt else []):
         parts[rows] = number

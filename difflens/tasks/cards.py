@@ -14,7 +14,7 @@ from difflens.artifacts import Artifact
 from difflens.data.activations import ActivationStore
 from difflens.mitigation.single_feature import SingleFeature
 from difflens.tasks.activations import open_store
-from difflens.tasks.calibrate import Prepared, build_mitigation
+from difflens.tasks.calibrate import Prepared, feature_edit
 from difflens.tasks.plans import judged_labels, learning_plan
 from difflens.tasks.workbench import Workbench
 from difflens.training.steering_module import generate
@@ -110,8 +110,7 @@ def _draw_effects(
     bench: Workbench, prepared: Prepared, store: ActivationStore, cards: list[Card], folder: Path
 ) -> list[dict[str, float]]:
     """Draw images lacking a card's class before and after raising its latent; returns each class's change of probability."""
-    classes = bench.attribute.classes
-    whole = build_mitigation(bench, prepared.located, torch.zeros(len(classes)))
+    whole, classes = feature_edit(bench, prepared.located), bench.attribute.classes
     statistics = whole.statistics
     labels = judged_labels(bench, store, bench.attribute)
     owner = torch.zeros(len(statistics.latents), dtype=torch.int64)

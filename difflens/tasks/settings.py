@@ -58,6 +58,8 @@ NUMBERS: Mapping[str, Range] = {
     "mitigation.calibration.largest": FINITE,
     "mitigation.calibration.tolerance": NOT_NEGATIVE,
     "mitigation.calibration.refinements": _whole(0),
+    "mitigation.hold.ratio": NOT_NEGATIVE,
+    "mitigation.hold.top": _whole(1),
     "metric.images": _whole(2),
     "metric.base_seed": _whole(0),
     "metric.reference.images": _whole(2),
@@ -163,7 +165,7 @@ def read_strength(strength: Any, *, classes: tuple[str, ...]) -> Tensor | None:
         ) from None
 
 
-def check_top(top: Any, *, classes: tuple[str, ...], width: int) -> None:
+def check_top(top: Any, *, classes: tuple[str, ...], width: int, key: str = "attribution.top") -> None:
     """Check the number of latents per class.
 
     Raises:
@@ -171,11 +173,9 @@ def check_top(top: Any, *, classes: tuple[str, ...], width: int) -> None:
     """
     counts = list(top.values()) if isinstance(top, Mapping) else [top]
     if not any(counts) or not all(_is(count, _whole(0)) and count <= width for count in counts):
-        raise ValueError(
-            f"attribution.top must be 1 to {width} (the SAE's width), got {top!r}; or raise sae.expansion."
-        )
+        raise ValueError(f"{key} must be 1 to {width} (the SAE's width), got {top!r}; or raise sae.expansion.")
     if isinstance(top, Mapping) and set(top) != set(classes):
-        raise ValueError(f"attribution.top must name each of {list(classes)}, got {list(top)}.")
+        raise ValueError(f"{key} must name each of {list(classes)}, got {list(top)}.")
 
 
 def _is(value: Any, wanted: Range) -> bool:

@@ -70,7 +70,7 @@ def generate_pairs(bench: Workbench, prepared: Prepared, *, unseen: bool = False
     spec: dict[str, Any] = {**prepared.spec, "originals": source.fingerprint}
 
     def make(folder: Path) -> None:
-        asked = aimed(prepared.mitigation, plan, targets)
+        asked = aimed(bench, prepared.mitigation, plan, before, targets)
         made = generate(bench.trainer(enable_progress_bar=True), bench.model, asked, edit=prepared.mitigation)
         after = before.clone()
         after[moved] = made if len(made) else after[moved]

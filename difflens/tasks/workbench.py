@@ -57,12 +57,14 @@ class Workbench:
         self.goals, self.per_prompt  # noqa: B018
         instantiate(cfg.mitigation.window)
         instantiate(cfg.attribution.scorer)
-        self.others()
+        held = self.held()
         self.model.check_update(cfg.mitigation["update"])
         if self.prompts is not None:
             self.words  # noqa: B018
         autoencoder = self.new_autoencoder()
         check_top(plain(cfg.attribution.top), classes=self.attribute.classes, width=autoencoder.width)
+        if held:
+            check_top(cfg.mitigation.hold.top, classes=(), width=autoencoder.width, key="mitigation.hold.top")
         with blaming("sae.training"):
             instantiate(cfg.sae.training)(autoencoder, steps=self.model.steps)
         with blaming("trainer"):
@@ -216,6 +218,21 @@ class Workbench:
             raise ValueError(f"judge.others names {unknown}, which the judges do not both read; both read {read}.")
         studied = [part.name for part in self.attribute.components]
         return [Attribute(name, tuple(known[name])) for name in self.cfg.judge.others if name not in studied]
+
+    def held(self) -> list[Attribute]:
+        """The other attributes that the mitigation holds where they are.
+
+        Raises:
+            ValueError: one of them is not measured.
+        """
+        studied, others = [part.name for part in self.attribute.components], self.others()
+        names = [name for name in self.cfg.mitigation.hold.attributes if name not in studied]
+        if unknown := [name for name in names if name not in {other.name for other in others}]:
+            raise ValueError(
+                f"mitigation.hold.attributes names {unknown}, which judge.others does not list; hold some of "
+                f"{[other.name for other in others]}, or nothing: mitigation.hold.attributes=[]."
+            )
+        return [other for other in others if other.name in names]
 
     def once(self, name: str, work: Callable[[], Result]) -> Result:
         """The result of a piece of work that several stages ask for; done, checked and said once per run."""

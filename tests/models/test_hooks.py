@@ -5,7 +5,8 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from difflens.models.hooks import SiteHooks, find_module
+from difflens.models.blocks import find_module
+from difflens.models.hooks import SiteHooks
 from difflens.types import Site
 
 SITES = [
