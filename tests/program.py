@@ -32,6 +32,7 @@ TINY = {
     "mitigation.calibration.images": 32,
     "mitigation.calibration.refinements": 1,
     "mitigation.calibration.largest": 2,
+    "mitigation.hold.attributes": "[]",
 }
 """A study of seconds on the shipped miniature."""
 

@@ -26,6 +26,7 @@ TINY = [
     "mitigation.calibration.images=48",
     "mitigation.calibration.refinements=1",
     "mitigation.calibration.largest=2",
+    "mitigation.hold.attributes=[gender,age]",
 ]
 
 

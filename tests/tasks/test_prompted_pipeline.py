@@ -31,6 +31,7 @@ TINY = [
     "mitigation.calibration.images=16",
     "mitigation.calibration.refinements=0",
     "mitigation.calibration.largest=1",
+    "mitigation.hold.attributes=[]",
 ]
 
 
