@@ -26,17 +26,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=31_337)
     parser.add_argument("--folder", default="package:miniature/weights/generator")
     options = parser.parse_args()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         overrides = [f"model.steps={options.steps}", f"model.folder={options.folder}"]
         cfg = compose("config", overrides=[*overrides, "+population@trained_on=biased"])
     model, judge, population = instantiate(cfg.model), instantiate(cfg.judge.scores), instantiate(cfg.trained_on)
-    plan = GenerationPlan(31_337, torch.arange(options.images))
+    plan = GenerationPlan(options.seed, torch.arange(options.images))
     batches = track(model.sample(plan), description="samples", total=-(-options.images // model.micro_batch))
     images = torch.cat([batch.images for batch in batches])
     logits = judge(images)
-    found: dict[str, object] = {"images": options.images, "steps": options.steps}
+    found: dict[str, object] = {"images": options.images, "steps": options.steps, "seed": options.seed}
     for name in STUDIED:
         p = logits[name].double().softmax(-1)
         counts = torch.bincount(p.argmax(-1), minlength=p.shape[1])
