@@ -140,7 +140,6 @@ def test_a_class_without_images_says_what_to_do(program: Program) -> None:
         ("trainer.accelerator=abacus", "trainer: "),
         ("judge.others=[beard]", "judge.others names ['beard']"),
         ("mitigation.hold.attributes=[beard]", "mitigation.hold.attributes names ['beard']"),
-        ("mitigation.hold.top=9999", "mitigation.hold.top must be 1 to"),
         ("mitigation.strength=strong", "mitigation.strength must be auto"),
         ("mitigation.strength=nan", "mitigation.strength must be auto"),
         ("mitigation.assignment=nearest", "affinity"),
