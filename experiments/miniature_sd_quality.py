@@ -1,0 +1,69 @@
+"""Is the miniature Stable Diffusion what its card says? `uv run python experiments/miniature_sd_quality.py`.
+
+Draws 256 samples of each profession at 50 steps and guidance 3, reads them with the second judge, and compares
+the class shares with the population the model was trained on; then as many of prompts that name gender, age and race.
+Writes `outputs/miniature_sd_quality.json` and a grid of samples beside it.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from PIL import Image
+from torch import Tensor
+
+from difflens.main import conf_folder
+from difflens.miniature.captions import prompts as prompts_of
+from difflens.miniature.faces import WORKPLACE_FACTORS
+from difflens.miniature.outfits import PROFESSIONS
+from difflens.miniature.prompted import NAMEABLE, without_bias
+from difflens.types import GenerationPlan
+
+
+def main() -> None:
+    """Measure, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--folder", default="package:miniature/weights/text_to_image/pipeline")
+    options = parser.parse_args()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        overrides = ["model=mini_sd", f"model.steps={options.steps}", f"model.source={options.folder}"]
+        cfg = compose("config", overrides=[*overrides, "+population@trained_on=workplace"])
+    model, judge, population = instantiate(cfg.model), instantiate(cfg.judge.scores), instantiate(cfg.trained_on)
+    n, found, tiles = options.images, {}, []
+
+    def sample(prompts: list[str], first: int) -> tuple[Tensor, dict[str, Tensor]]:
+        plan = GenerationPlan(31_337, torch.arange(first, first + len(prompts)), prompts=tuple(prompts))
+        images = torch.cat([batch.images for batch in model.sample(plan)])
+        return images, {name: logits.argmax(-1) for name, logits in judge(images).items()}
+
+    for number, profession in enumerate(PROFESSIONS[1:]):
+        images, read = sample([f"a face of a {profession}"] * n, number * n)
+        tiles.append(images[:12])
+        row = {"obeyed": float((read["profession"] == PROFESSIONS.index(profession)).double().mean())}
+        for name in NAMEABLE:
+            shares = torch.bincount(read[name], minlength=len(WORKPLACE_FACTORS[name])).double() / n
+            trained = population.conditional[name].shares[profession]
+            off = max(abs(float(shares[i]) - trained[value]) for i, value in enumerate(WORKPLACE_FACTORS[name]))
+            row |= {name: shares.tolist(), f"{name}_off": off}
+        found[profession] = row
+        print(profession, json.dumps(row), flush=True)
+    names = ("profession", *NAMEABLE)
+    faces = without_bias(population, NAMEABLE).sample(n, seed=7)
+    _, read = sample(prompts_of(faces, {name: torch.ones(n, dtype=torch.bool) for name in names}), len(PROFESSIONS) * n)
+    found["named"] = {name: float((read[name] == faces[name]).double().mean()) for name in names}
+    print("named", json.dumps(found["named"]))
+    outputs = Path("outputs")
+    outputs.mkdir(exist_ok=True)
+    (outputs / "miniature_sd_quality.json").write_text(json.dumps(found, indent=2) + "\n")
+    grid = torch.nn.functional.interpolate(torch.cat(tiles), scale_factor=3).unflatten(0, (len(tiles), 12))
+    sheet = (grid.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1) * 255).round().byte()
+    Image.fromarray(sheet.numpy()).save(outputs / "miniature_sd_samples.png")
+
+
+if __name__ == "__main__":
+    main()
