@@ -37,7 +37,9 @@ def settings() -> argparse.Namespace:
     parser.add_argument("--divide-widths", type=int, default=1, choices=(1, 2, 4, 8))
     parser.add_argument("--precision", default="bf16", choices=("fp32", "fp16", "bf16"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=1, help="timed runs of each kind, taken in turn after a warm-up")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="timed runs of each kind, in turn; 0: only the first are timed"
+    )
     return parser.parse_args()
 
 
@@ -62,15 +64,16 @@ def sampler(model: TextToImageModel, edit: SaeFeatureMitigation | None) -> Calla
     return lambda: next(model.sample(plan, edit=edit)).images
 
 
-def counted(model: TextToImageModel, work: Callable[[], Tensor]) -> tuple[Tensor, dict[str, list[int]]]:
-    """What the work gives, and the rows of the batch at each call of the U-Net, of the site and of the last layer."""
+def counted(model: TextToImageModel, work: Callable[[], Tensor]) -> tuple[Tensor, dict[str, list[int]], float]:
+    """What the work gives, the rows of the batch at each call of U-Net, site and last layer, and seconds."""
     unet = model.driven.unet
     rows: dict[str, list[int]] = {"unet": [], SITE.module: [], "conv_out": []}
     note: Callable[[str], Any] = lambda name: lambda _, args: rows[name].append(len(args[0]))  # noqa: E731
     modules = {"unet": unet, SITE.module: unet.get_submodule(SITE.module), "conv_out": unet.conv_out}
     handles = [module.register_forward_pre_hook(note(name)) for name, module in modules.items()]
+    start = time.perf_counter()
     try:
-        return work(), rows
+        return work(), rows, time.perf_counter() - start
     finally:
         for handle in handles:
             handle.remove()
@@ -107,16 +110,17 @@ def main() -> None:
     )
     found: dict[str, Any] = {**vars(asked), "build_seconds": time.perf_counter() - start}
     found["bottleneck"] = model.site_shape(SITE)
-    plain, found["rows_plain"] = counted(model, sampler(model, None))
+    plain, found["rows_plain"], found["first_seconds_plain"] = counted(model, sampler(model, None))
     for update in ("symmetric", "asymmetric"):
-        neutral, _ = counted(model, sampler(model, steering(model, 0.0, update)))
-        steered, found[f"rows_{update}"] = counted(model, sampler(model, steering(model, 20.0, update)))
+        neutral, _, _ = counted(model, sampler(model, steering(model, 0.0, update)))
+        edited = counted(model, sampler(model, steering(model, 20.0, update)))
+        steered, found[f"rows_{update}"], found[f"first_seconds_{update}"] = edited
         found[f"{update}_neutral_is_bit_equal"] = torch.equal(neutral, plain)
         found[f"{update}_moved"] = float((steered - plain).abs().max())
     kinds = {"plain": sampler(model, None)}
     kinds |= {update: sampler(model, steering(model, 20.0, update)) for update in ("symmetric", "asymmetric")}
     rounds = [{name: timed(work) for name, work in kinds.items()} for _ in range(asked.repeats)]
-    for name in kinds:
+    for name in kinds if rounds else ():
         found[f"seconds_{name}"] = statistics.median(each[name] for each in rounds)
         found[f"ratio_{name}"] = statistics.median(each[name] / each["plain"] for each in rounds)
     found["peak_gigabytes"] = peak_gigabytes(model.device)
