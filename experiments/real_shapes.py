@@ -25,6 +25,7 @@ from difflens.types import Attribute, FeatureSet, GenerationPlan, Site
 
 SITE = Site("mid_block", branch="cond")
 GENDER = Attribute("gender", ("female", "male"))
+UPDATES = ("symmetric", "asymmetric")
 GUIDANCE = {"sd15": 7.5, "sd21": 7.5, "sdxl": 5.0}
 
 
@@ -37,6 +38,7 @@ def settings() -> argparse.Namespace:
     parser.add_argument("--divide-widths", type=int, default=1, choices=(1, 2, 4, 8))
     parser.add_argument("--precision", default="bf16", choices=("fp32", "fp16", "bf16"))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--updates", nargs="+", default=UPDATES, choices=UPDATES)
     parser.add_argument(
         "--repeats", type=int, default=1, help="timed runs of each kind, in turn; 0: only the first are timed"
     )
@@ -111,14 +113,14 @@ def main() -> None:
     found: dict[str, Any] = {**vars(asked), "build_seconds": time.perf_counter() - start}
     found["bottleneck"] = model.site_shape(SITE)
     plain, found["rows_plain"], found["first_seconds_plain"] = counted(model, sampler(model, None))
-    for update in ("symmetric", "asymmetric"):
+    for update in asked.updates:
         neutral, _, _ = counted(model, sampler(model, steering(model, 0.0, update)))
         edited = counted(model, sampler(model, steering(model, 20.0, update)))
         steered, found[f"rows_{update}"], found[f"first_seconds_{update}"] = edited
         found[f"{update}_neutral_is_bit_equal"] = torch.equal(neutral, plain)
         found[f"{update}_moved"] = float((steered - plain).abs().max())
     kinds = {"plain": sampler(model, None)}
-    kinds |= {update: sampler(model, steering(model, 20.0, update)) for update in ("symmetric", "asymmetric")}
+    kinds |= {update: sampler(model, steering(model, 20.0, update)) for update in asked.updates}
     rounds = [{name: timed(work) for name, work in kinds.items()} for _ in range(asked.repeats)]
     for name in kinds if rounds else ():
         found[f"seconds_{name}"] = statistics.median(each[name] for each in rounds)
