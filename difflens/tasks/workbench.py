@@ -2,8 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -11,12 +10,10 @@ from typing import Any, TypeVar
 import lightning
 import torch
 from hydra.utils import instantiate
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from difflens.data.prompts import PromptSet, fill
-from difflens.errors import one_line
 from difflens.metrics.judges import FeatureExtractor, Judge, faces_found, missing_faces, read_classes, select_classes
 from difflens.metrics.pixels import float_pieces
 from difflens.mitigation.assignment import check_rule
@@ -27,7 +24,10 @@ from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
 from difflens.tasks.attributes import class_words, read_attribute
 from difflens.tasks.settings import check_settings, check_target, check_top, read_strength
+from difflens.tasks.values import blaming, plain
 from difflens.types import NO_FACE, Attribute, Site
+
+__all__ = ["Workbench", "blaming", "plain"]
 
 Result = TypeVar("Result")
 
@@ -257,21 +257,3 @@ class Workbench:
             "attribute": {"name": attribute.name, "classes": list(attribute.classes)},
             "judge": self.labelling_judge.fingerprint,  # type: ignore[attr-defined]
         }
-
-
-@contextmanager
-def blaming(key: str) -> Iterator[None]:
-    """Turn whatever is said about a value in the block into a mistake in the configuration that names its key.
-
-    Raises:
-        ValueError: an exception was raised in the block.
-    """
-    try:
-        yield
-    except (TypeError, ValueError, ImportError, RuntimeError, MisconfigurationException) as error:
-        raise ValueError(f"{key}: {one_line(error)}") from error
-
-
-def plain(node: Any) -> Any:
-    """A configuration node as plain containers, for artifact specs."""
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

@@ -1,0 +1,28 @@
+"""Values of the configuration: as plain containers, and who is to blame for one that does not work."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import OmegaConf
+
+from difflens.errors import one_line
+
+
+@contextmanager
+def blaming(key: str) -> Iterator[None]:
+    """Turn whatever is said about a value in the block into a mistake in the configuration that names its key.
+
+    Raises:
+        ValueError: an exception was raised in the block.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, ImportError, RuntimeError, MisconfigurationException) as error:
+        raise ValueError(f"{key}: {one_line(error)}") from error
+
+
+def plain(node: Any) -> Any:
+    """A configuration node as plain containers, for artifact specs."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
