@@ -11,10 +11,12 @@ TINY = [
     "model=mini_sd",
     "judge=miniature",  # the drawn faces' own judges and CLIP, which know no professions
     "metric.extractor.folder=package:miniature/weights/clip",
+    "attribute=gender+age",
+    "mitigation.target={gender: {female: 0.75, male: 0.25}}",
     "mitigation.calibration.per_prompt=true",
     "model.steps=4",
     "model.micro_batch=8",
-    "data.images=48",
+    "data.images=64",
     "data.buffer=4096",
     "sae.expansion=2",
     "sae.k=4",
@@ -61,8 +63,18 @@ def test_every_prompt_is_measured_by_itself_and_pooled(program: Program) -> None
         mean = sum(entry["fd_hard"] for entry in row["prompts"].values()) / 4
         assert row["fd_hard_prompt_mean"] == pytest.approx(mean)
         assert row["clip_t_paper"] == pytest.approx((row["clip_t"] + 1) / 2)
-        pooled = sum(entry["shares"]["female"]["share"] for entry in row["prompts"].values()) / 4
-        assert row["shares"]["female"]["share"] == pytest.approx(pooled)
+        pooled = sum(entry["shares"]["female+old"]["share"] for entry in row["prompts"].values()) / 4
+        assert row["shares"]["female+old"]["share"] == pytest.approx(pooled)
+
+
+def test_a_product_is_asked_for_by_part_and_calibrated_per_prompt_and_class(program: Program) -> None:
+    metrics, report = program.json("metrics.json"), program.json("report.json")
+    assert metrics["target"]["female+old"] == pytest.approx(0.25) and metrics["target"]["male+old"] == pytest.approx(
+        1 / 12
+    )
+    assert list(metrics["rows"][1]["parts"]) == ["gender", "age"]
+    assert len(report["strength"]) == 4 * 6 and "a face of a nurse, male+young" in report["strength"]
+    assert set(report["dose"]["chosen"]) == set(metrics["classes"])
 
 
 def test_prompts_kept_apart_are_measured_apart(program: Program) -> None:
@@ -82,7 +94,7 @@ def test_prompts_kept_apart_are_measured_apart(program: Program) -> None:
     [
         ("~prompt", "prompt=workplace"),
         ("prompt.studied=[]", "prompt.studied is empty"),
-        ("attribute.words=null", "attribute.words gives no word"),
+        ("attribute.parts.age.words=null", "attribute.words gives no word"),
         ("data.images=8", "too few"),
         ("model.source=nowhere", "nowhere"),
         ("data.site.branch=uncond model.guidance=1", "guidance"),
