@@ -204,24 +204,23 @@ class ArtifactStore:
                 assert found is not None
         return found, True
 
-    def join(
-        self, kind: str, spec: Mapping[str, Any], make: Callable[[Path], object], *, patience: float = 3600.0
-    ) -> tuple[Artifact, bool]:
+    def join(self, kind: str, spec: Mapping[str, Any], make: Callable[[Path], object] | None) -> tuple[Artifact, bool]:
         """What `get_or_create` is to the first rank of a distributed run, for the other ranks.
 
-        They run `make` next to the first rank, which holds the lock and publishes the artifact, and wait until it has.
+        They wait until the first rank, which holds the lock, has published the artifact; where all ranks work on it
+        together, they run `make` meanwhile, which writes nothing for them.
 
         Raises:
-            ArtifactError: the first rank has not published it within `patience` seconds.
+            ArtifactError: the process that started this one has ended without publishing it.
         """
         found = self.find(kind, spec)
         if found is not None:
             return found, True
-        folder = self.path(kind, spec)
-        make(folder.with_name(folder.name + TEMPORARY))
-        deadline = time.monotonic() + patience
+        folder, parent = self.path(kind, spec), os.getppid()
+        if make is not None:
+            make(folder.with_name(folder.name + TEMPORARY))
         while not folder.is_dir():
-            if time.monotonic() > deadline:
-                raise ArtifactError(f"the first rank did not finish {folder} within {patience:.0f} s.")
+            if os.getppid() != parent:
+                raise ArtifactError(f"the first rank ended before it had made {folder}.")
             time.sleep(0.2)
         return self._read(kind, folder), False

@@ -1,5 +1,6 @@
 """One run: its folder, status, manifest, stages and artifacts."""
 
+import io
 import json
 import logging
 import math
@@ -8,7 +9,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from difflens.artifacts import Artifact, ArtifactStore
-from difflens.errors import UserError
+from difflens.errors import UserError, one_line
 from difflens.exits import ending
 from difflens.provenance import peak_memory, provenance
 from difflens.storage import TEMPORARY, write_json, write_text
@@ -63,6 +64,8 @@ class Run:
         store: the artifacts shared by all runs.
         rank: 0, or this process's rank in a distributed run.
         manifest: what manifest.json says.
+        group: the name of the sweep it is a job of, None for a run of its own.
+        used: the artifacts it needed so far, each with whether it was there already.
     """
 
     def __init__(self, folder: Path, store: ArtifactStore, *, rank: int = 0) -> None:
@@ -72,6 +75,9 @@ class Run:
         self.rank = rank
         self.manifest: dict[str, Any] = {"seconds": {}, "artifacts": []}
         self.failed_stage: str | None = None
+        self.group: str | None = None
+        self.used: list[tuple[Artifact, bool]] = []
+        self._endings: list[Callable[[int], None]] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -89,20 +95,51 @@ class Run:
         self.say(f"{name}: {seconds:.1f} s")
 
     def artifact(
-        self, kind: str, spec: Mapping[str, Any], make: Callable[[Path], object], *, resumable: bool = False
+        self,
+        kind: str,
+        spec: Mapping[str, Any],
+        make: Callable[[Path], object],
+        *,
+        resumable: bool = False,
+        together: bool = False,
     ) -> Artifact:
-        """The artifact of this spec and this revision of the code: reused if there is one, else made by `make(folder)`."""
+        """The artifact of this spec and this revision of the code: reused if there is one, else made by `make(folder)`.
+
+        In a distributed run the first rank makes it while the others wait, or take part if `together`: then they call
+        `make` too, which must write files on the first rank only.
+        """
         assert kind in REVISIONS, f"REVISIONS lacks {kind!r}"
         spec = {**spec, "revision": REVISIONS[kind]}
         if self.rank == 0:
             artifact, reused = self.store.get_or_create(kind, spec, make, resumable=resumable)
         else:
-            artifact, reused = self.store.join(kind, spec, make)
+            artifact, reused = self.store.join(kind, spec, make if together else None)
+        self.used.append((artifact, reused))
         entry = {"kind": kind, "fingerprint": artifact.fingerprint, "reused": reused}
         self.manifest["artifacts"].append(entry)
         self.write_manifest()
         self.say(f"{kind} {artifact.fingerprint}: {'reused' if reused else 'made'}")
         return artifact
+
+    def at_end(self, close: Callable[[int], None]) -> None:
+        """Have `close(exit_code)` called when the run ends, however it does."""
+        self._endings.append(close)
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Call what was registered with `at_end` after the block; trouble in there ends no run."""
+        code = 0
+        try:
+            yield
+        except BaseException as error:
+            code = ending(error, stage=self.failed_stage).exit_code
+            raise
+        finally:
+            for close in self._endings:
+                try:
+                    close(code)
+                except Exception as error:
+                    log.warning("%s", one_line(error))
 
     def seed_everything(self, seed: int) -> None:
         """Seed Python, NumPy and torch, for code that draws from their global states, and note it in the manifest."""
@@ -177,6 +214,13 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 @contextmanager
+def quiet_rank(rank: int) -> Iterator[None]:
+    """Let only the first rank of a distributed run speak on stdout."""
+    with redirect_stdout(io.StringIO()) if rank else nullcontext():
+        yield
+
+
+@contextmanager
 def recorded_status(run: Run, overrides: Sequence[str], key: str | None = None) -> Iterator[None]:
     """Keep status.json true: `running` at once, then `done`, or `failed` with one line and the traceback's file."""
     start = time.monotonic()
@@ -221,7 +265,8 @@ def open_run(
         key: what decides the job's results, kept in status.json.
     """
     run = Run(folder, ArtifactStore(Path(cfg.paths.artifacts)), rank=process_rank())
-    with recorded_status(run, overrides, key):
+    run.group = folder.parent.name if sweep else None
+    with recorded_status(run, overrides, key), quiet_rank(run.rank), run.ending():
         config = resolve(cfg)
         if sweep:
             refuse_distributed_sweep(config)

@@ -38,7 +38,7 @@ class AsymmetricScheduler:
     """
 
     def __init__(self, scheduler: DDIMScheduler, guidance: Guidance, *, branch: str) -> None:
-        self._scheduler, self._guidance, self._branch = scheduler, guidance, branch
+        self._scheduler, self.guidance, self._branch = scheduler, guidance, branch
         self._outputs: dict[str, Tensor] = {}
         self._edited: dict[str, Tensor] = {}
 
@@ -47,7 +47,7 @@ class AsymmetricScheduler:
 
     def keep(self, call: int, output: Tensor, edited: Tensor) -> None:
         """Take what one denoiser call gave: the rows of its batch, and those with edited activations, if any."""
-        self._outputs |= split_branches(self._guidance.calls[call], output)
+        self._outputs |= split_branches(self.guidance.calls[call], output)
         if len(edited):
             self._edited |= split_branches(self._branch, edited)
 
@@ -57,7 +57,7 @@ class AsymmetricScheduler:
         timestep: Any,
         sample: Tensor,
         eta: float = 0.0,
-        use_clipped_model_output: bool = False,
+        use_clipped_model_output: bool | None = False,
         generator: Any = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
@@ -74,7 +74,7 @@ class AsymmetricScheduler:
                 timestep,
                 sample,
                 eta=eta,
-                use_clipped_model_output=use_clipped_model_output,
+                use_clipped_model_output=bool(use_clipped_model_output),
                 variance_noise=variance_noise,
                 return_dict=return_dict,
             )
@@ -83,10 +83,10 @@ class AsymmetricScheduler:
             model_output.float(),
             timestep=int(timestep),
             x=sample.float(),
-            edited_output=self._guidance.combine(branches).float(),
+            edited_output=self.guidance.combine(branches).float(),
             eta=eta,
             variance_noise=variance_noise,
-            rederive_direction=use_clipped_model_output,
+            rederive_direction=bool(use_clipped_model_output),
         )
         previous = previous.to(sample.dtype)
         return DDIMSchedulerOutput(prev_sample=previous) if return_dict else (previous,)

@@ -12,6 +12,7 @@ from difflens.attribution.causality import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
 from difflens.data.prompts import UNNAMED
 from difflens.mitigation.sae_features import SaeFeatureMitigation, selected_latents
+from difflens.report.experiment_figures import draw_ablation, save_plot
 from difflens.run import Run
 from difflens.tasks.activations import open_store
 from difflens.tasks.attribution import Located, locate_features
@@ -22,7 +23,7 @@ from difflens.types import FeatureSet
 
 
 def ablation(cfg: DictConfig, run: Run) -> None:
-    """Silence the top, random and bottom latents of each class in images that show it; write `ablation.json`."""
+    """Silence the top, random and bottom latents of each class in images that show it; write `ablation.json` and a plot."""
     bench = Workbench(cfg, run)
     located = locate_features(bench)
     activation = located.result.activation.sum(1)
@@ -30,6 +31,8 @@ def ablation(cfg: DictConfig, run: Run) -> None:
     with run.stage("ablation"):
         kept = {name: {kind: _kept(bench, located, name, group) for kind, group in sets[name].items()} for name in sets}
     run.write_json("ablation.json", {"size": cfg.task.size, "images": cfg.task.images, "kept": kept, "latents": sets})
+    if not run.rank:
+        save_plot(run.folder, "ablation", draw_ablation, kept, (4.6, 3.0))
     Console().print(_table(kept, cfg.task.size, bench.attribute.name))
 
 

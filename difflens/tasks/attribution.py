@@ -23,6 +23,7 @@ from difflens.tasks import probe as probe_task
 from difflens.tasks import sae as sae_task
 from difflens.tasks.activations import open_contrast, open_store
 from difflens.tasks.plans import learning_labels, named_classes
+from difflens.tasks.tracked import track_attribution
 from difflens.tasks.workbench import Workbench, plain
 from difflens.training.attribution_module import AttributionModule, AttributionResult, LabelledMaps
 from difflens.types import Attribute, FeatureScores, FeatureSet
@@ -53,6 +54,7 @@ def locate_features(bench: Workbench) -> Located:
     """The features of the attribute under study; other attributes are scored too if selection asks for specificity."""
     settings = bench.cfg.attribution
     artifact, result, autoencoder = sweep(bench, bench.attribute)
+    track_attribution(bench, result.completeness_gap)
     others: list[FeatureScores] = []
     if settings.specificity:
         others = [sweep(bench, other)[1].scores for other in bench.others()]
@@ -123,7 +125,7 @@ def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Attribution
         labels = labels if contrast is None else named_classes(bench)
         module = AttributionModule(autoencoder, probe, attribute, instantiate(settings.scorer))
         batches = _Batches(store, labels, _first_of_each(labels, settings.images_per_class), contrast)
-        trainer = bench.trainer(inference_mode=False)
+        trainer = bench.trainer(alone=True, inference_mode=False)
         trainer.predict(module, DataLoader(batches, batch_size=None), return_predictions=False)
         result = module.result()
         if not result.scores.scores.isfinite().all():

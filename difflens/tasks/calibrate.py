@@ -26,6 +26,7 @@ from difflens.tasks import probe as probe_task
 from difflens.tasks.activations import open_store
 from difflens.tasks.attribution import Located, locate_features, locate_held
 from difflens.tasks.plans import groups, learning_plan, named_classes
+from difflens.tasks.tracked import track_calibration
 from difflens.tasks.workbench import Workbench, plain
 from difflens.training.steering_module import generate
 from difflens.types import NO_FACE, UNTOUCHED, GenerationPlan
@@ -72,6 +73,7 @@ def prepare(bench: Workbench) -> Prepared:
         mitigation = PerPromptMitigation(mitigation, bench.per_prompt)
     artifact, calibration = _calibrated(bench, mitigation, spec)
     strength = calibration.strength
+    track_calibration(bench, slot_names(bench), calibration)
     for name, met in zip(slot_names(bench), calibration.met, strict=True):
         if not met:
             bench.run.say(
@@ -198,11 +200,13 @@ def _calibrated(bench: Workbench, mitigation: Mitigation, spec: dict[str, Any]) 
             refinements=settings["refinements"],
             margin=settings["margin"],
         )
+        if bench.run.rank:
+            return
         save_file(_tensors(found), folder / "calibration.safetensors")
         (folder / "met.json").write_text(json.dumps(found.met))
 
     with bench.run.stage("calibrate"):
-        artifact = bench.run.artifact("calibration", full, make)
+        artifact = bench.run.artifact("calibration", full, make, together=True)
     stored = load_file(artifact.folder / "calibration.safetensors")
     columns = (stored[name] for name in ("dose_strength", "success", "shares", "held"))
     doses = tuple(Dose(*row) for row in zip(*columns, strict=True))

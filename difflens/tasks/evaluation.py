@@ -14,6 +14,7 @@ from difflens.metrics.judges import ReferenceStatistics
 from difflens.metrics.pixels import float_pieces
 from difflens.tasks.measures import Study, protocol, read_images
 from difflens.tasks.rows import build_row
+from difflens.tasks.tracked import track_metrics
 from difflens.tasks.workbench import Workbench, plain
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> d
         artifact = bench.run.artifact("metrics", spec, make)
         metrics: dict[str, Any] = json.loads((artifact.folder / "metrics.json").read_text())
         bench.run.write_json("metrics_unseen.json" if unseen else "metrics.json", metrics)
+    if not unseen:
+        track_metrics(bench, metrics)
     return metrics
 
 

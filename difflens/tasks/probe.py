@@ -14,6 +14,7 @@ from difflens.probes.linear import LinearProbe
 from difflens.run import Run
 from difflens.tasks.activations import open_store
 from difflens.tasks.plans import learning_labels
+from difflens.tasks.tracked import track_probe
 from difflens.tasks.workbench import Workbench, plain
 from difflens.types import Attribute
 
@@ -64,4 +65,6 @@ def _fit(bench: Workbench, attribute: Attribute) -> tuple[Artifact, LinearProbe,
     stored = load_file(artifact.folder / "probe.safetensors")
     fitted = LinearProbe(*stored["weight"].shape)
     fitted.load_state_dict({name: stored[name] for name in ("weight", "bias")})
+    if attribute == bench.attribute:
+        track_probe(bench, stored["accuracy"])
     return artifact, fitted, stored["accuracy"]

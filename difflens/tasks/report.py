@@ -20,6 +20,7 @@ from difflens.tasks.calibrate import Prepared, prepare, slot_names
 from difflens.tasks.cards import draw_cards
 from difflens.tasks.evaluation import evaluate
 from difflens.tasks.steer import Steered, generate_pairs
+from difflens.tasks.tracked import track_pictures
 from difflens.tasks.workbench import Workbench
 from difflens.types import NO_FACE
 
@@ -34,6 +35,8 @@ def report(cfg: DictConfig, run: Run) -> None:
 
 def present(bench: Workbench, prepared: Prepared, steered: Steered, *measured: dict[str, Any]) -> None:
     """Write images, `report.json` and `report.html` into the run folder, and print the summary of all that was measured."""
+    if bench.run.rank:
+        return
     cards, features = draw_cards(bench, prepared)
     with bench.run.stage("report"):
         folder = bench.run.folder / "images"
@@ -45,6 +48,7 @@ def present(bench: Workbench, prepared: Prepared, steered: Steered, *measured: d
         bench.run.write_json("images/edited.json", edits(bench, steered))
         bench.run.write_json("report.json", contents(bench, prepared, features))
         path = write_report(bench.run.folder)
+        track_pictures(bench, features)
     for metrics in measured:
         Console().print(summary_table(metrics))
     bench.run.say(f"report: {path}")

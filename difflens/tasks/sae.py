@@ -13,6 +13,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from difflens.artifacts import Artifact, require_equal
@@ -26,12 +27,17 @@ from difflens.sae.losses import denoising_loss_recovered
 from difflens.sae.storage import load_sae, read_spec, save_sae
 from difflens.tasks.activations import open_store
 from difflens.tasks.plans import learning_plan
+from difflens.tasks.tracked import track_sae
 from difflens.tasks.workbench import Workbench, plain
-from difflens.training.loggers import logging_to
+from difflens.training.health_callback import HealthOverTraining
 from difflens.training.sae_module import SaeModule
 
 ONLINE_FIRST_ID = 1_000_000
 """Images sampled for online training get ids that no stored image has."""
+
+
+HEALTH_IMAGES = 8
+"""Held-out images on which the SAE's health is followed while it trains."""
 
 
 def sae(cfg: DictConfig, run: Run) -> None:
@@ -62,7 +68,10 @@ def _train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
         training, validation = split_by_image(len(store), bench.cfg.data.validation, seed=bench.cfg.seed)
         saved, workspace = folder / "autoencoder", folder / "training"
         if not _is_saved(saved):
-            found = _fit(bench, store, list(training), workspace=workspace) if given is None else given[0]
+            rows = (list(training), list(validation))
+            found = _fit(bench, store, *rows, workspace=workspace) if given is None else given[0]
+            if bench.run.rank:
+                return
             save_sae(found, saved, spec={"made_from": spec, "trained_on": trained_on(bench.model, bench.site_spec)})
         trained = load_sae(saved)
         health = measure_health(trained, store, validation)
@@ -72,7 +81,8 @@ def _train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
         shutil.rmtree(workspace, ignore_errors=True)
 
     with bench.run.stage("sae"):
-        artifact = bench.run.artifact("sae", spec, make, resumable=True)
+        artifact = bench.run.artifact("sae", spec, make, resumable=True, together=True)
+        track_sae(bench, json.loads((artifact.folder / "health.json").read_text()))
         return artifact, load_sae(artifact.folder / "autoencoder")
 
 
@@ -117,7 +127,9 @@ class _Stream(IterableDataset[TokenBatch]):
         return islice(mixed_batches(self.source, **self.settings), self.first, None)
 
 
-def _fit(bench: Workbench, store: ActivationStore, training: list[int], *, workspace: Path) -> SparseAutoencoder:
+def _fit(
+    bench: Workbench, store: ActivationStore, training: list[int], validation: list[int], *, workspace: Path
+) -> SparseAutoencoder:
     torch.manual_seed(bench.cfg.seed)
     module = build_module(bench, store)
     source = _token_source(bench, store, training, module.sae.tokens_of_map)
@@ -131,12 +143,22 @@ def _fit(bench: Workbench, store: ActivationStore, training: list[int], *, works
     interval = max(1, min(500, module.updates // 20))
     keeper = ModelCheckpoint(workspace, filename="last", every_n_train_steps=interval, enable_version_counter=False)
     loader = DataLoader(_Stream(source, **stream, first=first), batch_size=None)
-    with logging_to(instantiate(bench.cfg.get("logger")), bench.run.folder, name="sae") as logger:
-        trainer = bench.trainer(
-            max_steps=module.updates, callbacks=[keeper], enable_checkpointing=True, logger=logger, log_every_n_steps=20
-        )
-        trainer.fit(module, loader, ckpt_path=str(checkpoint) if first else None, weights_only=True)
+    health = HealthOverTraining(*_held_out(store, validation, module.sae.tokens_of_map), bench.tracker)
+    trainer = bench.trainer(
+        max_steps=module.updates,
+        callbacks=[keeper, health],
+        enable_checkpointing=True,
+        logger=bench.tracker.logger,
+        log_every_n_steps=20,
+    )
+    trainer.fit(module, loader, ckpt_path=str(checkpoint) if first else None, weights_only=True)
     return module.fold_scale().eval()
+
+
+def _held_out(store: ActivationStore, validation: list[int], tokenise: Tokenise) -> tuple[Tensor, Tensor]:
+    """Tokens of a few held-out images at every step, and the step of each."""
+    maps = [tokenise(store.at_step(step)[validation[:HEALTH_IMAGES]]) for step in range(store.steps)]
+    return torch.cat(maps), torch.arange(store.steps).repeat_interleave(len(maps[0]))
 
 
 def updates_done(checkpoint: Path) -> int:

@@ -53,10 +53,11 @@ def originals(bench: Workbench, plan: GenerationPlan) -> tuple[Artifact, Tensor]
 
     def make(folder: Path) -> None:
         images = generate(bench.trainer(enable_progress_bar=True), bench.model, plan)
-        save_file({"image_ids": plan.image_ids, "images": images}, folder / "images.safetensors")
+        if not bench.run.rank:
+            save_file({"image_ids": plan.image_ids, "images": images}, folder / "images.safetensors")
 
     with bench.run.stage("originals"):
-        artifact = bench.run.artifact("images", spec, make)
+        artifact = bench.run.artifact("images", spec, make, together=True)
     stored = load_file(artifact.folder / "images.safetensors")
     return artifact, stored["images"]
 
@@ -74,9 +75,10 @@ def generate_pairs(bench: Workbench, prepared: Prepared, *, unseen: bool = False
         made = generate(bench.trainer(enable_progress_bar=True), bench.model, asked, edit=prepared.mitigation)
         after = before.clone()
         after[moved] = made if len(made) else after[moved]
-        save_file({"images": after, "targets": targets}, folder / "steered.safetensors")
+        if not bench.run.rank:
+            save_file({"images": after, "targets": targets}, folder / "steered.safetensors")
 
     with bench.run.stage("steer"):
-        artifact = bench.run.artifact("steered", spec, make)
+        artifact = bench.run.artifact("steered", spec, make, together=True)
     stored = load_file(artifact.folder / "steered.safetensors")
     return Steered(plan, before, stored["images"], stored["targets"], labels, (source, artifact))

@@ -25,6 +25,7 @@ from difflens.sae.base import SparseAutoencoder
 from difflens.tasks.attributes import class_words, read_attribute
 from difflens.tasks.settings import check_settings, check_target, check_top, read_strength
 from difflens.tasks.values import blaming, plain
+from difflens.training.loggers import RunIdentity, Tracker
 from difflens.types import NO_FACE, Attribute, Site
 
 __all__ = ["Workbench", "blaming", "plain"]
@@ -69,6 +70,7 @@ class Workbench:
             instantiate(cfg.sae.training)(autoencoder, steps=self.model.steps)
         with blaming("trainer"):
             self.trainer()
+        self.tracker  # noqa: B018
 
     @cached_property
     def fixed_strength(self) -> Tensor | None:
@@ -87,6 +89,8 @@ class Workbench:
     @cached_property
     def model(self) -> DiffusionModel:
         """The model under study."""
+        if self.run.rank and torch.cuda.is_available():
+            torch.cuda.set_device(self.run.rank % torch.cuda.device_count())  # which "cuda" means from here on
         model: DiffusionModel = instantiate(self.cfg.model)
         return model
 
@@ -234,6 +238,26 @@ class Workbench:
             )
         return [other for other in others if other.name in names]
 
+    @cached_property
+    def tracker(self) -> Tracker:
+        """Where curves and figures go besides the run folder; closed with the run's exit code."""
+        make = None if self.run.rank else instantiate(self.cfg.get("logger"))
+        if make is None:
+            return Tracker()
+        tags = [self.cfg.model.name, self.attribute.name, self.cfg.mitigation.name]
+        identity = RunIdentity(self.cfg.name, self.run.group, self.cfg.task.name, tags, plain(self.cfg))
+        with blaming("logger"):
+            tracker: Tracker = make(self.run.folder, identity)
+
+        def close(exit_code: int) -> None:
+            try:
+                tracker.artifacts(self.run.used)
+            finally:
+                tracker.close(exit_code)
+
+        self.run.at_end(close)
+        return tracker
+
     def once(self, name: str, work: Callable[[], Result]) -> Result:
         """The result of a piece of work that several stages ask for; done, checked and said once per run."""
         if name not in self._made:
@@ -241,10 +265,15 @@ class Workbench:
         result: Result = self._made[name]
         return result
 
-    def trainer(self, **settings: Any) -> lightning.Trainer:
-        """A Lightning trainer without logger and checkpoints unless `settings` ask for them."""
+    def trainer(self, *, alone: bool = False, **settings: Any) -> lightning.Trainer:
+        """A Lightning trainer without logger and checkpoints unless `settings` ask for them.
+
+        It spreads over the configured devices, all ranks taking part, unless `alone`.
+        """
         quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
         described: Any = OmegaConf.to_container(self.cfg.trainer, resolve=True)
+        if alone:
+            described |= {"devices": 1, "strategy": "auto"}
         return lightning.Trainer(**{**quiet, **described, **settings})
 
     def label_spec(self) -> dict[str, Any]:

@@ -1,78 +1,87 @@
-"""Where training curves go, one logger per run, closed with the run's exit code."""
+"""Where a run's curves and figures go besides its folder: one tracker per run, closed with the run's exit code."""
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from difflens.artifacts import Artifact
 
 MODES = ("online", "offline", "disabled")
 
 
-def csv_logger(folder: Path, *, name: str) -> Logger:
-    """Curves as `<name>/metrics.csv` under the run folder."""
-    return CSVLogger(folder, name="csv", version=name)
+@dataclass(frozen=True)
+class RunIdentity:
+    """What a tracking service is told of a run.
+
+    Attributes:
+        name: of the run.
+        group: the sweep it is a job of, None for a run of its own.
+        task: what it does.
+        tags: model, attribute and method.
+        config: the resolved configuration.
+    """
+
+    name: str = "run"
+    group: str | None = None
+    task: str = "pipeline"
+    tags: Sequence[str] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def tensorboard_logger(folder: Path, *, name: str) -> Logger:
-    """Curves as TensorBoard events under the run folder.
+class Tracker:
+    """Numbers for a Lightning logger, or for nobody; it keeps no histograms, tables, pictures and artifacts.
+
+    Args:
+        logger: takes scalars; False for none.
+    """
+
+    def __init__(self, logger: Logger | bool = False) -> None:
+        self.logger = logger
+
+    def scalars(self, values: Mapping[str, float | None]) -> None:
+        """The run's figures; what was not measured is left out."""
+        known = {name: float(value) for name, value in values.items() if value is not None}
+        if isinstance(self.logger, Logger) and known:
+            self.logger.log_metrics(known)
+
+    def curve(self, name: str, values: Sequence[float | None]) -> None:
+        """A figure at every denoising step."""
+        for step, value in enumerate(values):
+            if isinstance(self.logger, Logger) and value is not None:
+                self.logger.log_metrics({name: float(value)}, step=step)
+
+    def histogram(self, name: str, counts: Sequence[int], edges: Sequence[float]) -> None:
+        """Numbers of things per bin."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table; a cell that is the path of an image shows it."""
+
+    def artifacts(self, artifacts: Sequence[tuple[Artifact, bool]]) -> None:
+        """The artifacts of the run in the order they were needed, each with whether it was reused."""
+
+    def close(self, exit_code: int) -> None:
+        """Write out what is held, and end."""
+        if isinstance(self.logger, Logger):
+            self.logger.finalize("success" if exit_code == 0 else "failed")
+
+
+def csv_tracker(folder: Path, _: RunIdentity) -> Tracker:
+    """Numbers as `csv/metrics.csv` in the run folder."""
+    return Tracker(CSVLogger(folder, name="csv", version=""))
+
+
+def tensorboard_tracker(folder: Path, _: RunIdentity) -> Tracker:
+    """Numbers as TensorBoard events in the run folder.
 
     Raises:
         ValueError: tensorboard is not installed.
     """
     try:
-        return TensorBoardLogger(folder, name="tensorboard", version=name)
+        return Tracker(TensorBoardLogger(folder, name="tensorboard", version=""))
     except ModuleNotFoundError as error:
-        raise ValueError("logger=tensorboard needs `pip install difflens[tensorboard]`; or take logger=csv.") from error
-
-
-def wandb_logger(
-    folder: Path,
-    *,
-    name: str,
-    project: str = "difflens",
-    entity: str | None = None,
-    mode: str | None = None,
-    tags: Sequence[str] = (),
-) -> Logger:
-    """Curves for Weights & Biases, kept under the run folder too.
-
-    Curves only: what wandb calls artifacts would lie outside the run folder when offline. The mode is passed to
-    `wandb.init`: `WandbLogger(offline=True)` would set it for every later job of the process.
-
-    Raises:
-        ValueError: the mode is unknown.
-    """
-    mode = mode or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
-    if mode not in MODES:
-        raise ValueError(f"logger.mode={mode!r} is not one of {', '.join(MODES)}.")
-    return WandbLogger(
-        project=project, entity=entity, name=name, save_dir=folder, mode=mode, tags=list(tags), reinit="create_new"
-    )
-
-
-@contextmanager
-def logging_to(make: Callable[..., Logger] | None, folder: Path, *, name: str) -> Iterator[Logger | bool]:
-    """Lightning's `logger` argument for one training: the logger made by `make(folder, name=name)`, or False for none.
-
-    It is closed however the block ends, with exit code 0 or 1: a wandb run left open would swallow the next job's
-    curves.
-    """
-    if make is None:
-        yield False
-        return
-    logger = make(folder, name=name)
-    exit_code = 1
-    try:
-        yield logger
-        exit_code = 0
-    finally:
-        close(logger, exit_code)
-
-
-def close(logger: Logger, exit_code: int) -> None:
-    """Write out what a logger holds and end it."""
-    logger.finalize("success" if exit_code == 0 else "failed")
-    if isinstance(logger, WandbLogger):
-        logger.experiment.finish(exit_code=exit_code)
+        raise ValueError(
+            "logger=tensorboard needs `pip install 'difflens[tensorboard]'`; or take logger=csv."
+        ) from error

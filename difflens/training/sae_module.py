@@ -126,6 +126,11 @@ class SaeModule(L.LightningModule):
             )
         return loss
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """This rank's share of a batch: every rank is given the whole stream."""
+        ranks = self.trainer.world_size
+        return batch if ranks == 1 else [part[self.global_rank :: ranks] for part in batch]
+
     def on_validation_epoch_start(self) -> None:
         """Start the held-out figures anew."""
         self.health.reset()
@@ -173,8 +178,13 @@ class SaeModule(L.LightningModule):
 
     @torch.no_grad()
     def _observe(self, codes: SparseCodes) -> None:
-        self.tokens_since_fired += len(codes.values)
-        self.tokens_since_fired[codes.indices[codes.values > 0]] = 0
+        fired = torch.zeros(len(self.tokens_since_fired), dtype=torch.uint8, device=codes.values.device)
+        fired[codes.indices[codes.values > 0]] = 1
+        ranks = 1 if self._trainer is None else self._trainer.world_size
+        if ranks > 1:
+            torch.distributed.all_reduce(fired, torch.distributed.ReduceOp.MAX)
+        self.tokens_since_fired += ranks * len(codes.values)
+        self.tokens_since_fired[fired.bool()] = 0
         self.sae.update_statistics(codes)
 
     def _auxiliary(self, error: Tensor, activations: Tensor) -> Tensor:
@@ -187,4 +197,4 @@ class SaeModule(L.LightningModule):
         fvu = error.square().sum(1).mean() / (self.variance * self.input_scale.square())
         l0 = (codes.values > 0).sum(1).float().mean()
         figures = {"fvu": fvu, "l0": l0, "dead_share": self.dead.float().mean(), "auxiliary": auxiliary}
-        self.log_dict({f"train/{name}": value for name, value in figures.items()})
+        self.log_dict({f"train/{name}": value for name, value in figures.items()}, sync_dist=True)

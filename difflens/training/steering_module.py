@@ -11,6 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 from difflens.models.base import DiffusionModel, Edit, Generated
 from difflens.types import GenerationPlan
 
+Numbered = list[tuple[Tensor, Tensor]]
+"""Batches of ids [n] and images, uint8 [n, 3, H, W]."""
+
 
 class SteeringModule(lightning.LightningModule):
     """`Trainer.predict` over micro-batches of a plan; the images carry their ids, so the order does not matter."""
@@ -60,11 +63,19 @@ def generate(
         return torch.empty(0, dtype=torch.uint8)
     loader = DataLoader(MicroBatches(plan, model.micro_batch), batch_size=None)
     batches: Sequence[Generated] = trainer.predict(SteeringModule(model, edit), loader) or []  # type: ignore[assignment]
-    return in_order(plan.image_ids, batches)
+    made = [(batch.image_ids, (batch.images * 255).round().byte()) for batch in batches]
+    return in_order(plan.image_ids, _of_all_ranks(made) if trainer.world_size > 1 else made)
 
 
-def in_order(image_ids: Int[Tensor, "images"], batches: Sequence[Generated]) -> Tensor:
-    """Images of the batches, uint8, by id; a micro-batch that two ranks both made counts once."""
-    position = {int(image_id): row for row, image_id in enumerate(torch.cat([batch.image_ids for batch in batches]))}
-    images = torch.cat([(batch.images * 255).round().byte() for batch in batches])
+def _of_all_ranks(made: Numbered) -> Numbered:
+    """What every rank made, on every rank."""
+    parts: list[Numbered] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, made)
+    return [batch for part in parts for batch in part]
+
+
+def in_order(image_ids: Int[Tensor, "images"], made: Numbered) -> Tensor:
+    """Images of the batches by id; a micro-batch that two ranks both made counts once."""
+    position = {int(image_id): row for row, image_id in enumerate(torch.cat([ids for ids, _ in made]))}
+    images = torch.cat([images for _, images in made])
     return images[[position[int(image_id)] for image_id in image_ids]]

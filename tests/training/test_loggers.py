@@ -1,52 +1,159 @@
-"""Curves land in the run folder, whichever logger draws them, and every training has a run of its own."""
+"""Curves and figures reach whichever tracker is chosen, and every job has a run of its own that ends with its exit code."""
 
 import csv
-import os
-from functools import partial
+import struct
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import wandb
+from PIL import Image
+from wandb.proto.wandb_internal_pb2 import Record
 
-from difflens.training.loggers import csv_logger, logging_to, wandb_logger
+from difflens.artifacts import ArtifactStore
+from difflens.training.loggers import RunIdentity, Tracker, csv_tracker, tensorboard_tracker
+from difflens.training.wandb_tracker import WandbTracker, wandb_tracker
 
-
-def draw(make: partial, folder: Path, *, name: str, values: tuple[float, ...]) -> object:
-    with logging_to(make, folder, name=name) as logger:
-        for step, value in enumerate(values):
-            logger.log_metrics({"train/fvu": value}, step=step)
-        return logger.experiment
-
-
-def test_curves_are_a_table_in_the_run_folder(tmp_path: Path) -> None:
-    draw(partial(csv_logger), tmp_path, name="sae", values=(0.5, 0.25))
-    rows = list(csv.DictReader((tmp_path / "csv" / "sae" / "metrics.csv").open()))
-    assert [(row["step"], row["train/fvu"]) for row in rows] == [("0", "0.5"), ("1", "0.25")]
+IDENTITY = RunIdentity("pipeline_mini", "sweep_1", "pipeline", ["mini_ddpm", "gender", "difflens"], {"sae": {"k": 32}})
 
 
-def test_no_logger_is_no_logger(tmp_path: Path) -> None:
-    with logging_to(None, tmp_path, name="sae") as logger:
-        assert logger is False
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key and no mode from the surroundings; what the tracker puts into the environment goes with the test."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
-def test_without_a_key_wandb_stays_offline_and_gives_every_job_its_own_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    import wandb
-
-    first = draw(partial(wandb_logger), tmp_path / "0", name="sae", values=(0.5,))
-    with pytest.raises(RuntimeError, match="stopped"), logging_to(wandb_logger, tmp_path / "1", name="sae") as logger:
-        second = logger.experiment
-        raise RuntimeError("stopped")
-    assert wandb.run is None and first.id != second.id
-    assert "WANDB_MODE" not in os.environ
-    for folder, run in ((tmp_path / "0", first), (tmp_path / "1", second)):
-        (kept,) = (folder / "wandb").glob("offline-run-*")
-        assert kept.name.endswith(run.id) and (kept / f"run-{run.id}.wandb").stat().st_size > 0
+def records(folder: Path) -> dict[str, list[Any]]:
+    """What a run's offline file holds, by kind: LevelDB's log format, after a header of 7 bytes."""
+    (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    found, part = defaultdict(list), b""
+    for kind, data in _chunks(path.read_bytes()):
+        part += data
+        if kind in (1, 4):
+            record = Record.FromString(part)
+            name = record.WhichOneof("record_type")
+            found[name].append(getattr(record, name))
+            part = b""
+    return found
 
 
-def test_an_unknown_mode_is_refused(tmp_path: Path) -> None:
+def _chunks(data: bytes) -> Iterator[tuple[int, bytes]]:
+    place = 7
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        if kind == 0:
+            return
+        yield kind, data[place + 7 : place + 7 + length]
+        place += 7 + length
+
+
+def history(found: dict[str, list[Any]]) -> dict[str, list[str]]:
+    """Every logged value as JSON text by name."""
+    values = defaultdict(list)
+    for row in found["history"]:
+        for item in row.item:
+            values["/".join(item.nested_key) or item.key].append(item.value_json)
+    return values
+
+
+def test_figures_are_a_table_in_the_run_folder(tmp_path: Path) -> None:
+    tracker = csv_tracker(tmp_path, IDENTITY)
+    tracker.scalars({"original/fd": 0.5, "original/clip_i": None})
+    tracker.curve("probe/accuracy", [0.5, None, 0.75])
+    tracker.close(0)
+    rows = list(csv.DictReader((tmp_path / "csv" / "metrics.csv").open()))
+    assert [row["original/fd"] for row in rows if row["original/fd"]] == ["0.5"] and "original/clip_i" not in rows[0]
+    assert [(row["step"], row["probe/accuracy"]) for row in rows if row["probe/accuracy"]] == [
+        ("0", "0.5"),
+        ("2", "0.75"),
+    ]
+
+
+def test_figures_are_tensorboard_events_in_the_run_folder(tmp_path: Path) -> None:
+    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="extra tensorboard")
+    tracker = tensorboard_tracker(tmp_path, IDENTITY)
+    tracker.curve("probe/accuracy", [0.5, 0.75])
+    tracker.close(0)
+    events = loading.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("probe/accuracy")] == [(0, 0.5), (1, 0.75)]
+
+
+def test_no_logger_takes_everything_and_keeps_nothing() -> None:
+    tracker = Tracker()
+    tracker.scalars({"fd": 1.0})
+    tracker.curve("x", [1.0])
+    tracker.close(1)
+    assert tracker.logger is False
+
+
+def test_a_wandb_run_holds_figures_tables_pictures_and_lineage_offline(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "artifacts")
+    tokens, _ = store.get_or_create("activations", {"n": 1}, lambda folder: (folder / "x").write_text("x"))
+    sae, _ = store.get_or_create("sae", {"from": [tokens.fingerprint]}, lambda folder: (folder / "y").write_text("y"))
+    picture = tmp_path / "0.png"
+    Image.new("RGB", (4, 4), "red").save(picture)
+    for number, (images, code) in enumerate([(True, 0), (False, 3)]):
+        tracker = wandb_tracker(tmp_path / str(number), IDENTITY, tags=["mine"], images=images)
+        assert isinstance(tracker, WandbTracker)
+        tracker.scalars({"difflens/shares.female.low": 0.25, "difflens/fid": None})
+        tracker.curve("probe/accuracy", [0.5, 0.75])
+        tracker.histogram("sae/density", [1, 2], [-2.0, -1.0, 0.0])
+        tracker.table("images", ("id", "before"), [[7, picture]])
+        tracker.artifacts([(tokens, True), (sae, False), (sae, True)])
+        tracker.close(code)
+    assert wandb.run is None
+
+    found = records(tmp_path / "0")
+    (run,) = found["run"]
+    assert (run.run_group, run.job_type, run.project) == ("sweep_1", "pipeline", "difflens")
+    assert set(run.tags) == {"mini_ddpm", "gender", "difflens", "mine"}
+    assert {item.key: item.value_json for item in run.config.update}["sae"] == '{"k":32}'
+    values = history(found)
+    assert [float(value) for value in values["difflens/shares.female.low"]] == [0.25]
+    assert "difflens/fid" not in values
+    assert [float(value) for value in values["probe/accuracy"]] == [0.5, 0.75]
+    assert [float(value) for value in values["denoising_step"]] == [0, 1]
+    assert "histogram" in str({key: value for key, value in values.items() if key.startswith("sae/density")})
+    logged = {record.name: record for record in found["artifact"] if record.type in ("activations", "sae")}
+    assert set(logged) == {f"activations-{tokens.fingerprint}", f"sae-{sae.fingerprint}"}
+    assert f'"made_from":["activations-{tokens.fingerprint}"]' in logged[f"sae-{sae.fingerprint}"].metadata.replace(
+        " ", ""
+    )
+    assert str(sae.folder) in str(logged[f"sae-{sae.fingerprint}"].manifest)
+    assert [record.exit_code for record in found["exit"]] == [0]
+    second = records(tmp_path / "1")
+    (with_images, without) = (
+        str([r.manifest for r in each["artifact"] if r.type == "run_table"]) for each in (found, second)
+    )
+    assert "media/images" in with_images and "media/images" not in without
+    assert [record.exit_code for record in second["exit"]] == [3] and second["run"][0].run_id != run.run_id
+
+
+def test_without_a_network_or_with_a_bad_key_a_run_is_kept_offline(tmp_path: Path, monkeypatch, caplog) -> None:
+    def init(mode: str, **_: object) -> SimpleNamespace:
+        if mode == "online":
+            raise wandb.errors.CommError("Run initialization has timed out")
+        return SimpleNamespace(id="x", finish=lambda exit_code: None, define_metric=lambda *_, **__: None)
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(wandb, "init", init)
+    tracker = wandb_tracker(tmp_path, IDENTITY, mode="online")
+    assert isinstance(tracker, WandbTracker) and "kept offline; send it later: wandb sync" in caplog.text
+
+
+def test_a_wrong_mode_and_a_missing_package_are_one_clear_line(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"logger\.mode='sometimes' is not one of online, offline, disabled"):
-        wandb_logger(tmp_path, name="sae", mode="sometimes")
+        wandb_tracker(tmp_path, IDENTITY, mode="sometimes")
+    assert type(wandb_tracker(tmp_path, IDENTITY, mode="disabled")) is Tracker
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="needs `pip install wandb`; or take logger=csv"):
+        wandb_tracker(tmp_path, IDENTITY, mode="offline")

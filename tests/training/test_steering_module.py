@@ -2,7 +2,6 @@ import lightning
 import pytest
 import torch
 
-from difflens.models.base import Generated
 from difflens.models.unconditional import UnconditionalModel
 from difflens.training.steering_module import MicroBatches, generate, in_order
 from difflens.types import GenerationPlan
@@ -28,8 +27,8 @@ def test_an_item_is_a_whole_micro_batch(model: UnconditionalModel) -> None:
 
 
 def test_a_micro_batch_made_by_two_ranks_counts_once() -> None:
-    one = Generated(torch.tensor([0, 1]), torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 3, 2, 2), None)
-    two = Generated(torch.tensor([2, 0]), torch.tensor([0.2, 0.0])[:, None, None, None].expand(2, 3, 2, 2), None)
+    one = (torch.tensor([0, 1]), torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 2, 2))
+    two = (torch.tensor([2, 0]), torch.tensor([51, 0], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 2, 2))
     images = in_order(torch.tensor([2, 1, 0]), [one, two, one])
     assert images[:, 0, 0, 0].tolist() == [51, 255, 0]
 

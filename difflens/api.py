@@ -1,0 +1,194 @@
+"""The Python interface: a run's SAE and features, on any supported diffusers pipeline, and FD of tensors."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from jaxtyping import Float, Num
+from safetensors.torch import load_file
+from torch import Tensor
+
+from difflens.artifacts import Artifact, ArtifactStore
+from difflens.attribution.statistics import CodeStatistics
+from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult
+from difflens.mitigation.assignment import assign_exact
+from difflens.mitigation.base import Window
+from difflens.mitigation.sae_features import SaeFeatureMitigation
+from difflens.models.live_pipeline import edited_pipeline
+from difflens.probes.linear import LinearProbe
+from difflens.sae.base import SparseAutoencoder
+from difflens.sae.storage import load_sae as read_sae
+from difflens.types import Attribute, FeatureSet, Site
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a run found of one attribute: the edit at the run's strengths, and the grid of steps it belongs to.
+
+    Attributes:
+        mitigation: the edit; its `features` are the latents per class, its `sae` the autoencoder.
+        timesteps: the scheduler's timesteps on which features and probe were found.
+    """
+
+    mitigation: SaeFeatureMitigation
+    timesteps: tuple[float, ...]
+
+    @property
+    def attribute(self) -> Attribute:
+        """The bias that the features carry."""
+        return self.mitigation.attribute
+
+
+class _Chain:
+    """The artifacts of a run, found from one to the next by the fingerprints in their specs."""
+
+    def __init__(self, run: str | Path) -> None:
+        self.run = Path(run).resolve()
+        try:
+            entries = json.loads((self.run / "manifest.json").read_text())["artifacts"]
+        except (OSError, ValueError, KeyError):
+            raise ValueError(
+                f"{str(run)!r} is no run folder; give one that difflens made, such as 'outputs/latest'."
+            ) from None
+        self.made: dict[str, str] = {entry["kind"]: entry["fingerprint"] for entry in entries}
+        self.root = next((folder / "artifacts" for folder in self.run.parents if (folder / "artifacts").is_dir()), None)
+
+    def read(self, kind: str, fingerprint: str | None = None) -> Artifact:
+        """An artifact of the run, every file of it checked; the last one of its kind where no fingerprint is given.
+
+        Raises:
+            ValueError: the run has none, or it is not there any more.
+        """
+        mark = fingerprint or self.made.get(kind)
+        folder = None if self.root is None or mark is None else self.root / kind / mark
+        if folder is None or not folder.is_dir():
+            raise ValueError(f"the run {str(self.run)!r} has no {kind}; run `difflens task=steer`, or the whole study.")
+        assert self.root is not None
+        found = ArtifactStore(self.root).find(kind, json.loads((folder / "spec.json").read_text()))
+        assert found is not None
+        return found
+
+
+def load_sae(run: str | Path) -> SparseAutoencoder:
+    """The sparse autoencoder of a run; it takes raw activations of the run's site.
+
+    Raises:
+        ValueError: the folder is no run, or the run trained or used none.
+    """
+    return read_sae(_Chain(run).read("sae").folder / "autoencoder")
+
+
+def load_features(run: str | Path) -> Features:
+    """The features that a run located, as the edit it made of them; without what it held the other attributes by.
+
+    Raises:
+        ValueError: the folder is no run, it steered nothing, or its strengths belong to prompts.
+    """
+    chain = _Chain(run)
+    steered = chain.read("steered")
+    statistics = chain.read("statistics", steered.spec["attribution"])
+    attribution = chain.read("attribution", statistics.spec["attribution"])
+    sae, probe = (chain.read(kind, attribution.spec[kind]) for kind in ("sae", "probe"))
+    activations = chain.read("activations", sae.spec["activations"])
+    described, settings = probe.spec["attribute"], steered.spec["mitigation"]
+    attribute = Attribute(described["name"], tuple(described["classes"]))
+    latents = {name: tuple(group) for name, group in steered.spec["latents"].items()}
+    window = settings["window"]
+    mitigation = SaeFeatureMitigation(
+        read_sae(sae.folder / "autoencoder"),
+        FeatureSet(attribute, latents),
+        CodeStatistics(**load_file(statistics.folder / "statistics.safetensors")),
+        site=Site(**{key: value for key, value in activations.spec["site"].items() if key != "_target_"}),
+        strength=_strength(chain, steered.spec, attribute),
+        window=Window(window["start"], window["stop"]),
+        gate=_read_probe(probe) if settings["gate"] else None,
+        **{key: settings[key] for key in ("mode", "places", "suppress", "update", "protocol")},
+    )
+    return Features(mitigation, tuple(activations.spec["model"]["timesteps"]))
+
+
+def _strength(chain: _Chain, spec: Mapping[str, Any], attribute: Attribute) -> Tensor:
+    if "strength" in spec:
+        strength = torch.tensor(spec["strength"])
+    else:
+        strength = load_file(chain.read("calibration", spec["calibration"]).folder / "calibration.safetensors")[
+            "strength"
+        ]
+    if strength.shape != (len(attribute.classes),):
+        raise ValueError("the run's strengths were calibrated per prompt; use a run with one strength per class.")
+    return strength
+
+
+def _read_probe(artifact: Artifact) -> LinearProbe:
+    stored = load_file(artifact.folder / "probe.safetensors")
+    probe = LinearProbe(*stored["weight"].shape)
+    probe.load_state_dict({name: stored[name] for name in ("weight", "bias")})
+    return probe
+
+
+@contextmanager
+def steer(
+    pipeline: DiffusionPipeline,
+    features: Features,
+    *,
+    target: Mapping[str, float] | None = None,
+    strength: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> Iterator[DiffusionPipeline]:
+    """Inside the block every call of the pipeline pushes its images towards a target distribution of classes.
+
+    The images of one call get classes in exact quota, shuffled. The pipeline is as it was after the block.
+
+    Args:
+        pipeline: a diffusers pipeline with a U-Net, unconditional or text-to-image, such as the one the run studied.
+        features: of `load_features`.
+        target: share per class; None for equal shares.
+        strength: per class; None for the run's own.
+        seed: shuffles who gets which class.
+
+    Raises:
+        ValueError: a class is unknown, the pipeline has no such site, it samples on another grid of timesteps than the
+            features were found on, or its scheduler does not know the update.
+    """
+    mitigation, attribute = features.mitigation, features.attribute
+    shares = attribute.target(target)
+    if strength is not None:
+        wanted = [strength.get(name, mitigation.neutral) for name in attribute.classes]
+        for name in strength:
+            attribute.index(name)
+        mitigation = mitigation.with_strength(torch.tensor(wanted))
+    if mitigation.update == "asymmetric" and not isinstance(pipeline.scheduler, DDIMScheduler):
+        raise ValueError(
+            f"the asymmetric update needs a DDIMScheduler, the pipeline has {type(pipeline.scheduler).__name__}; give it "
+            "one, or take a run with mitigation.update=symmetric."
+        )
+    calls = iter(range(seed, 2**31))
+
+    def assign(images: int) -> Tensor:
+        return assign_exact(shares, images, seed=next(calls))
+
+    with edited_pipeline(pipeline, mitigation, timesteps=features.timesteps, assign=assign):
+        yield pipeline
+
+
+def fairness_discrepancy(
+    logits: Num[Tensor, "images classes"],
+    classes: Sequence[str],
+    target: Mapping[str, float] | Float[Tensor, "classes"] | None = None,
+) -> FairnessResult:
+    """FD of a judge's logits, soft and hard, with its chance level, unbiased square, shares and their intervals.
+
+    Args:
+        logits: [N, C] of the judge, columns in the order of `classes`; a row of NaN is an image without a face.
+        classes: their names.
+        target: share per class; None for equal shares.
+    """
+    shares = Attribute("attribute", tuple(classes)).target(target) if isinstance(target, Mapping) else target
+    metric = FairnessDiscrepancy(classes, shares, missing="count")
+    metric.update(logits)
+    return metric.compute()

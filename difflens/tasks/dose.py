@@ -1,0 +1,36 @@
+"""`task=dose`: shares, FD, CLIP-I and leakage from no edit to twice the calibrated strength (METHOD 10.3)."""
+
+from dataclasses import replace
+
+from omegaconf import DictConfig
+
+from difflens.report.experiment_figures import draw_doses, save_plot
+from difflens.run import Run
+from difflens.tasks.calibrate import prepare
+from difflens.tasks.evaluation import evaluate
+from difflens.tasks.steer import generate_pairs
+from difflens.tasks.workbench import Workbench
+
+
+def dose(cfg: DictConfig, run: Run) -> None:
+    """Steer and measure the evaluation images at every multiple of `task.doses`; write `dose.json` and `dose.svg`."""
+    bench = Workbench(cfg, run)
+    prepared = prepare(bench)
+    neutral = float(getattr(prepared.mitigation, "neutral", 0.0))
+    rows = []
+    for multiple in cfg.task.doses:
+        strength = neutral + multiple * (prepared.strength - neutral)
+        spec = {key: value for key, value in prepared.spec.items() if key != "calibration"}
+        edit = replace(
+            prepared,
+            mitigation=prepared.mitigation.with_strength(strength),
+            strength=strength,
+            spec={**spec, "strength": strength.tolist()},
+        )
+        metrics = evaluate(bench, generate_pairs(bench, edit))
+        rows.append({"dose": multiple, "strength": strength.tolist(), **metrics["rows"][1]})
+        run.say(f"{multiple:g} × the calibrated strength: FD hard {rows[-1]['fd_hard']:.3f}")
+    data = {"attribute": bench.attribute.name, "classes": list(bench.attribute.classes), "rows": rows}
+    run.write_json("dose.json", data)
+    if not run.rank:
+        save_plot(run.folder, "dose", draw_doses, data, (7.6, 5.4))

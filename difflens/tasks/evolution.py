@@ -1,0 +1,78 @@
+"""`task=evolution`: when each class becomes decodable, when its latents fire, and where in the image (METHOD 10.4)."""
+
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from difflens.report.experiment_figures import draw_evolution, save_plot
+from difflens.run import Run
+from difflens.tasks import probe as probe_task
+from difflens.tasks.attribution import locate_features
+from difflens.tasks.plans import evaluation_plan
+from difflens.tasks.workbench import Workbench
+
+
+def evolution(cfg: DictConfig, run: Run) -> None:
+    """Follow `task.images` evaluation images, which trained nothing; write `evolution.json` and `evolution.svg`."""
+    bench = Workbench(cfg, run)
+    located, probe = locate_features(bench), probe_task.fit(bench)[1]
+    classes, latents = bench.attribute.classes, located.features.latents
+    plan = evaluation_plan(bench)
+    plan = plan.part(0, cfg.task.images)
+    read: list[Tensor] = []
+    activity: dict[str, list[Tensor]] = {name: [] for name in classes}
+    made: list[Tensor] = []
+    with run.stage("evolution"), torch.inference_mode():
+        for batch in bench.model.sample(plan, record=bench.site):
+            assert batch.activations is not None
+            made.append((batch.images * 255).round().byte())
+            steps = [h.float() for h in batch.activations.unbind(1)]
+            read.append(torch.stack([probe(h, step).argmax(-1) for step, h in enumerate(steps)]))
+            for name in classes:
+                chosen = torch.tensor(latents[name])
+                maps = [located.autoencoder.codes_of_latents(h, chosen).mean(1) for h in steps]
+                activity[name].append(torch.stack(maps))
+    labels, _ = bench.labels(torch.cat(made))
+    data = describe(
+        classes, labels, torch.cat(read, 1), {name: torch.cat(parts, 1) for name, parts in activity.items()}
+    )
+    run.write_json("evolution.json", {"attribute": bench.attribute.name, "images": len(labels), **data})
+    save_plot(run.folder, "evolution", draw_evolution, data, (7.6, 5.2))
+    for name in classes:
+        first, most = data["decodable"][name], data["busiest"][name]
+        run.say(f"{name}: decodable (recall ≥ 0.9) from step {first} on, fires most at step {most}")
+
+
+def describe(
+    classes: tuple[str, ...], labels: Tensor, read: Tensor, activity: dict[str, Tensor], *, recall: float = 0.9
+) -> dict[str, Any]:
+    """Recall per class and step, activity on own and other images, the busiest step and the mean map there.
+
+    Args:
+        classes: of the attribute.
+        labels: the judge's class of each finished image [N].
+        read: the probe's class at every step [steps, N].
+        activity: class → mean code of its latents [steps, N, H, W].
+        recall: from which recall on a class counts as decodable.
+    """
+    found: dict[str, Any] = {
+        "classes": list(classes),
+        "recall": {},
+        "firing": {},
+        "busiest": {},
+        "maps": {},
+        "decodable": {},
+    }
+    for index, name in enumerate(classes):
+        own, codes = labels == index, activity[name]
+        hits = (read[:, own] == index).double().mean(1)
+        per_step = {key: codes[:, rows].mean((1, 2, 3)).tolist() for key, rows in (("own", own), ("other", ~own))}
+        busiest = int(codes[:, own].mean((1, 2, 3)).argmax())
+        above = (hits >= recall).nonzero()[:, 0].tolist()
+        found["recall"][name], found["firing"][name], found["busiest"][name] = hits.tolist(), per_step, busiest
+        found["maps"][name] = (codes[busiest, own].mean(0)).tolist()
+        # From where on it stays decodable, not the first step that happens to be.
+        found["decodable"][name] = next((s for s in above if all(t in above for t in range(s, len(hits)))), None)
+    return found

@@ -1,0 +1,43 @@
+"""The Weights & Biases side of a sweep: a workspace over its runs, and a sweep file whose command this program takes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from program import Program
+from sweep_folder import write_job
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_workspace_is_written_for_the_runs_of_a_sweep(tmp_path: Path) -> None:
+    pytest.importorskip("wandb_workspaces", reason="extra dashboard")
+    sweep = tmp_path / "gender_1a2b"
+    write_job(sweep / "0", ["seed=0"], fd=0.1)
+    write_job(sweep / "1", ["seed=1"], fd=None, status="failed", error="sae: NaN")
+    ended = Program(tmp_path / "work")("task=dashboard", f"sweep={sweep}")
+    assert ended.code == 0, ended.err
+    text = (sweep / "dashboard.json").read_text()
+    assert json.loads(text)["displayName"] == "difflens: gender_1a2b"
+    for name in (
+        "summary:difflens/fd_hard",
+        "original/shares.female.share",
+        "sae/held_out/fvu_per_step",
+        "gender_1a2b",
+    ):
+        assert name in text, name
+    assert "not created" in ended.out
+
+
+def test_the_sample_sweep_of_wandb_gives_overrides_that_compose() -> None:
+    described = yaml.safe_load((ROOT / "experiments" / "wandb_sweep.yaml").read_text())
+    assert described["command"] == ["difflens", "logger=wandb", "${args_no_hyphens}"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for key, settings in described["parameters"].items():
+            for value in settings["values"]:
+                cfg = compose("config", overrides=["logger=wandb", f"{key}={value}"])
+                chosen = OmegaConf.select(cfg, key)
+                assert (chosen.name if key == "attribute" else chosen) == value
