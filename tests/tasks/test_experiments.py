@@ -1,0 +1,54 @@
+"""The first experiments (METHOD section 10) on the tiny study: their numbers are there, consistent, and drawn."""
+
+import pytest
+import torch
+from program import Program, undisturbed
+
+from difflens.tasks.evolution import describe
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    return undisturbed().copied(tmp_path_factory.mktemp("experiments") / "study")
+
+
+def test_separation_scores_every_latent_on_exact_pairs(program: Program) -> None:
+    ended = program("task=separation", "task.pairs=6", "task.steps=[0.5]")
+    assert ended.code == 0, ended.err
+    found = program.json("separation.json")
+    assert len(found["own"]) == len(found["chosen"]) and all(0 <= value <= 1 for value in found["own"])
+    chosen = [latent for latent, is_chosen in enumerate(found["chosen"]) if is_chosen]
+    assert {card["latent"] for card in undisturbed().json("report.json")["features"]} <= set(chosen)
+    assert found["own"] == found["auc_separation"]["gender"]
+    assert (program.latest / "separation.svg").read_text().startswith("<?xml")
+
+
+def test_doses_run_from_no_edit_to_twice_the_calibrated_strength(program: Program) -> None:
+    ended = program("task=dose", "task.doses=[0,1]")
+    assert ended.code == 0, ended.err
+    none, calibrated = program.json("dose.json")["rows"]
+    study = undisturbed().json("metrics.json")["rows"]
+    assert none["fd"] == pytest.approx(study[0]["fd"]) and none["clip_i"] == pytest.approx(1)
+    assert calibrated["fd"] == pytest.approx(study[1]["fd"]) and calibrated["shares"] == study[1]["shares"]
+    assert (program.latest / "dose.svg").is_file()
+
+
+def test_evolution_follows_fresh_images(program: Program) -> None:
+    ended = program("task=evolution", "task.images=16")
+    assert ended.code == 0, ended.err
+    found = program.json("evolution.json")
+    assert found["images"] == 16 and set(found["recall"]) == {"female", "male"}
+    assert all(len(found["recall"][name]) == 4 and 0 <= found["busiest"][name] < 4 for name in found["recall"])
+    assert (program.latest / "evolution.svg").is_file()
+
+
+def test_a_planted_onset_is_found() -> None:
+    labels = torch.tensor([0, 0, 1, 1])
+    read = torch.tensor([[0, 0, 0, 0], [1, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]])
+    codes = torch.zeros(4, 4, 2, 2)
+    codes[2, :2, 0, 1] = 3.0  # at step 2, in images of class a, in the upper right
+    found = describe(("a", "b"), labels, read, {"a": codes, "b": torch.zeros(4, 4, 2, 2)})
+    assert found["recall"] == {"a": [1.0, 0.5, 1.0, 1.0], "b": [0.0, 1.0, 1.0, 1.0]}
+    assert found["decodable"] == {"a": 2, "b": 1}
+    assert found["busiest"]["a"] == 2 and found["maps"]["a"] == [[0.0, 3.0], [0.0, 0.0]]
+    assert found["firing"]["a"]["own"] == [0.0, 0.0, 0.75, 0.0] and sum(found["firing"]["a"]["other"]) == 0
