@@ -3,6 +3,7 @@
 import csv
 import struct
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +31,16 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def records(folder: Path) -> dict[str, list[Any]]:
-    """What a run's offline file holds, by kind: LevelDB's log format, after a header of 7 bytes."""
+    """What a finished run's offline file holds, by kind; wandb's own process may still be writing the last of it."""
     (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    deadline = time.monotonic() + 60
+    while not (found := _read(path))["exit"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def _read(path: Path) -> dict[str, list[Any]]:
+    """The records of a file in LevelDB's log format, after a header of 7 bytes."""
     found, part = defaultdict(list), b""
     for kind, data in _chunks(path.read_bytes()):
         part += data

@@ -1,0 +1,63 @@
+"""The feature explorer: a real server on the tiny study, asked as a browser asks it, and by a browser."""
+
+import io
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from PIL import Image
+from program import Program, undisturbed
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    program: Program = undisturbed().copied(tmp_path_factory.mktemp("explore") / "study")
+    process = program.start("task=explore", "task.port=0", "task.images=2")
+    deadline = time.monotonic() + 300
+    while not (program.latest / "explorer.json").exists() and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    yield program.json("explorer.json")["url"]
+    ended = program.stop(process, signal.SIGINT, when=lambda: True)
+    assert ended.code == 130
+
+
+def picture(url: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(urlopen(url, timeout=300).read())).convert("RGB")).astype(int)
+
+
+def test_raising_a_latent_changes_the_images_and_nothing_else_does(address: str) -> None:
+    latent = undisturbed().json("report.json")["features"][0]["latent"]
+    plain, raised = (picture(f"{address}images.png?latent={latent}&strength={strength}") for strength in (0, 6))
+    originals = [undisturbed().latest / "images" / "original" / f"{image_id}.png" for image_id in range(2)]
+    expected = np.concatenate([np.asarray(Image.open(path)).astype(int) for path in originals], 1)
+    assert plain.shape == expected.shape == (32, 64, 3)
+    # Another batch size: a pixel may differ by rounding.
+    assert np.abs(plain - expected).mean() < 1 and np.abs(raised - plain).mean() > 0.2
+    for wrong in (
+        "nothing",
+        "images.png?latent=999999&strength=1",
+        "images.png?latent=x&strength=1",
+        "strip.png?latent=0",
+    ):
+        with pytest.raises(HTTPError, match="404"):
+            urlopen(address + wrong, timeout=60)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine: apt-get install chromium")
+def test_a_browser_shows_the_cards_and_draws_the_images(address: str, tmp_path: Path) -> None:
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path}"]
+    command = [str(BROWSER), *quiet, "--virtual-time-budget=20000", "--dump-dom", address]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert re.search(r'id="took">\d+\.\d s<', page), page
+    cards = undisturbed().json("report.json")["features"]
+    assert [int(found) for found in re.findall(r'data-latent="(\d+)"', page)] == [card["latent"] for card in cards]
