@@ -35,18 +35,23 @@ class SteeringModule(lightning.LightningModule):
 
 
 class MicroBatches(Dataset[GenerationPlan]):
-    """A plan cut into micro-batches: one item is one whole micro-batch, so that no rank ever splits one."""
+    """A plan cut into micro-batches: one item is one whole micro-batch, so that no rank ever splits one.
 
-    def __init__(self, plan: GenerationPlan, size: int) -> None:
-        self.plan, self.size = plan, size
+    Where there are fewer than `at_least`, the number of ranks, the first come again: Lightning wants work for every rank.
+    """
+
+    def __init__(self, plan: GenerationPlan, size: int, *, at_least: int = 1) -> None:
+        self.plan, self.size, self.at_least = plan, size, at_least
+        self.distinct = -(-len(plan.image_ids) // size)
 
     def __len__(self) -> int:
-        return -(-len(self.plan.image_ids) // self.size)
+        return max(self.distinct, self.at_least)
 
     def __getitem__(self, index: int) -> GenerationPlan:
         if index >= len(self):
             raise IndexError(index)
-        return self.plan.part(index * self.size, (index + 1) * self.size)
+        start = index % self.distinct * self.size
+        return self.plan.part(start, start + self.size)
 
 
 def generate(
@@ -61,7 +66,7 @@ def generate(
         raise ValueError("a generation plan must not repeat an image id.")
     if not len(plan.image_ids):
         return torch.empty(0, dtype=torch.uint8)
-    loader = DataLoader(MicroBatches(plan, model.micro_batch), batch_size=None)
+    loader = DataLoader(MicroBatches(plan, model.micro_batch, at_least=trainer.world_size), batch_size=None)
     batches: Sequence[Generated] = trainer.predict(SteeringModule(model, edit), loader) or []  # type: ignore[assignment]
     made = [(batch.image_ids, (batch.images * 255).round().byte()) for batch in batches]
     return in_order(plan.image_ids, _of_all_ranks(made) if trainer.world_size > 1 else made)
