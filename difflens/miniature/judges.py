@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from difflens.locations import locate
-from difflens.miniature.faces import FACTORS, WORKPLACE_FACTORS, render
+from difflens.miniature.faces import FACTORS, SIZE, WORKPLACE_FACTORS, render
 from difflens.miniature.fit import FitSettings, Recipe
 from difflens.miniature.population import Population
 from difflens.models.base import weights_fingerprint
@@ -141,7 +141,10 @@ def load_network(folder: Path) -> nn.Module:
 
 
 class MiniatureJudge:
-    """A trained judge as `difflens.metrics.judges.Judge`: images [N, 3, 32, 32] in [0, 1] → factor → logits [N, C]."""
+    """A trained judge as `difflens.metrics.judges.Judge`: images in [0, 1] → factor → logits [N, C].
+
+    Images of another size than 32 × 32 are brought to it first.
+    """
 
     def __init__(self, network: nn.Module, name: str) -> None:
         self.network, self.name = network, name
@@ -152,8 +155,14 @@ class MiniatureJudge:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of every factor, in batches of bounded memory."""
-        parts = [self.network(chunk) for chunk in images.split(256)]
+        parts = [self.network(_resized(chunk)) for chunk in images.split(256)]
         return {name: torch.cat([part[name] for part in parts]).float() for name in self.classes}
+
+
+def _resized(images: Tensor) -> Tensor:
+    if images.shape[-2:] == (SIZE, SIZE):
+        return images
+    return nn.functional.interpolate(images, size=(SIZE, SIZE), mode="bilinear", antialias=True)
 
 
 def load_judge(folder: str) -> MiniatureJudge:

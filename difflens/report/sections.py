@@ -10,6 +10,7 @@ from difflens.report import inside, origin
 from difflens.report.folders import folders
 from difflens.report.images import embed, images_by_id, select_pairs
 from difflens.report.outcome_figures import draw_dose, draw_leakage, draw_shares
+from difflens.report.published import beside_published
 from difflens.report.run_folder import Json, RunFolder
 from difflens.report.svg import inline_svg
 from difflens.report.tables import protocol_sentence, summary_measures
@@ -128,6 +129,7 @@ SECTIONS = (
     Section("grid", "Before and after", grid, ("images/original and images/difflens", "steer")),
     Section("shares", "Shares", shares, ("metrics.json", "steer")),
     Section("summary", "Summary", summary, ("metrics.json", "steer")),
+    Section("compare", "Published and measured", beside_published, ("published in metrics.json", "report")),
     Section("dose", "Dose and response", dose, ("dose in report.json", "calibrate")),
     Section("leakage", "Leakage into other attributes", leakage, ("leakage in metrics.json", "steer")),
     Section("features", "Top features", features, ("features in report.json", "attribution")),
@@ -144,8 +146,9 @@ OF_A_STUDY = ("grid", "dose", "features", "sae", "probe")
 
 
 def sections_of(run: RunFolder) -> list[Section]:
-    """The sections that apply to a run: a study of a model, or the measurement of folders."""
-    passed = OF_A_STUDY if run.metrics.get("folders") else ("folders",)
+    """The sections that apply to a run: a study of a model, perhaps with published numbers, or the measurement of folders."""
+    passed = {*OF_A_STUDY} if run.metrics.get("folders") else {"folders"}
+    passed |= set() if run.metrics.get("published") else {"compare"}
     return [section for section in SECTIONS if section.key not in passed]
 
 

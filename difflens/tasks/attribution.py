@@ -114,6 +114,7 @@ def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Attribution
         "probe": probe_artifact.fingerprint,
         "scorer": plain(settings.scorer),
         "images_per_class": settings.images_per_class,
+        **({} if settings.temperature == 1 else {"temperature": settings.temperature}),
     }
     contrast = None
     if settings.baseline == "contrast" and attribute == bench.attribute:
@@ -123,7 +124,8 @@ def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Attribution
     def make(folder: Path) -> None:
         labels = learning_labels(bench, store, attribute)
         labels = labels if contrast is None else named_classes(bench)
-        module = AttributionModule(autoencoder, probe, attribute, instantiate(settings.scorer))
+        scorer = instantiate(settings.scorer)
+        module = AttributionModule(autoencoder, probe, attribute, scorer, temperature=settings.temperature)
         batches = _Batches(store, labels, _first_of_each(labels, settings.images_per_class), contrast)
         trainer = bench.trainer(alone=True, inference_mode=False)
         trainer.predict(module, DataLoader(batches, batch_size=None), return_predictions=False)

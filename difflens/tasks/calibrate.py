@@ -64,16 +64,17 @@ def prepare(bench: Workbench) -> Prepared:
     held = [locate_held(bench, attribute) for attribute in bench.held()]
     mitigation: Mitigation = build_mitigation(bench, located, held)
     spec = mitigation_spec(bench, located, held)
+    times, neutral = bench.cfg.mitigation.times, getattr(mitigation, "neutral", 0.0)
     if bench.fixed_strength is not None:
-        strength = bench.fixed_strength
+        strength = neutral + times * (bench.fixed_strength - neutral)
         return Prepared(
             mitigation.with_strength(strength), strength, None, {**spec, "strength": strength.tolist()}, located
         )
     if bench.per_prompt:
         mitigation = PerPromptMitigation(mitigation, bench.per_prompt)
     artifact, calibration = _calibrated(bench, mitigation, spec)
-    strength = calibration.strength
     track_calibration(bench, slot_names(bench), calibration)
+    strength = neutral + times * (calibration.strength - neutral)
     for name, met in zip(slot_names(bench), calibration.met, strict=True):
         if not met:
             bench.run.say(
@@ -83,7 +84,7 @@ def prepare(bench: Workbench) -> Prepared:
         mitigation.with_strength(strength),
         strength,
         calibration,
-        {**spec, "calibration": artifact.fingerprint},
+        {**spec, "calibration": artifact.fingerprint, **({} if times == 1 else {"times": times})},
         located,
     )
 
@@ -99,11 +100,13 @@ def build_mitigation(bench: Workbench, located: Located, held: Sequence[Located]
 
 def feature_edit(bench: Workbench, located: Located) -> SaeFeatureMitigation:
     """The edit of the attribute under study alone, of no strength yet."""
-    settings = bench.cfg.mitigation
+    settings, statistics = bench.cfg.mitigation, located.statistics
+    if settings.unit == "code":
+        statistics = statistics._replace(level=torch.ones_like(statistics.level))
     return SaeFeatureMitigation(
         located.autoencoder,
         located.features,
-        located.statistics,
+        statistics,
         site=bench.site,
         mode=settings.mode,
         strength=torch.zeros(len(bench.attribute.classes)),
@@ -137,6 +140,8 @@ def mitigation_spec(bench: Workbench, located: Located, held: Sequence[Located])
         key: settings[key]
         for key in ("mode", "places", "suppress", "update", "window", "assignment", "gate", "protocol")
     }
+    if settings["unit"] != "level":
+        kept["unit"] = settings["unit"]
     latents = {name: list(group) for name, group in located.features.latents.items()}
     attribution = located.artifact.fingerprint
     own = {prompt: q.tolist() for prompt, q in bench.goals.own.items()}

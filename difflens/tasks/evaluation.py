@@ -46,6 +46,8 @@ def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> d
     with bench.run.stage("metrics"):
         artifact = bench.run.artifact("metrics", spec, make)
         metrics: dict[str, Any] = json.loads((artifact.folder / "metrics.json").read_text())
+        if bench.cfg.published:
+            metrics["published"] = plain(bench.cfg.published)
         bench.run.write_json("metrics_unseen.json" if unseen else "metrics.json", metrics)
     if not unseen:
         track_metrics(bench, metrics)

@@ -15,7 +15,7 @@ from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult, Inter
 from difflens.metrics.frechet import FrechetDistance, KernelDistance
 from difflens.metrics.judges import OTHER, faces_found, select_classes
 from difflens.metrics.leakage import Leakage
-from difflens.metrics.official import official_discrepancies
+from difflens.metrics.official import OfficialDiscrepancies, official_discrepancies
 from difflens.metrics.others import count_others
 from difflens.tasks.measures import Reading, Study
 from difflens.types import Attribute
@@ -70,7 +70,7 @@ def fairness(reading: Reading, study: Study, target: Tensor) -> dict[str, Any]:
         **_summary(single),
         "fd_squared_unbiased": single.fd_squared_unbiased,
         "fd_max": single.fd_maximum,
-        **({} if reading.outputs is None else {"fd_official": _official(reading.outputs, study)}),
+        **_official(reading, study, torch.ones(len(reading.image_ids), dtype=torch.bool)),
         **_parts(reading, study, target),
         "intersectional_fd": joint.compute().fd_hard,
         "intersectional_attributes": list(crossed),
@@ -97,13 +97,15 @@ def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str
     for prompt, number in order.items():
         rows = which == number
         found = _discrepancy(logits[rows], study.attribute, study.goals.of(prompt), missing=study.missing)
-        by_prompt[prompt] = {"n": found.n, "missing_faces": found.missing, **_summary(found)}
+        counted = {"n": found.n, "missing_faces": found.missing}
+        by_prompt[prompt] = {**counted, **_summary(found), **_official(reading, study, rows)}
         if obeyed is not None:
             by_prompt[prompt]["obeyed"] = float(obeyed[rows].nanmean())
     similarity = PromptSimilarity()
     similarity.update(reading.embeddings, study.extractor.embed_texts(list(order))[which])  # type: ignore[attr-defined]
     clip = similarity.compute()
-    means = {f"{key}_prompt_mean": fmean(row[key] for row in by_prompt.values()) for key in ("fd", "fd_hard")}
+    keys = [key for key in ("fd", "fd_hard", "fd_official") if key in next(iter(by_prompt.values()))]
+    means = {f"{key}_prompt_mean": fmean(row[key] for row in by_prompt.values()) for key in keys}
     share = None if obeyed is None else float(obeyed.nanmean())
     return {**means, "prompts": by_prompt, "obeyed": share, "clip_t": clip.cosine, "clip_t_paper": clip.paper}
 
@@ -178,9 +180,13 @@ def _summary(found: FairnessResult) -> dict[str, Any]:
     }
 
 
-def _official(outputs: Tensor, study: Study) -> float | None:
-    seen = outputs[faces_found(outputs)]
-    return official_discrepancies(seen)._asdict().get(study.attribute.name)
+def _official(reading: Reading, study: Study, rows: Tensor) -> dict[str, float]:
+    """The released code's discrepancy of some images, where the judge follows its protocol."""
+    if reading.outputs is None or study.attribute.name not in OfficialDiscrepancies._fields:
+        return {}
+    outputs = reading.outputs[rows]
+    seen = official_discrepancies(outputs[faces_found(outputs)])
+    return {"fd_official": seen._asdict()[study.attribute.name]}
 
 
 def _named(attribute: Attribute) -> Attribute:

@@ -49,6 +49,8 @@ NUMBERS: Mapping[str, Range] = {
     "probe.l2": NOT_NEGATIVE,
     "probe.iterations": _whole(1),
     "probe.held_out": SHARE,
+    "attribution.temperature": POSITIVE,
+    "mitigation.times": NOT_NEGATIVE,
     "attribution.specificity": NOT_NEGATIVE,
     "attribution.images_per_class": _whole(1),
     "attribution.statistics_images": _whole(1),
@@ -74,6 +76,7 @@ WORDS: Mapping[str, tuple[Any, ...]] = {
     "data.site.tensor": get_args(Where),
     "data.site.branch": get_args(Branch),
     "logger.mode": MODES,
+    "mitigation.unit": ("level", "code"),
     "missing_faces": ("count", "error"),
 }
 TAKEN = ("original", "features")

@@ -28,8 +28,17 @@ class AttributionModule(lightning.LightningModule):
     `Trainer.predict` runs it; sums are over images, so the result does not depend on how they are batched.
     """
 
-    def __init__(self, sae: SparseAutoencoder, probe: LinearProbe, attribute: Attribute, scorer: Scorer) -> None:
+    def __init__(
+        self,
+        sae: SparseAutoencoder,
+        probe: LinearProbe,
+        attribute: Attribute,
+        scorer: Scorer,
+        *,
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
+        self.temperature = temperature
         self.sae, self.probe, self.attribute, self.scorer = sae, probe, attribute, scorer
         shape = (len(attribute.classes), probe.weight.shape[0], sae.width)
         self.register_buffer("score_sum", torch.zeros(shape, dtype=torch.float64), persistent=False)
@@ -42,9 +51,9 @@ class AttributionModule(lightning.LightningModule):
         self.gap: Tensor
 
     def head(self, step: int, shape: torch.Size) -> AffineHead:
-        """Probe after decoder at one step, for maps of `shape` [n, D, H, W]."""
-        weight = self.probe.weight[step].reshape(-1, *shape[1:])
-        return AffineHead(self.sae.decoder.detach(), self.sae.b_dec.detach(), weight, self.probe.bias[step])
+        """Probe after decoder at one step, its logits divided by the temperature, for maps of `shape` [n, D, H, W]."""
+        weight, bias = (values[step] / self.temperature for values in (self.probe.weight, self.probe.bias))
+        return AffineHead(self.sae.decoder.detach(), self.sae.b_dec.detach(), weight.reshape(-1, *shape[1:]), bias)
 
     def predict_step(self, batch: LabelledMaps, batch_idx: int) -> None:
         """Add one batch to the sums."""

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -24,6 +25,7 @@ def composed(*overrides: str) -> DictConfig:
 )
 def test_p2_is_set_as_published(attribute: str, top: list[int], strength: dict[str, float]) -> None:
     cfg = composed("model=p2_celebahq", f"attribute={attribute}")
+    assert cfg.attribution.temperature == (8 if attribute == "gender" else 1)
     classes = list(cfg.attribute.classes)
     chosen = cfg.attribution.top
     assert [chosen if isinstance(chosen, int) else chosen[name] for name in classes] == top
@@ -45,8 +47,53 @@ def test_p2_is_set_as_published(attribute: str, top: list[int], strength: dict[s
 @pytest.mark.parametrize("model", ["p2_celebahq", "ddpm_celebahq", "sd15", "sd21", "sdxl"])
 def test_models_of_photographs_choose_judges_measures_and_prompts_which_the_user_overrides(model: str) -> None:
     cfg = composed(f"model={model}")
-    assert cfg.judge.labels["_target_"] == "difflens.metrics.fairface.load_fairface"
+    judges = {cfg.judge[role]["_target_"].rsplit(".", 1)[1] for role in ("labels", "scores")}
+    assert judges == {"load_fairface", "ZeroShotJudge"}
     assert cfg.metric.extractor["_target_"] == "difflens.metrics.inception.PhotographFeatures"
     assert bool(cfg.get("prompt")) == model.startswith("sd")
     other = composed(f"model={model}", "judge=miniature", "metric=default")
     assert other.judge == composed().judge and other.metric.extractor == composed().metric.extractor
+
+
+def test_sd15_is_set_as_published() -> None:
+    cfg = composed("model=sd15", "attribute=age")
+    assert cfg.attribution.top == {"young": 10, "adult": 0, "old": 30}
+    assert cfg.mitigation.strength == {"young": 30, "adult": 0, "old": 50}
+    assert (cfg.mitigation.mode, cfg.mitigation.unit, cfg.attribution.baseline) == ("clamp", "code", "contrast")
+    assert composed("model=sd15", "attribute=race").attribution.top == {
+        "White": 30,
+        "Black": 100,
+        "Asian": 30,
+        "Indian": 30,
+    }
+    for attribute in ("gender", "age", "race"):
+        cfg = composed("model=sd15", f"attribute={attribute}")
+        assert (cfg.model.steps, cfg.model.guidance, cfg.metric.images, cfg.attribution.temperature) == (
+            50,
+            7.5,
+            500,
+            1000,
+        )
+        assert cfg.sae == composed("sae=paper_map").sae
+        assert len(cfg.prompt.studied) == 4
+
+
+EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("real", [True, False])
+def test_every_experiment_composes_as_it_is_and_on_the_miniature(path: Path, real: bool) -> None:
+    small, large = ("mini_sd", "sd15") if "table_sd" in path.stem else ("mini_ddpm", "p2_celebahq")
+    given = [f"experiment={path.stem}", *([] if real else [f"model={small}"])]
+    sweep = OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params", default={})
+    assert bool(sweep) == (not path.stem.startswith("table"))
+    swept = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in sweep.items()])
+    jobs = [f"{each.key_or_group}={value}" for each in swept for value in each.sweep_string_iterator()]
+    assert len(jobs) != 1
+    for job in jobs or ["seed=0"]:
+        cfg = composed(*given, job)
+        assert cfg.model.name == (large if real else small)
+        assert ("miniature" in cfg.judge.labels["_target_"]) != real
+        if path.stem.startswith("table"):
+            assert path.stem.endswith(cfg.attribute.name) and cfg.published.protocol.model == large
