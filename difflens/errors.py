@@ -29,6 +29,12 @@ class ArtifactMismatchError(ArtifactError, UserError):
     exit_code = 2
 
 
+class NotReadyError(RuntimeError):
+    """Something that the experiment asked for needs is not on this machine."""
+
+    exit_code = 1
+
+
 class JobFailedError(RuntimeError):
     """A job of a sweep failed; its own error line was printed when that happened, and `folder` is its run folder."""
 
@@ -46,5 +52,5 @@ class JobFailedError(RuntimeError):
 def one_line(error: BaseException) -> str:
     """The error's message on one line of bounded length, led by its type unless that adds nothing to a written message."""
     message = textwrap.shorten(str(error), LONGEST, placeholder=" …")
-    plain = isinstance(error, ValueError | ArtifactError | JobFailedError) and message
+    plain = isinstance(error, ValueError | ArtifactError | NotReadyError | JobFailedError) and message
     return message if plain else f"{type(error).__name__}: {message}".removesuffix(": ")

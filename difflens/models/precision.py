@@ -1,4 +1,4 @@
-"""The number formats a text-to-image model runs in."""
+"""The number formats a text-to-image model runs in, and the devices that models run on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,21 @@ import torch
 from torch import Tensor, nn
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def check_device(device: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"model.device={device} cannot be used here ({reason}); use cpu, or cuda on a GPU.") from error
+    return found
 
 
 def check_precision(precision: str, device: str) -> torch.dtype:
@@ -22,6 +37,7 @@ def check_precision(precision: str, device: str) -> torch.dtype:
         raise ValueError("model.precision=fp16 needs a GPU; on model.device=cpu use bf16 or fp32.")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"model.device is {device!r} and there is no GPU; use model.device=cpu model.precision=bf16.")
+    check_device(device)
     return DTYPES[precision]
 
 

@@ -1,5 +1,6 @@
 """Published unconditional models: a local folder, or a hub repository that was fetched before; nothing is downloaded here."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ def load_pretrained(folder: str, *, obtain: str, **settings: Any) -> Uncondition
     """
     path = find_pipeline(folder, obtain=obtain)
     parts = _part(path, "unet", "config.json"), _part(path, "scheduler", "scheduler_config.json")
+    # It is told below in one line that no weights were found.
+    logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.CRITICAL)
     try:
         unet = UNet2DModel.from_pretrained(parts[0], local_files_only=True, low_cpu_mem_usage=False)
         scheduler = DDIMScheduler.from_pretrained(parts[1], local_files_only=True)

@@ -12,6 +12,7 @@ from difflens.locations import locate
 from difflens.models.base import DiffusionModel, Edit, Generated, weights_fingerprint
 from difflens.models.hooks import SiteHooks
 from difflens.models.noise import image_generator, normal
+from difflens.models.precision import check_device
 from difflens.models.sampling import ddim_step, estimate
 from difflens.types import UNTOUCHED, GenerationPlan, Site
 
@@ -55,10 +56,11 @@ class UnconditionalModel(DiffusionModel):
             raise ValueError(f"model.micro_batch must be at least 1, got {micro_batch}.")
         if precision not in PRECISIONS:
             raise ValueError(f"model.precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+        self.device = check_device(device)
         self.unet = unet.float().eval().requires_grad_(False).to(device)
         self.scheduler, self.name, self.steps, self.micro_batch = scheduler, name, steps, micro_batch
         self.eta, self.rederive_direction = eta, rederive_direction
-        self.precision, self.device = precision, torch.device(device)
+        self.precision = precision
         self.scheduler.set_timesteps(steps)
         self.timesteps = [int(t) for t in self.scheduler.timesteps]
         self.fingerprint = weights_fingerprint(self.unet)

@@ -79,6 +79,11 @@ def test_an_unknown_precision_is_refused() -> None:
         instantiate(compose("config", overrides=["model.precision=fp8"]).model)
 
 
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(Exception, match=r"model\.device=warp cannot be used here"):
+        instantiate(compose("config", overrides=["model.device=warp"]).model)
+
+
 def test_a_foreign_target_is_refused() -> None:
     with pytest.raises(ValueError, match=r"os\.system"):
         check_targets({"model": {"_target_": "os.system", "command": "true"}})

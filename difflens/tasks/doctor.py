@@ -1,0 +1,161 @@
+"""`task=doctor`: every file, package and device that experiments need, found or missing, and how to get what is missing."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from difflens.errors import NotReadyError, one_line
+from difflens.locations import locate
+from difflens.metrics.embeddings import find_pretrained
+from difflens.metrics.weights import find_weights
+from difflens.models.pretrained import find_pipeline
+from difflens.run import Run
+
+PACKAGES = {"YunetFaces": ("cv2", "faces"), "HaarFaces": ("cv2", "faces"), "DlibFaces": ("dlib", "dlib")}
+"""What classes of face croppers import, and the extra that installs it."""
+
+
+class Need(NamedTuple):
+    """Something an experiment needs.
+
+    Attributes:
+        key: where the configuration names it.
+        what: the file, folder, package or device, and where it is looked for.
+        sha256: that the file must have, None where none was published.
+        found: where it is, None if it is missing or another file.
+        remedy: how to get it, empty if it is found.
+    """
+
+    key: str
+    what: str
+    sha256: str | None
+    found: Path | None
+    remedy: str
+
+
+def doctor(cfg: DictConfig, run: Run) -> None:
+    """Print what the configuration needs, the machine, and which experiments can run; write `doctor.json`.
+
+    Raises:
+        NotReadyError: something is missing for what the command line asks for.
+    """
+    asked = list(needs(cfg))
+    experiments = {
+        name: missing(ask(name)) for name in GlobalHydra.instance().config_loader().get_group_options("experiment")
+    }
+    console = Console()
+    console.print(_table(asked, f"{cfg.model.name}, {cfg.attribute.name}"))
+    for line in (*machine(Path(cfg.paths.outputs)), f"weights are looked for in {cfg.paths.weights} (paths.weights)"):
+        console.print(line)
+    for name, lacking in experiments.items():
+        console.print(f"experiment={name}: " + (f"lacks {', '.join(lacking)}" if lacking else "can run now"))
+    run.write_json("doctor.json", {"needs": [_plain(need) for need in asked], "experiments": experiments})
+    if lacking := missing(asked):
+        raise NotReadyError(
+            f"what was asked for cannot run: missing {', '.join(lacking)}; the table says how to get it."
+        )
+
+
+def ask(experiment: str) -> list[Need]:
+    """What an experiment needs as it is."""
+    return list(needs(compose("config", overrides=[f"experiment={experiment}"])))
+
+
+def missing(wanted: list[Need]) -> list[str]:
+    """Keys of what is not there."""
+    return [need.key for need in wanted if need.found is None and need.remedy]
+
+
+def needs(cfg: DictConfig) -> Iterator[Need]:
+    """Everything outside of the program that the model, the judges and the measures of a configuration use."""
+    for part in ("model", "judge", "metric"):
+        yield from _needs(OmegaConf.to_container(cfg[part], resolve=True), part)
+
+
+def _needs(node: Any, key: str) -> Iterator[Need]:
+    if not isinstance(node, Mapping):
+        return
+    yield from _own(node, key)
+    for name, child in node.items():
+        yield from _needs(child, f"{key}.{name}")
+
+
+def _own(node: Mapping[str, Any], key: str) -> Iterator[Need]:
+    """What an object's own arguments name, known by the words that all loaders share."""
+    obtain = str(node.get("obtain", ""))
+    name = str(node.get("_target_", "")).rpartition(".")[2]
+    if name in PACKAGES:
+        module, extra = PACKAGES[name]
+        spec = importlib.util.find_spec(module)
+        where = Path(spec.origin) if spec is not None and spec.origin else None
+        yield Need(
+            f"{key}._target_", f"package {module}", None, where, "" if where else f"pip install 'difflens[{extra}]'"
+        )
+    for word in ("weights", "detector", "landmarks"):
+        if obtain and word in node:
+            sha256 = node.get("sha256")
+            path = node[word]
+            yield _look(key, word, path, sha256, lambda p=path, s=sha256: find_weights(p, obtain=obtain, sha256=s))
+    if "pretrained" in node:
+        model, tag, folder = (str(node[word]) for word in ("model", "pretrained", "folder"))
+        what = f"{folder}/{model}-{tag}.safetensors, or the hub's cache"
+        yield _look(key, "pretrained", what, node.get("sha256"), lambda: Path(find_pretrained(model, tag, folder)))
+    elif "folder" in node:
+        folder = str(node["folder"])
+        yield _look(
+            key, "folder", folder, None, lambda: find_pipeline(folder, obtain=obtain) if obtain else locate(folder)
+        )
+    if "source" in node and node.get("weights") != "random":
+        source = str(node["source"])
+        yield _look(key, "source", source, None, lambda: find_pipeline(source, obtain=f"hf download {source}"))
+    if str(node.get("device", "")).startswith("cuda"):
+        there = torch.cuda.is_available()
+        remedy = "" if there else f"no GPU here; set {key}.device=cpu"
+        yield Need(f"{key}.device", str(node["device"]), None, Path("/dev") if there else None, remedy)
+
+
+def _look(key: str, word: str, what: Any, sha256: str | None, find: Any) -> Need:
+    try:
+        return Need(f"{key}.{word}", str(what), sha256, find(), "")
+    except ValueError as error:
+        return Need(f"{key}.{word}", str(what), sha256, None, one_line(error))
+
+
+def machine(outputs: Path) -> Iterator[str]:
+    """GPU, memory and disk."""
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    yield "GPU: " + (", ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus) or "none")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield f"memory: {memory / 2**30:.0f} GiB, {os.cpu_count()} CPU cores"
+    there = next(folder for folder in (outputs.resolve(), *outputs.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    yield f"disk: {free / 2**30:.0f} GiB free for {outputs} (paths.outputs, environment variable DIFFLENS_OUTPUTS)"
+
+
+def _table(wanted: list[Need], title: str) -> Table:
+    table = Table(title=f"what {title} needs", title_justify="left", show_lines=True)
+    for column in ("key", "looked for", "state", "SHA-256"):
+        table.add_column(column, overflow="fold")
+    for need in wanted:
+        state = f"found{_size(need.found)}" if need.found else f"MISSING: {need.remedy}"
+        table.add_row(need.key, need.what, state, need.sha256 or "none published")
+    return table
+
+
+def _size(path: Path) -> str:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else []
+    return f", {sum(file.stat().st_size for file in files) / 2**20:.1f} MiB" if files and path != Path("/dev") else ""
+
+
+def _plain(need: Need) -> dict[str, Any]:
+    return {**need._asdict(), "found": None if need.found is None else str(need.found)}
