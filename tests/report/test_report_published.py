@@ -24,7 +24,7 @@ def run(**protocol: Any) -> RunFolder:
         "rows": rows,
         "published": PUBLISHED,
     }
-    return RunFolder(Path("."), metrics, {}, {}, {}, "", {})
+    return RunFolder(path=Path("."), metrics=metrics, unseen={}, report={}, manifest={}, status={}, config="", edits={})
 
 
 def test_alike_protocols_give_differences() -> None:
