@@ -132,7 +132,7 @@ def test_help_names_every_group_and_example_within_a_second_without_torch():
 def test_completion_offers_the_choices_without_torch(difflens):
     line = f"difflens --config-path={difflens.conf} attribute="
     code, out, _ = difflens("-sc", "query=bash", COMP_LINE=line, COMP_POINT="999")
-    assert code == 0 and out.split() == ["attribute=age", "attribute=gender", "attribute=race"]
+    assert code == 0 and {"attribute=age", "attribute=gender", "attribute=race"} <= {*out.split()}
 
 
 @pytest.mark.parametrize(

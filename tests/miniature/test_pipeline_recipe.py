@@ -15,10 +15,10 @@ from difflens.miniature.judges import ConvolutionalJudge, MiniatureJudge
 from difflens.miniature.pipeline_recipe import PipelineRecipe
 
 VAE = {
-    "latent_channels": 4,
-    "block_out_channels": [8, 16],
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "latent_channels": 8,
+    "block_out_channels": [8, 8, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
     "norm_num_groups": 4,
     "mid_block_add_attention": False,
 }
@@ -53,7 +53,7 @@ def test_prompts_and_latents_belong_to_the_same_faces() -> None:
     learner = recipe()
     read = [learner.tokenizer.decode(row, skip_special_tokens=True) for row in learner.tokens]
     assert read == [prompt.lower() for prompt in learner.faces.prompts]
-    assert learner.tokens.shape[1] == 24 and learner.latents.shape == (24, 4, 16, 16)
+    assert learner.tokens.shape[1] == 24 and learner.latents.shape == (24, 8, 8, 8)
     row = int((learner.faces.prompt == 1).nonzero()[0, 0])
     assert (
         learner.faces.prompts[1].split()[-1]
