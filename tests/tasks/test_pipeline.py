@@ -1,12 +1,11 @@
 """The whole program on a few images of the shipped miniature, as a user runs it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from program import Ended, Program
 
 TINY = [
     "model.steps=6",
@@ -30,16 +29,15 @@ TINY = [
 ]
 
 
-def difflens(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "difflens.main", *TINY, *overrides]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+def difflens(folder: Path, *overrides: str) -> Ended:
+    return Program(folder)(*TINY, *overrides)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     done = difflens(folder)
-    assert done.returncode == 0, done.stderr + done.stdout
+    assert done.code == 0, done.err + done.out
     return folder
 
 
@@ -79,7 +77,7 @@ def test_untouched_images_are_the_originals_and_edited_ones_are_listed(folder: P
 def test_a_second_run_reuses_everything_and_says_the_same(folder: Path) -> None:
     first = (latest(folder) / "metrics.json").read_bytes()
     done = difflens(folder)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     manifest = json.loads((latest(folder) / "manifest.json").read_text())
     assert all(entry["reused"] for entry in manifest["artifacts"])
     assert (latest(folder) / "metrics.json").read_bytes() == first
@@ -87,6 +85,6 @@ def test_a_second_run_reuses_everything_and_says_the_same(folder: Path) -> None:
 
 def test_a_changed_target_reuses_what_it_can(folder: Path) -> None:
     done = difflens(folder, "mitigation.target={female: 0.75, male: 0.25}", "mitigation.strength=0.5", "task=steer")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     reused = {e["kind"]: e["reused"] for e in json.loads((latest(folder) / "manifest.json").read_text())["artifacts"]}
     assert reused["sae"] and reused["attribution"] and reused["images"] and not reused["steered"]
