@@ -11,14 +11,18 @@ from torch import Tensor
 
 from difflens.data.reference import Reference
 from difflens.metrics.clip import ClipSimilarity, PromptSimilarity
+from difflens.metrics.distances import kernel_distance, kernel_subsets
 from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult, IntersectionalFairnessDiscrepancy
-from difflens.metrics.frechet import FrechetDistance, KernelDistance
+from difflens.metrics.frechet import FrechetDistance
 from difflens.metrics.judges import OTHER, faces_found, select_classes
 from difflens.metrics.leakage import Leakage
 from difflens.metrics.official import OfficialDiscrepancies, official_discrepancies
 from difflens.metrics.others import count_others
 from difflens.tasks.measures import Reading, Study
 from difflens.types import Attribute
+
+AT_ONCE = 4096
+"""Images whose features are in float64 at once."""
 
 CROSSED = ("gender", "age", "race")
 """Attributes whose product classes are measured."""
@@ -130,14 +134,14 @@ def _obeyed(reading: Reading, study: Study, prompts: Sequence[str], which: Tenso
 
 
 def quality(reading: Reading, study: Study, reference: Reference) -> dict[str, Any]:
-    """FID and KID."""
-    ids = reading.image_ids
+    """FID and KID; KID without the metric's states, each of which is as large as all features in float64."""
     frechet = FrechetDistance(study.extractor.dim, reference.statistics)
-    kernel = KernelDistance(reference.features, ids, subset_size=study.kid_subset)
-    frechet.update(reading.features)
-    kernel.update(reading.features, ids)
-    kid = kernel.compute()
-    return {"fid": frechet.compute().distance, "kid": kid.distance, "kid_sd": kid.subset_sd}
+    for features in reading.features.split(AT_ONCE):
+        frechet.update(features)
+    fid = frechet.compute().distance
+    made, real = reading.features[reading.image_ids.argsort()].double(), reference.features.double()
+    subsets = kernel_subsets(made, real, size=study.kid_subset)
+    return {"fid": fid, "kid": float(kernel_distance(made, real)), "kid_sd": float(subsets.sd)}
 
 
 def pairs(before: Reading, after: Reading, study: Study, edited: Tensor | None) -> dict[str, Any]:
