@@ -98,18 +98,23 @@ def load_features(run: str | Path) -> Features:
     described, settings = probe.spec["attribute"], steered.spec["mitigation"]
     attribute = Attribute(described["name"], tuple(described["classes"]))
     latents = {name: tuple(group) for name, group in steered.spec["latents"].items()}
-    window = settings["window"]
+    window, usual = settings["window"], CodeStatistics(**load_file(statistics.folder / "statistics.safetensors"))
+    if settings.get("unit") == "code":
+        usual = usual._replace(level=torch.ones_like(usual.level))
     mitigation = SaeFeatureMitigation(
         read_sae(sae.folder / "autoencoder"),
         FeatureSet(attribute, latents),
-        CodeStatistics(**load_file(statistics.folder / "statistics.safetensors")),
+        usual,
         site=Site(**{key: value for key, value in activations.spec["site"].items() if key != "_target_"}),
-        strength=_strength(chain, steered.spec, attribute),
+        strength=torch.zeros(len(attribute.classes)),
         window=Window(window["start"], window["stop"]),
         gate=_read_probe(probe) if settings["gate"] else None,
         **{key: settings[key] for key in ("mode", "places", "suppress", "update", "protocol")},
     )
-    return Features(mitigation, tuple(activations.spec["model"]["timesteps"]))
+    strength = _strength(chain, steered.spec, attribute)
+    if "times" in steered.spec:
+        strength = mitigation.neutral + steered.spec["times"] * (strength - mitigation.neutral)
+    return Features(mitigation.with_strength(strength), tuple(activations.spec["model"]["timesteps"]))
 
 
 def _strength(chain: _Chain, spec: Mapping[str, Any], attribute: Attribute) -> Tensor:

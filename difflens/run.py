@@ -17,10 +17,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from difflens.artifacts import Artifact, ArtifactStore
-from difflens.errors import UserError, one_line
+from difflens.errors import one_line
 from difflens.exits import ending
 from difflens.provenance import peak_memory, provenance
-from difflens.storage import TEMPORARY, write_json, write_text
+from difflens.ranks import process_rank, refuse_distributed_sweep
+from difflens.storage import point_latest, write_json, write_text
 from difflens.targets import check_targets
 
 log = logging.getLogger(__name__)
@@ -29,22 +30,17 @@ log = logging.getLogger(__name__)
 REVISIONS = {
     "activations": 1,
     "attribution": 1,
-    "calibration": 1,
-    "cards": 1,
+    "calibration": 2,
+    "cards": 2,
     "images": 1,
     "metrics": 2,
     "probe": 1,
     "reading": 1,
     "sae": 1,
     "statistics": 1,
-    "steered": 1,
+    "steered": 2,
 }
 """How often the code that makes a kind of artifact has changed its numbers; a raised one leaves older artifacts unused."""
-
-
-def process_rank() -> int:
-    """This process's rank in a distributed run, 0 if there is none; only rank 0 writes the run folder."""
-    return next((int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), 0)
 
 
 def finite(data: Any) -> Any:
@@ -175,34 +171,6 @@ class Run:
         """Print one line and keep it in the run's log, from the first rank only."""
         if self.rank == 0:
             log.info(line)
-
-
-def point_latest(outputs: Path, folder: Path, *, name: str = "latest") -> None:
-    """Make `outputs/<name>` a link to the folder, atomically: at every moment it points to a run, or to a sweep."""
-    latest = outputs / name
-    if latest.exists() and not latest.is_symlink():
-        log.warning("%s is not a link; it is left as it is and does not point to %s", latest, folder)
-        return
-    temporary = outputs / f".{name}.{os.getpid()}{TEMPORARY}"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(os.path.relpath(folder, outputs), target_is_directory=True)
-    os.replace(temporary, latest)
-
-
-def refuse_distributed_sweep(config: Mapping[str, Any]) -> None:
-    """Check that no job of a sweep asks for several devices, unless SLURM has started a process for each of them.
-
-    Raises:
-        UserError: one does: each rank would start the whole sweep again.
-    """
-    devices = (config.get("trainer") or {}).get("devices")
-    count = len(devices) if isinstance(devices, list) else devices
-    if isinstance(count, int) and count > 1 and int(os.environ.get("SLURM_NTASKS", 1)) != count:
-        raise UserError(
-            f"trainer.devices={devices} does not work in a sweep (-m): every rank would restart the sweep; set "
-            "trainer.devices=1, or run the jobs one after the other without -m (they share what they have in common), or "
-            f"on a cluster use hydra/launcher=slurm_gpu hydra.launcher.tasks_per_node={count}."
-        )
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:

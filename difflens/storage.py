@@ -99,3 +99,15 @@ def is_disk_full(error: BaseException) -> bool:
         return True
     cause = error.__cause__ or error.__context__
     return "No space left on device" in str(error) or (cause is not None and is_disk_full(cause))
+
+
+def point_latest(outputs: Path, folder: Path, *, name: str = "latest") -> None:
+    """Make `outputs/<name>` a link to the folder, atomically: at every moment it points to a run, or to a sweep."""
+    latest = outputs / name
+    if latest.exists() and not latest.is_symlink():
+        log.warning("%s is not a link; it is left as it is and does not point to %s", latest, folder)
+        return
+    temporary = outputs / f".{name}.{os.getpid()}{TEMPORARY}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(folder, outputs), target_is_directory=True)
+    os.replace(temporary, latest)

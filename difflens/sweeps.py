@@ -23,7 +23,9 @@ from difflens.errors import JobFailedError
 from difflens.exits import Ending
 from difflens.fingerprints import fingerprint
 from difflens.locks import exclusive
-from difflens.run import REVISIONS, point_latest, process_rank, resolve
+from difflens.ranks import process_rank
+from difflens.run import REVISIONS, resolve
+from difflens.storage import point_latest
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """The interface of a mitigation method: an edit at a site that can be made stronger or weaker per class."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int
@@ -40,12 +41,25 @@ class Mitigation(ABC):
         return self.window.holds(step, steps)
 
     @property
+    def neutral(self) -> float:
+        """The strength that changes nothing."""
+        return 0.0
+
+    @property
     def held(self) -> tuple[Attribute, ...]:
         """Other attributes whose classes in the unedited image the method must be told, see `aims`."""
         return ()
 
-    def aims(self, targets: Int[Tensor, "images"], shown: Int[Tensor, "images held"]) -> Int[Tensor, "images"]:
-        """What an edit is called with for images of these target classes that show these classes of the held attributes."""
+    def aims(
+        self, targets: Int[Tensor, "images"], shown: Int[Tensor, "images held"], prompts: Sequence[str] | None
+    ) -> Int[Tensor, "images"]:
+        """What the edit is called with: the target class of each image and whatever else the method must know of it.
+
+        Args:
+            targets: target class, `UNTOUCHED` for images that stay as they are.
+            shown: the class of each held attribute in the unedited image, negative where it is not known.
+            prompts: the prompt of each image, None for a model without prompts.
+        """
         return targets
 
     @abstractmethod

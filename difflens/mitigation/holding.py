@@ -47,7 +47,9 @@ class HoldingMitigation(Mitigation):
         other.edit = self.edit.with_strength(strength)
         return other
 
-    def aims(self, targets: Int[Tensor, "images"], shown: Int[Tensor, "images held"]) -> Int[Tensor, "images"]:
+    def aims(
+        self, targets: Int[Tensor, "images"], shown: Int[Tensor, "images held"], prompts: Sequence[str] | None = None
+    ) -> Int[Tensor, "images"]:
         """See `Mitigation.aims`: one number that stands for the target and the shown class of every held attribute."""
         number = torch.zeros_like(targets)
         for labels, attribute in zip(shown.T.flip(0), reversed(self.held), strict=True):

@@ -15,13 +15,13 @@ SPAN = 1 << 20
 
 
 class PerPromptMitigation(Mitigation):
-    """`edit` at the strength of each image's prompt and class; its targets come from `place`.
+    """`edit` at the strength of each image's prompt and class; its targets come from `aims`.
 
     Strengths [P·C] hold the classes of the first prompt, then those of the second. An image of any other prompt gets, per
     class, the mean over the prompts whose strength is not neutral.
 
     Args:
-        edit: with a property `neutral`, the strength that changes nothing.
+        edit: any method.
         prompts: the P prompts.
     """
 
@@ -32,16 +32,22 @@ class PerPromptMitigation(Mitigation):
     @property
     def neutral(self) -> float:
         """The strength that changes nothing."""
-        return float(getattr(self._edits[0], "neutral", 0.0))
+        return self._edits[0].neutral
 
     @property
     def held(self) -> tuple[Attribute, ...]:
         """See `Mitigation.held`."""
         return self._edits[0].held
 
-    def aims(self, targets: Int[Tensor, "images"], shown: Int[Tensor, "images held"]) -> Int[Tensor, "images"]:
-        """What the edit itself is called with."""
-        return self._edits[0].aims(targets, shown)
+    def aims(
+        self, targets: Int[Tensor, "images"], shown: Int[Tensor, "images held"], prompts: Sequence[str] | None
+    ) -> Int[Tensor, "images"]:
+        """See `Mitigation.aims`: what the edit itself is called with, and the prompt of each image."""
+        assert prompts is not None
+        number = {prompt: i for i, prompt in enumerate(self.prompts)}
+        rows = torch.tensor([number.get(prompt, len(self.prompts)) for prompt in prompts], dtype=torch.int64)
+        inner = self._edits[0].aims(targets, shown, prompts)
+        return torch.where(targets >= 0, rows * SPAN + inner, UNTOUCHED)
 
     def with_strength(self, strength: Float[Tensor, "classes"]) -> "PerPromptMitigation":
         """The same at strengths [P·C]."""
@@ -51,12 +57,6 @@ class PerPromptMitigation(Mitigation):
         other = copy(self)
         other._edits = tuple(self._edits[0].with_strength(row) for row in (*table, usual))
         return other
-
-    def place(self, targets: Int[Tensor, "images"], prompts: Sequence[str]) -> Int[Tensor, "images"]:
-        """Targets of the edit itself with the prompt of each image in them."""
-        number = {prompt: i for i, prompt in enumerate(self.prompts)}
-        rows = torch.tensor([number.get(prompt, len(self.prompts)) for prompt in prompts], dtype=torch.int64)
-        return torch.where(targets >= 0, rows * SPAN + targets, UNTOUCHED)
 
     def __call__(
         self, h: Float[Tensor, "images channels height width"], step: int, targets: Int[Tensor, "images"]

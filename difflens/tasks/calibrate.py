@@ -1,13 +1,12 @@
 """`task=calibrate`: find, per class, the smallest strength whose realised share meets the requested one."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,13 +17,11 @@ from difflens.mitigation.assignment import assign_by_affinity, assign_exact, ass
 from difflens.mitigation.base import Mitigation
 from difflens.mitigation.calibration import Calibration, Dose, read_dose
 from difflens.mitigation.calibration import calibrate as find_strength
-from difflens.mitigation.holding import HoldingMitigation
 from difflens.mitigation.per_prompt import PerPromptMitigation
-from difflens.mitigation.sae_features import SaeFeatureMitigation
 from difflens.run import Run
-from difflens.tasks import probe as probe_task
 from difflens.tasks.activations import open_store
 from difflens.tasks.attribution import Located, locate_features, locate_held
+from difflens.tasks.edits import build_mitigation, mitigation_spec
 from difflens.tasks.plans import groups, learning_plan, named_classes
 from difflens.tasks.tracked import track_calibration
 from difflens.tasks.workbench import Workbench, plain
@@ -62,9 +59,9 @@ def prepare(bench: Workbench) -> Prepared:
     """The mitigation under test, its strength given by the configuration or calibrated."""
     located = locate_features(bench)
     held = [locate_held(bench, attribute) for attribute in bench.held()]
-    mitigation: Mitigation = build_mitigation(bench, located, held)
+    mitigation = build_mitigation(bench, located, held)
     spec = mitigation_spec(bench, located, held)
-    times, neutral = bench.cfg.mitigation.times, getattr(mitigation, "neutral", 0.0)
+    times, neutral = bench.cfg.mitigation.times, mitigation.neutral
     if bench.fixed_strength is not None:
         strength = neutral + times * (bench.fixed_strength - neutral)
         return Prepared(
@@ -87,68 +84,6 @@ def prepare(bench: Workbench) -> Prepared:
         {**spec, "calibration": artifact.fingerprint, **({} if times == 1 else {"times": times})},
         located,
     )
-
-
-def build_mitigation(bench: Workbench, located: Located, held: Sequence[Located]) -> Mitigation:
-    """The mitigation the configuration describes, of no strength yet."""
-    edit = feature_edit(bench, located)
-    if not held:
-        return edit
-    holders = [_holder(bench, other) for other in held]
-    return HoldingMitigation(edit, holders, ratio=bench.cfg.mitigation.hold.ratio)
-
-
-def feature_edit(bench: Workbench, located: Located) -> SaeFeatureMitigation:
-    """The edit of the attribute under study alone, of no strength yet."""
-    settings, statistics = bench.cfg.mitigation, located.statistics
-    if settings.unit == "code":
-        statistics = statistics._replace(level=torch.ones_like(statistics.level))
-    return SaeFeatureMitigation(
-        located.autoencoder,
-        located.features,
-        statistics,
-        site=bench.site,
-        mode=settings.mode,
-        strength=torch.zeros(len(bench.attribute.classes)),
-        places=settings.places,
-        suppress=settings.suppress,
-        update=settings["update"],
-        window=instantiate(settings.window),
-        gate=probe_task.fit(bench)[1] if settings.gate else None,
-        protocol=settings.protocol,
-    )
-
-
-def _holder(bench: Workbench, located: Located) -> SaeFeatureMitigation:
-    """The edit that moves an image back to its class of an attribute that is held."""
-    attribute = located.features.attribute
-    return SaeFeatureMitigation(
-        located.autoencoder,
-        located.features,
-        located.statistics,
-        site=bench.site,
-        mode="contrast",
-        strength=torch.ones(len(attribute.classes)),
-        gate=probe_task.fit(bench, attribute)[1],
-    )
-
-
-def mitigation_spec(bench: Workbench, located: Located, held: Sequence[Located]) -> dict[str, Any]:
-    """What decides the edit apart from its strength, for artifact specs."""
-    settings = plain(bench.cfg.mitigation)
-    kept = {
-        key: settings[key]
-        for key in ("mode", "places", "suppress", "update", "window", "assignment", "gate", "protocol")
-    }
-    if settings["unit"] != "level":
-        kept["unit"] = settings["unit"]
-    latents = {name: list(group) for name, group in located.features.latents.items()}
-    attribution = located.artifact.fingerprint
-    own = {prompt: q.tolist() for prompt, q in bench.goals.own.items()}
-    goals = {"target": bench.goals.shared.tolist(), **({"targets": own} if own else {})}
-    spec = {"mitigation": kept, **goals, "attribution": attribution, "latents": latents}
-    holding = {other.features.attribute.name: other.artifact.fingerprint for other in held}
-    return {**spec, "hold": {"ratio": settings["hold"]["ratio"], "attribution": holding}} if held else spec
 
 
 def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -178,11 +113,11 @@ def aimed(
 
     `images` are those of the plan without an edit: what they show of the held attributes is kept.
     """
-    shown = [bench.labels(images, attribute)[0] for attribute in mitigation.held]
-    aims = mitigation.aims(targets, torch.stack(shown, 1) if shown else targets.new_zeros(len(targets), 0))
-    if isinstance(mitigation, PerPromptMitigation):
-        assert plan.prompts is not None
-        aims = mitigation.place(aims, plan.prompts)
+    shown = targets.new_empty(len(targets), 0)
+    if mitigation.held:
+        answers = bench.answers(images)
+        shown = torch.stack([bench.classified(answers, attribute)[0] for attribute in mitigation.held], 1)
+    aims = mitigation.aims(targets, shown, plan.prompts)
     return plan.towards(aims).take((targets != UNTOUCHED).nonzero()[:, 0])
 
 
@@ -198,7 +133,7 @@ def _calibrated(bench: Workbench, mitigation: Mitigation, spec: dict[str, Any]) 
         found = find_strength(
             dose_meter(bench, mitigation, store.images[rows], plan),
             torch.cat(wanted),
-            neutral=getattr(mitigation, "neutral", 0.0),
+            neutral=mitigation.neutral,
             first=settings["first"],
             largest=settings["largest"],
             tolerance=settings["tolerance"],

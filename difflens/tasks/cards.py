@@ -14,7 +14,8 @@ from difflens.artifacts import Artifact
 from difflens.data.activations import ActivationStore
 from difflens.mitigation.single_feature import SingleFeature
 from difflens.tasks.activations import open_store
-from difflens.tasks.calibrate import Prepared, feature_edit
+from difflens.tasks.calibrate import Prepared
+from difflens.tasks.edits import feature_edit
 from difflens.tasks.plans import judged_labels, learning_plan
 from difflens.tasks.workbench import Workbench
 from difflens.training.steering_module import generate

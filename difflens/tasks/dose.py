@@ -16,7 +16,7 @@ def dose(cfg: DictConfig, run: Run) -> None:
     """Steer and measure the evaluation images at every multiple of `task.doses`; write `dose.json` and `dose.svg`."""
     bench = Workbench(cfg, run)
     prepared = prepare(bench)
-    neutral = float(getattr(prepared.mitigation, "neutral", 0.0))
+    neutral = prepared.mitigation.neutral
     rows = []
     for multiple in cfg.task.doses:
         strength = neutral + multiple * (prepared.strength - neutral)

@@ -20,8 +20,9 @@ from torch import Tensor
 from difflens.mitigation.single_feature import SingleFeature
 from difflens.report.page import template_of
 from difflens.run import Run
-from difflens.tasks.calibrate import Prepared, feature_edit, prepare
+from difflens.tasks.calibrate import Prepared, prepare
 from difflens.tasks.cards import draw_cards
+from difflens.tasks.edits import feature_edit
 from difflens.tasks.plans import evaluation_plan
 from difflens.tasks.workbench import Workbench
 from difflens.types import GenerationPlan

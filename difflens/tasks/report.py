@@ -111,7 +111,7 @@ def _doses(prepared: Prepared, classes: tuple[str, ...]) -> dict[str, Any] | Non
 
     met = torch.tensor(found.met).unflatten(0, (-1, len(classes))).all(0)
     return {
-        "neutral": getattr(prepared.mitigation, "neutral", 0.0),
+        "neutral": prepared.mitigation.neutral,
         "chosen": by_class(found.strength),
         "met": dict(zip(classes, met.tolist(), strict=True)),
         "points": [

@@ -16,16 +16,16 @@ from torch import Tensor
 from difflens.data.prompts import PromptSet, fill
 from difflens.metrics.judges import FeatureExtractor, Judge, faces_found, missing_faces, read_classes, select_classes
 from difflens.metrics.pixels import float_pieces
-from difflens.mitigation.assignment import check_rule
 from difflens.mitigation.goals import Goals, read_goals
-from difflens.mitigation.sae_features import check_mode
 from difflens.models.base import DiffusionModel
 from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
 from difflens.tasks.attributes import class_words, read_attribute
-from difflens.tasks.settings import check_settings, check_target, check_top, read_strength
+from difflens.tasks.checks import check
+from difflens.tasks.settings import check_target, read_strength
+from difflens.tasks.tracking import open_tracker
 from difflens.tasks.values import blaming, plain
-from difflens.training.loggers import RunIdentity, Tracker
+from difflens.training.loggers import Tracker
 from difflens.types import NO_FACE, Attribute, Site
 
 __all__ = ["Workbench", "blaming", "plain"]
@@ -42,35 +42,7 @@ class Workbench:
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="lightning")
-        self._check()
-
-    def _check(self) -> None:
-        """Refuse, before any stage begins, what some stage would stumble over later.
-
-        Raises:
-            ValueError: with the offending value and the remedy.
-        """
-        cfg = self.cfg
-        check_settings(cfg)
-        check_rule(cfg.mitigation.assignment)
-        check_mode(cfg.mitigation.mode, cfg.mitigation.places, cfg.mitigation.protocol)
-        self.fixed_strength  # noqa: B018
-        self.goals, self.per_prompt  # noqa: B018
-        instantiate(cfg.mitigation.window)
-        instantiate(cfg.attribution.scorer)
-        held = self.held()
-        self.model.check_update(cfg.mitigation["update"])
-        if self.prompts is not None:
-            self.words  # noqa: B018
-        autoencoder = self.new_autoencoder()
-        check_top(plain(cfg.attribution.top), classes=self.attribute.classes, width=autoencoder.width)
-        if held:
-            check_top(cfg.mitigation.hold.top, classes=(), width=autoencoder.width, key="mitigation.hold.top")
-        with blaming("sae.training"):
-            instantiate(cfg.sae.training)(autoencoder, steps=self.model.steps)
-        with blaming("trainer"):
-            self.trainer()
-        self.tracker  # noqa: B018
+        check(self)
 
     @cached_property
     def fixed_strength(self) -> Tensor | None:
@@ -241,22 +213,7 @@ class Workbench:
     @cached_property
     def tracker(self) -> Tracker:
         """Where curves and figures go besides the run folder; closed with the run's exit code."""
-        make = None if self.run.rank else instantiate(self.cfg.get("logger"))
-        if make is None:
-            return Tracker()
-        tags = [self.cfg.model.name, self.attribute.name, self.cfg.mitigation.name]
-        identity = RunIdentity(self.cfg.name, self.run.group, self.cfg.task.name, tags, plain(self.cfg))
-        with blaming("logger"):
-            tracker: Tracker = make(self.run.folder, identity)
-
-        def close(exit_code: int) -> None:
-            try:
-                tracker.artifacts(self.run.used)
-            finally:
-                tracker.close(exit_code)
-
-        self.run.at_end(close)
-        return tracker
+        return open_tracker(self.cfg, self.run, self.attribute)
 
     def once(self, name: str, work: Callable[[], Result]) -> Result:
         """The result of a piece of work that several stages ask for; done, checked and said once per run."""

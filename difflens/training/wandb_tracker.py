@@ -146,17 +146,21 @@ def wandb_tracker(
         "dir": str(folder),
     }
 
-    def start(mode: Any) -> Any:
-        settings = wandb.Settings(silent=True, console="off")
-        if mode == "online":
-            settings.init_timeout = SECONDS_TO_CONNECT
-        return wandb.init(mode=mode, reinit="create_new", settings=settings, **described)
-
     try:
-        run = start(mode)
+        run = _start(mode, described)
     except (wandb.errors.Error, OSError) as error:
         if mode == "offline":
             raise
         log.info("W&B: %s. This run is kept offline; send it later: wandb sync %s/wandb", one_line(error), folder)
-        run = start("offline")
+        run = _start("offline", described)
     return WandbTracker(run, images=images)
+
+
+def _start(mode: Any, described: Mapping[str, Any]) -> Any:
+    """A run of wandb's in this mode; it never becomes the process's global one."""
+    import wandb
+
+    settings = wandb.Settings(silent=True, console="off")
+    if mode == "online":
+        settings.init_timeout = SECONDS_TO_CONNECT
+    return wandb.init(mode=mode, reinit="create_new", settings=settings, **described)

@@ -26,6 +26,19 @@ def describe_workspace(sweep: str, *, entity: str, project: str, methods: Sequen
     except ModuleNotFoundError as error:
         raise ValueError("task=dashboard needs `pip install 'difflens[dashboard]'`.") from error
 
+    sections = _sections(reports, methods=methods, classes=classes)
+    return workspaces.Workspace(
+        entity=entity,
+        project=project,
+        name=f"difflens: {sweep}",
+        sections=[workspaces.Section(name=name, panels=panels, is_open=True) for name, panels in sections.items()],
+        runset_settings=workspaces.RunsetSettings(filters=f"Metric('group') == '{sweep}'"),
+    )
+
+
+def _sections(reports: Any, *, methods: Sequence[str], classes: Sequence[str]) -> dict[str, list[Any]]:
+    """The panels of each section by its title."""
+
     def bars(title: str, names: Sequence[str]) -> Any:
         return reports.BarPlot(title=title, metrics=list(names))
 
@@ -47,14 +60,7 @@ def describe_workspace(sweep: str, *, entity: str, project: str, methods: Sequen
         curves("SAE: FVU at every denoising step", ["sae/held_out/fvu_per_step"], STEP),
         curves("probe: accuracy at every denoising step", ["probe/accuracy"], STEP),
     ]
-    sections = {"Fairness": fairness, "Fairness and its price": trades, "Shares": shares, "Inside the model": inside}
-    return workspaces.Workspace(
-        entity=entity,
-        project=project,
-        name=f"difflens: {sweep}",
-        sections=[workspaces.Section(name=name, panels=panels, is_open=True) for name, panels in sections.items()],
-        runset_settings=workspaces.RunsetSettings(filters=f"Metric('group') == '{sweep}'"),
-    )
+    return {"Fairness": fairness, "Fairness and its price": trades, "Shares": shares, "Inside the model": inside}
 
 
 _FIGURES = {"fd_hard": "FD hard", "fd": "FD soft", "fid": "FID", "kid": "KID", "clip_i": "CLIP-I"}

@@ -7,15 +7,16 @@ from difflens.mitigation.per_prompt import PerPromptMitigation
 from difflens.types import UNTOUCHED, Attribute, Site
 
 GENDER = Attribute("gender", ("female", "male"))
+NOTHING = torch.empty(7, 0, dtype=torch.int64)
 
 
 class AddStrength(Mitigation):
     """Adds the strength of an image's class."""
 
-    neutral, strength = 0.0, torch.zeros(2)
+    strength = torch.zeros(2)
 
     def with_strength(self, strength: Tensor) -> "AddStrength":
-        other = AddStrength(self.attribute, site=self.site, update=self.update, window=self.window)
+        other = type(self)(self.attribute, site=self.site, update=self.update, window=self.window)
         other.strength = strength
         return other
 
@@ -30,8 +31,31 @@ def test_every_image_gets_the_strength_of_its_prompt_and_class_and_unseen_prompt
     edit = edit.with_strength(torch.tensor([2.0, 0.0, 0.0, 3.0, 4.0, 0.0]))
     targets = torch.tensor([0, 1, 0, UNTOUCHED, 1, 0, 1])
     prompts = ["doctor", "doctor", "pilot", "doctor", "nurse", "builder", "builder"]
-    made = edit(torch.zeros(7, 1, 1, 1), 0, edit.place(targets, prompts))
+    made = edit(torch.zeros(7, 1, 1, 1), 0, edit.aims(targets, NOTHING, prompts))
     assert made.flatten().tolist() == [2, 0, 4, 0, 3, 3, 3]
+
+
+class HoldAge(AddStrength):
+    """Tells what it holds in the hundreds of its targets."""
+
+    held = (Attribute("age", ("young", "old")),)
+
+    def aims(self, targets: Tensor, shown: Tensor, prompts: object) -> Tensor:
+        return torch.where(targets >= 0, targets + 100 * shown[:, 0], UNTOUCHED)
+
+    def __call__(self, h: Tensor, step: int, targets: Tensor) -> Tensor:
+        return super().__call__(h, step, torch.where(targets >= 0, targets % 100, UNTOUCHED)) + 0.5 * (targets >= 100)[
+            :, None, None, None
+        ].to(h)
+
+
+def test_what_the_edit_itself_must_be_told_reaches_it() -> None:
+    plain = HoldAge(GENDER, site=Site(), update="symmetric", window=Window())
+    edit = PerPromptMitigation(plain, ("doctor", "nurse")).with_strength(torch.tensor([2.0, 1.0, 3.0, 4.0]))
+    targets, shown = torch.tensor([0, 1, UNTOUCHED, 1]), torch.tensor([[1], [0], [1], [1]])
+    aims = edit.aims(targets, shown, ["doctor", "nurse", "nurse", "nurse"])
+    assert [a.name for a in edit.held] == ["age"]
+    assert edit(torch.zeros(4, 1, 1, 1), 0, aims).flatten().tolist() == [2.5, 4, 0, 4.5]
 
 
 def test_doses_of_several_groups_are_those_of_each_group_alone() -> None:

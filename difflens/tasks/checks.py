@@ -1,0 +1,42 @@
+"""What some stage would stumble over later, refused before any begins."""
+
+from typing import TYPE_CHECKING
+
+from hydra.utils import instantiate
+
+from difflens.mitigation.assignment import check_rule
+from difflens.mitigation.sae_features import check_mode
+from difflens.tasks.settings import check_settings, check_top
+from difflens.tasks.values import blaming, plain
+
+if TYPE_CHECKING:
+    from difflens.tasks.workbench import Workbench
+
+
+def check(bench: "Workbench") -> None:
+    """Check the whole configuration, and build what is cheap to build.
+
+    Raises:
+        ValueError: with the offending value and the remedy.
+    """
+    cfg = bench.cfg
+    check_settings(cfg)
+    check_rule(cfg.mitigation.assignment)
+    check_mode(cfg.mitigation.mode, cfg.mitigation.places, cfg.mitigation.protocol)
+    bench.fixed_strength  # noqa: B018
+    bench.goals, bench.per_prompt  # noqa: B018
+    instantiate(cfg.mitigation.window)
+    instantiate(cfg.attribution.scorer)
+    held = bench.held()
+    bench.model.check_update(cfg.mitigation["update"])
+    if bench.prompts is not None:
+        bench.words  # noqa: B018
+    autoencoder = bench.new_autoencoder()
+    check_top(plain(cfg.attribution.top), classes=bench.attribute.classes, width=autoencoder.width)
+    if held:
+        check_top(cfg.mitigation.hold.top, classes=(), width=autoencoder.width, key="mitigation.hold.top")
+    with blaming("sae.training"):
+        instantiate(cfg.sae.training)(autoencoder, steps=bench.model.steps)
+    with blaming("trainer"):
+        bench.trainer()
+    bench.tracker  # noqa: B018
