@@ -1,10 +1,12 @@
-"""Shapes and types of the whole package are checked while the tests run, by jaxtyping and beartype."""
+"""While the tests run there is no network, and jaxtyping and beartype check shapes and types of the whole package."""
 
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+from network import refuse_network
 
+refuse_network()
 install_import_hook("difflens", "typechecking.check")
 
 import torch  # noqa: E402

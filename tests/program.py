@@ -14,6 +14,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from network import refuse_network
+
 TINY = {
     "model.steps": 4,
     "model.micro_batch": 16,
@@ -64,6 +66,7 @@ class Ended(NamedTuple):
 
 
 def _child(folder: str, arguments: list[str], prepare: Callable[[], None] | None) -> None:
+    refuse_network()
     os.chdir(folder)
     for number, name in ((1, "out.txt"), (2, "err.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)

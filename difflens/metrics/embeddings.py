@@ -20,6 +20,7 @@ from difflens.fingerprints import fingerprint
 from difflens.metrics.pixels import as_photographs
 from difflens.metrics.weights import find_weights
 from difflens.models.base import weights_fingerprint
+from difflens.models.precision import check_device
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -33,10 +34,13 @@ class OpenClipModel:
         name: what the model is called in tables.
         device: where the network runs.
         batch: images or texts at once.
+
+    Raises:
+        ValueError: there is no such device.
     """
 
     def __init__(self, network: nn.Module, tokenizer: Any, *, name: str, device: str = "cpu", batch: int = 64) -> None:
-        self.network, self.tokenizer = network.to(device).eval().requires_grad_(False), tokenizer
+        self.network, self.tokenizer = network.to(check_device(device)).eval().requires_grad_(False), tokenizer
         self.name, self.device, self.batch = name, device, batch
         vision: Any = network.visual
         preparation: dict[str, Any] = vision.preprocess_cfg

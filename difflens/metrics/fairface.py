@@ -15,6 +15,7 @@ from difflens.metrics.official import OUTPUTS
 from difflens.metrics.pixels import read_faces
 from difflens.metrics.weights import find_weights, load_weights
 from difflens.models.base import weights_fingerprint
+from difflens.models.precision import check_device
 
 GROUPS: Mapping[str, Mapping[str, Sequence[int]]] = {
     "gender": {"male": (7,), "female": (8,)},
@@ -53,7 +54,7 @@ class FairFaceJudge:
         batch: images at once.
 
     Raises:
-        ValueError: the protocol is unknown.
+        ValueError: the protocol is unknown, or there is no such device.
     """
 
     name = "fairface"
@@ -70,7 +71,7 @@ class FairFaceJudge:
     ) -> None:
         if protocol not in PROTOCOLS:
             raise ValueError(f"FairFace's protocol is one of {', '.join(PROTOCOLS)}, got {protocol!r}.")
-        self.network, self.faces, self.protocol = network.to(device), faces or WholeImage(), protocol
+        self.network, self.faces, self.protocol = network.to(check_device(device)), faces or WholeImage(), protocol
         self.device, self.batch = device, batch
         described = {"weights": weights_fingerprint(network), "faces": self.faces.name, "protocol": protocol}
         self.fingerprint = fingerprint(described)

@@ -13,6 +13,7 @@ from difflens.metrics.embeddings import OpenClipModel
 from difflens.metrics.judges import FeatureExtractor
 from difflens.metrics.pixels import as_photographs
 from difflens.metrics.weights import find_weights
+from difflens.models.precision import check_device
 from difflens.storage import sha256_of
 
 SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
@@ -53,13 +54,14 @@ def load_inception(
     """The extractor of a user's `inception-2015-12-05.pt`.
 
     Raises:
-        ValueError: the file is absent, has another SHA-256, or is no TorchScript file with `layers`.
+        ValueError: the file is absent, has another SHA-256, or is no TorchScript file with `layers`; or there is no such
+            device.
     """
     path = find_weights(weights, obtain=obtain, sha256=sha256)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            layers = torch.jit.load(str(path), map_location=device).eval().layers
+            layers = torch.jit.load(str(path), map_location=check_device(device)).eval().layers
     except (RuntimeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(

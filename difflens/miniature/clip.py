@@ -12,6 +12,7 @@ from difflens.locations import locate
 from difflens.miniature.captions import ByteTokenizer
 from difflens.miniature.faces import SIZE
 from difflens.models.base import weights_fingerprint
+from difflens.models.precision import check_device
 
 MEAN, STD = 0.5, 0.5
 """Images in [0, 1] are standardised by these before they enter the vision tower."""
@@ -60,13 +61,13 @@ def load_clip(folder: str, *, device: str = "cpu") -> ClipModel:
     """The CLIP saved in `folder`, built by open_clip itself, in float32 and evaluation mode.
 
     Raises:
-        ValueError: the folder holds no such model.
+        ValueError: the folder holds no such model, or there is no such device.
     """
     path = locate(folder)
     if not (path / "open_clip_config.json").is_file():
         raise ValueError(f"{path} holds no open_clip model; train it: `difflens task=miniature task.models=[clip]`.")
     text = json.loads((path / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
-    network = open_clip.create_model(f"local-dir:{path}", device=device, require_pretrained=True)
+    network = open_clip.create_model(f"local-dir:{path}", device=check_device(device), require_pretrained=True)
     # The words come from the file: their ids belong to the weights, whatever captions say by now.
     tokenizer = ByteTokenizer(text["tokenizer_kwargs"]["words"], text["context_length"])
     return ClipModel(network.eval().requires_grad_(False), tokenizer)

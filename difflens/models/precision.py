@@ -1,4 +1,4 @@
-"""The number formats a text-to-image model runs in, and the devices that models run on."""
+"""The number formats a text-to-image model runs in, and the devices that models, judges and extractors run on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def check_device(device: str) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"model.device={device} cannot be used here ({reason}); use cpu, or cuda on a GPU.") from error
+        raise ValueError(f"device={device} cannot be used here ({reason}); use cpu, or cuda on a GPU.") from error
     return found
 
 

@@ -128,6 +128,8 @@ def wandb_tracker(
         raise ValueError(f"logger.mode={mode!r} is not one of {', '.join(MODES)}.")
     if mode == "disabled":
         return Tracker()
+    # Its reports of errors and usage would leave the machine in offline mode too.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
         import wandb
     except ModuleNotFoundError as error:
