@@ -14,7 +14,7 @@ from typing import Any
 
 from difflens.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError
 from difflens.fingerprints import canonical, describe_difference, fingerprint, require_equal
-from difflens.locks import exclusive
+from difflens.locks import exclusive, is_stale, read_owner
 from difflens.shards import finished_shards, is_finished, read_shard, write_shard
 from difflens.storage import (
     TEMPORARY,
@@ -204,23 +204,39 @@ class ArtifactStore:
                 assert found is not None
         return found, True
 
-    def join(self, kind: str, spec: Mapping[str, Any], make: Callable[[Path], object] | None) -> tuple[Artifact, bool]:
+    def join(
+        self,
+        kind: str,
+        spec: Mapping[str, Any],
+        make: Callable[[Path], object] | None,
+        *,
+        first: Callable[[], dict[str, Any]],
+    ) -> tuple[Artifact, bool]:
         """What `get_or_create` is to the first rank of a distributed run, for the other ranks.
 
-        They wait until the first rank, which holds the lock, has published the artifact; where all ranks work on it
-        together, they run `make` meanwhile, which writes nothing for them.
+        They wait until the artifact is published, by the first rank or by another program that came first; where all
+        ranks work on it together, they run `make` once the first rank holds the lock, which writes nothing for them.
+
+        Args:
+            kind: of the artifact.
+            spec: what makes it.
+            make: their part of the work, None where the first rank works alone.
+            first: tells the `pid` and `host` of the first rank.
 
         Raises:
-            ArtifactError: the process that started this one has ended without publishing it.
+            ArtifactError: the first rank, or the process that started this one, has ended before it was published.
         """
         found = self.find(kind, spec)
         if found is not None:
             return found, True
         folder, parent = self.path(kind, spec), os.getppid()
-        if make is not None:
-            make(folder.with_name(folder.name + TEMPORARY))
         while not folder.is_dir():
-            if os.getppid() != parent:
+            owner = read_owner(folder.with_name(folder.name + ".lock"))
+            leader = first()
+            if make is not None and owner is not None and leader and owner.items() >= leader.items():
+                make(folder.with_name(folder.name + TEMPORARY))
+                make = None
+            if os.getppid() != parent or (leader and is_stale(leader)):
                 raise ArtifactError(f"the first rank ended before it had made {folder}.")
             time.sleep(0.2)
         return self._read(kind, folder), False

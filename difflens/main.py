@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from difflens.errors import JobFailedError, UserError
 from difflens.exits import Ending, ending, interrupt, was_interrupted
 from difflens.products import register_products
+from difflens.ranks import TRACEBACK, process_rank, rank_prefix
 from difflens.run import Run, open_run
 from difflens.sweeps import close_sweep, job_to_do, register_resolvers, sweep_ending
 from difflens.usage import config_groups, usage
@@ -86,7 +87,7 @@ def job(cfg: DictConfig) -> None:
     # Unresolved: an override such as `lr=${other}` is text here, and has nothing to refer to in Hydra's own settings.
     overrides = cast(list[str], OmegaConf.to_container(settings.overrides.task, resolve=False))
     sweep = settings.mode == RunMode.MULTIRUN
-    stage = None
+    run = None
     try:
         with (
             whole_errors(False),
@@ -95,18 +96,16 @@ def job(cfg: DictConfig) -> None:
             if not to_do:
                 return
             with open_run(cfg, folder, overrides=overrides, sweep=sweep, key=key) as run:
-                try:
-                    load_task(cfg.task._target_)(cfg, run)
-                finally:
-                    stage = run.failed_stage
+                load_task(cfg.task._target_)(cfg, run)
     except Exception as error:
         if debugging():
             raise
         if was_interrupted(error):
             raise KeyboardInterrupt from error
-        end = ending(error, stage=stage)
-        more = f" [{os.path.relpath(folder / 'traceback.txt')}]" if end.exit_code == 1 else ""
-        tell(Ending(end.exit_code, end.line + more))
+        end = ending(error, stage=None if run is None else run.failed_stage)
+        more = f" [{os.path.relpath(folder / TRACEBACK)}]" if end.exit_code == 1 else ""
+        if run is None or run.speaks:
+            tell(Ending(end.exit_code, rank_prefix(process_rank()) + end.line + more))
         if not sweep:
             sys.exit(end.exit_code)
         raise JobFailedError(end.line, end.exit_code, folder) from error
@@ -137,7 +136,8 @@ def main() -> None:
             raise
         groups = sorted(config_groups(conf_folder()))
         end = sweep_ending(error) if isinstance(error, JobFailedError) else ending(error, groups=groups)
-        tell(end)
+        if not process_rank():
+            tell(end)
         sys.exit(end.exit_code)
 
 

@@ -1,15 +1,49 @@
 """The processes of a distributed run, and where there may be none."""
 
+import io
 import os
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from difflens.errors import UserError
+
+TRACEBACK = "traceback.txt"
 
 
 def process_rank() -> int:
     """This process's rank in a distributed run, 0 if there is none; only rank 0 writes the run folder."""
     return next((int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), 0)
+
+
+@contextmanager
+def quiet_rank(rank: int) -> Iterator[None]:
+    """Let only the first rank of a distributed run speak on stdout."""
+    with redirect_stdout(io.StringIO()) if rank else nullcontext():
+        yield
+
+
+def rank_prefix(rank: int) -> str:
+    """What a line of another process than the first begins with."""
+    return f"rank {rank}: " if rank else ""
+
+
+def first_to_fail(folder: Path, error: BaseException) -> bool:
+    """Whether no other process of the run in `folder` has failed before this one; its traceback is kept there then.
+
+    The others fail in consequence, as their connection breaks.
+    """
+    try:
+        with (folder / TRACEBACK).open("x", encoding="utf-8") as file:
+            file.write("".join(traceback.format_exception(error)))
+    except FileExistsError:
+        return False
+    except OSError:
+        # On a full disk or in a folder that is gone the error to tell is the first one.
+        pass
+    return True
 
 
 def refuse_distributed_sweep(config: Mapping[str, Any]) -> None:

@@ -1,15 +1,13 @@
 """One run: its folder, status, manifest, stages and artifacts."""
 
-import io
 import json
 import logging
 import math
 import os
 import socket
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from difflens.artifacts import Artifact, ArtifactStore
 from difflens.errors import one_line
-from difflens.exits import ending
+from difflens.exits import ending, was_interrupted
 from difflens.provenance import peak_memory, provenance
-from difflens.ranks import process_rank, refuse_distributed_sweep
+from difflens.ranks import TRACEBACK, first_to_fail, process_rank, quiet_rank, rank_prefix, refuse_distributed_sweep
 from difflens.storage import point_latest, write_json, write_text
 from difflens.targets import check_targets
 
@@ -59,6 +57,7 @@ class Run:
         folder: the run folder: config.yaml, status.json, manifest.json and what the task writes.
         store: the artifacts shared by all runs.
         rank: 0, or this process's rank in a distributed run.
+        speaks: whether this process writes the run folder and tells the user: the first rank, or the first that failed.
         manifest: what manifest.json says.
         group: the name of the sweep it is a job of, None for a run of its own.
         used: the artifacts it needed so far, each with whether it was there already.
@@ -69,6 +68,7 @@ class Run:
         self.folder = folder
         self.store = store
         self.rank = rank
+        self.speaks = rank == 0
         self.manifest: dict[str, Any] = {"seconds": {}, "artifacts": []}
         self.failed_stage: str | None = None
         self.group: str | None = None
@@ -109,13 +109,20 @@ class Run:
         if self.rank == 0:
             artifact, reused = self.store.get_or_create(kind, spec, make, resumable=resumable)
         else:
-            artifact, reused = self.store.join(kind, spec, make if together else None)
+            artifact, reused = self.store.join(kind, spec, make if together else None, first=self.first_process)
         self.used.append((artifact, reused))
         entry = {"kind": kind, "fingerprint": artifact.fingerprint, "reused": reused}
         self.manifest["artifacts"].append(entry)
         self.write_manifest()
         self.say(f"{kind} {artifact.fingerprint}: {'reused' if reused else 'made'}")
         return artifact
+
+    def first_process(self) -> dict[str, Any]:
+        """Process id and host of the run's first rank, as status.json tells; empty before it does."""
+        with suppress(OSError, ValueError):
+            status = json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
+            return {key: status.get(key) for key in ("pid", "host")}
+        return {}
 
     def at_end(self, close: Callable[[int], None]) -> None:
         """Have `close(exit_code)` called when the run ends, however it does."""
@@ -153,7 +160,7 @@ class Run:
     def write_json(self, name: str, data: Any) -> Path:
         """Write a JSON file into the run folder atomically; NaN and infinities become null."""
         path = self.folder / name
-        return write_json(path, finite(data)) if self.rank == 0 else path
+        return write_json(path, finite(data)) if self.speaks else path
 
     def write_last(self, name: str, data: Any) -> None:
         """Write a JSON file over its older version in place where a full disk leaves no room for a second one."""
@@ -169,7 +176,7 @@ class Run:
 
     def say(self, line: str) -> None:
         """Print one line and keep it in the run's log, from the first rank only."""
-        if self.rank == 0:
+        if self.speaks:
             log.info(line)
 
 
@@ -179,13 +186,6 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(config, dict)
     check_targets(config)
     return {str(key): value for key, value in config.items()}
-
-
-@contextmanager
-def quiet_rank(rank: int) -> Iterator[None]:
-    """Let only the first rank of a distributed run speak on stdout."""
-    with redirect_stdout(io.StringIO()) if rank else nullcontext():
-        yield
 
 
 @contextmanager
@@ -200,23 +200,23 @@ def recorded_status(run: Run, overrides: Sequence[str], key: str | None = None) 
         "overrides": list(overrides),
         **({} if key is None else {"key": key}),
     }
+    if run.speaks:
+        (run.folder / TRACEBACK).unlink(missing_ok=True)
     run.write_json("status.json", status)
     try:
         yield
         status.update(status="done")
     except BaseException as error:
         code, line = ending(error, stage=run.failed_stage)
-        status.update(status="failed", error=line, exit_code=code)
-        # On a full disk or in a folder that is gone the error to tell is the first one.
-        with suppress(OSError):
-            if run.rank == 0:
-                write_text(run.folder / "traceback.txt", "".join(traceback.format_exception(error)))
+        status.update(status="failed", error=rank_prefix(run.rank) + line, exit_code=code)
+        run.speaks = not (run.rank and was_interrupted(error)) and first_to_fail(run.folder, error)
         raise
     finally:
         status.update(seconds=round(time.monotonic() - start, 3))
-        with suppress(OSError) if status["status"] == "failed" else nullcontext():
-            run.write_last("status.json", status)
-            run.write_manifest()
+        if run.speaks:
+            with suppress(OSError) if status["status"] == "failed" else nullcontext():
+                run.write_last("status.json", status)
+                run.write_manifest()
 
 
 @contextmanager

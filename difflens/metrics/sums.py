@@ -12,11 +12,16 @@ from torchmetrics import Metric
 class SumMetric(Metric):
     """A metric whose states are sums of fixed shape: batches, their order and ranks (also empty ones) only add up.
 
-    States and buffers keep their dtype under `half()`, `set_dtype` and `to(dtype)`, also a parent's.
+    States and buffers keep their dtype under `half()`, `set_dtype` and `to(dtype)`, also a parent's. `compute` speaks of
+    what this process was given: in a distributed run every rank holds all images, and one alone measures them. Ranks
+    that measured a part each are added up by `sync` or `merge_state`.
     """
 
     is_differentiable = False
     full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__(sync_on_compute=False)
 
     def add_sum(self, name: str, *shape: int, dtype: torch.dtype = torch.float64) -> None:
         """Adds a state of zeros, summed over ranks; `name` must be unique among the metrics of a collection."""

@@ -18,6 +18,8 @@ def evolution(cfg: DictConfig, run: Run) -> None:
     """Follow `task.images` evaluation images, which trained nothing; write `evolution.json` and `evolution.svg`."""
     bench = Workbench(cfg, run)
     located, probe = locate_features(bench), probe_task.fit(bench)[1]
+    if run.rank:
+        return
     classes, latents = bench.attribute.classes, located.features.latents
     plan = evaluation_plan(bench)
     plan = plan.part(0, cfg.task.images)

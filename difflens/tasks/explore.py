@@ -38,6 +38,8 @@ def explore(cfg: DictConfig, run: Run) -> None:
     """
     bench = Workbench(cfg, run)
     prepared = prepare(bench)
+    if run.rank:
+        return
     explorer = Explorer(bench, prepared)
     try:
         server = ThreadingHTTPServer((cfg.task.host, cfg.task.port), handler_of(explorer))

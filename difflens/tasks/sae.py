@@ -70,9 +70,10 @@ def _train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
         if not _is_saved(saved):
             rows = (list(training), list(validation))
             found = _fit(bench, store, *rows, workspace=workspace) if given is None else given[0]
-            if bench.run.rank:
-                return
-            save_sae(found, saved, spec={"made_from": spec, "trained_on": trained_on(bench.model, bench.site_spec)})
+            if not bench.run.rank:
+                save_sae(found, saved, spec={"made_from": spec, "trained_on": trained_on(bench.model, bench.site_spec)})
+        if bench.run.rank:
+            return
         trained = load_sae(saved)
         health = measure_health(trained, store, validation)
         recovered = loss_recovered(bench, trained, store, validation)
@@ -81,7 +82,7 @@ def _train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
         shutil.rmtree(workspace, ignore_errors=True)
 
     with bench.run.stage("sae"):
-        artifact = bench.run.artifact("sae", spec, make, resumable=True, together=True)
+        artifact = bench.run.artifact("sae", spec, make, resumable=True, together=given is None)
         track_sae(bench, json.loads((artifact.folder / "health.json").read_text()))
         return artifact, load_sae(artifact.folder / "autoencoder")
 

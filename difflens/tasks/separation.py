@@ -24,6 +24,8 @@ def separation_task(cfg: DictConfig, run: Run) -> None:
     if bench.attribute.name not in FACTORS:
         raise ValueError(f"task=separation draws its pairs: attribute must be one of {list(FACTORS)}.")
     located = locate_features(bench)
+    if run.rank:
+        return
     with run.stage("separation"):
         scores = torch.stack([factor_separation(bench, located.autoencoder, name) for name in FACTORS])
     own = list(FACTORS).index(bench.attribute.name)

@@ -1,0 +1,87 @@
+"""The whole program in two processes, as `trainer.devices=2` starts them: the files of one process, and one ending."""
+
+import os
+import shutil
+import socket
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+from program import Ended, Program
+
+STRONG = ["mitigation.assignment=exact", "mitigation.calibration.first=8", "mitigation.calibration.largest=16"]
+
+
+class TwoProcesses:
+    """Runs of the program in two processes that share all folders; each has its stdout and stderr for itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ranks = [Program(folder), Program(folder / "rank_1")]
+        self.shared = ["trainer.devices=2", f"paths.outputs={folder}/outputs", f"hydra.run.dir={folder}/outputs/runs/x"]
+
+    def start(self, *overrides: str, spoil: int | None = None) -> list[BaseProcess]:
+        """Both processes, of which the rank `spoil` cannot make images."""
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = int(found.getsockname()[1])
+        prepare = partial(as_rank, port=port, spoil=spoil)
+        return [
+            program.start(*self.shared, *overrides, prepare=partial(prepare, rank))
+            for rank, program in enumerate(self.ranks)
+        ]
+
+    def __call__(self, *overrides: str, spoil: int | None = None) -> list[Ended]:
+        processes = self.start(*overrides, spoil=spoil)
+        return [program.ended(process) for program, process in zip(self.ranks, processes, strict=True)]
+
+
+def as_rank(rank: int, *, port: int, spoil: int | None) -> None:
+    """Make this process one that Lightning's launcher has started."""
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if rank == spoil:
+        pytest.MonkeyPatch().setattr("difflens.training.steering_module.SteeringModule.predict_step", no_memory)
+
+
+def no_memory(*_: object) -> None:
+    raise MemoryError("no memory left")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> TwoProcesses:
+    """A study that two processes have made from nothing."""
+    study = TwoProcesses(tmp_path_factory.mktemp("two"))
+    first, second = study(*STRONG)
+    assert first.code == second.code == 0, first.err + second.err
+    assert "report.html" in first.out and second.out == second.err == "", "the second process speaks"
+    assert not study.ranks[0].unfinished(), "a lock is left"
+    return study
+
+
+def files(folder: Path, pattern: str) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob(pattern))}
+
+
+def test_two_processes_make_the_images_and_the_metrics_of_one(both: TwoProcesses, tmp_path: Path) -> None:
+    alone = both.ranks[0].copied(tmp_path / "alone")
+    for kind in ("calibration", "images", "steered", "metrics"):
+        shutil.rmtree(alone.folder / "outputs" / "artifacts" / kind)
+    assert alone(*STRONG).code == 0
+    made, expected = (files(program.latest, "images/**/*.png") for program in (both.ranks[0], alone))
+    assert len(made) > 64 and made == expected
+    assert made["images/original/1.png"] != made["images/difflens/1.png"]
+    assert files(both.ranks[0].latest, "metrics.json") == files(alone.latest, "metrics.json")
+    assert [path.name for path in both.ranks[0].artifacts()] == [path.name for path in alone.artifacts()]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_where_one_process_fails_both_end_with_one_line(both: TwoProcesses, rank: int) -> None:
+    ended = both("mitigation.strength=1.5", "task=steer", spoil=rank)
+    line = f"{'rank 1: ' if rank else ''}steer: MemoryError: no memory left"
+    assert [end.code for end in ended] == [1, 1]
+    assert ended[rank].complaint.startswith(line) and ended[1 - rank].err == ""
+    status = both.ranks[0].json("status.json")
+    assert (status["status"], status["error"]) == ("failed", line)
+    assert "no memory left" in (both.ranks[0].latest / "traceback.txt").read_text()
+    assert all(path.suffix == ".partial" for path in both.ranks[0].unfinished()), "a lock is left"
