@@ -144,6 +144,10 @@ def test_a_class_without_images_says_what_to_do(program: Program) -> None:
         ("mitigation.strength=nan", "mitigation.strength must be auto"),
         ("mitigation.assignment=nearest", "affinity"),
         ("attribution.top=999", "attribution.top must be 1 to 256"),
+        (
+            "+metric.extractor.device=abacus",
+            "metric.extractor (difflens.miniature.clip.load_clip): device=abacus cannot be",
+        ),
     ],
 )
 def test_a_mistake_in_the_configuration_is_told_before_the_first_stage(

@@ -21,6 +21,7 @@ from difflens.metrics.pixels import as_photographs
 from difflens.metrics.weights import find_weights
 from difflens.models.base import weights_fingerprint
 from difflens.models.precision import check_device
+from difflens.models.quiet import quietly
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -105,11 +106,22 @@ def load_open_clip(
     if not download and {"hf_model_name", "hf_tokenizer_name"} & config["text_cfg"].keys():
         raise ValueError(f"{model} reads texts with files of the hub; set download=true, or take one like 'ViT-L-14'.")
     tag = open_clip.get_pretrained_cfg(model, pretrained)
-    path = open_clip.download_pretrained(tag) if tag and download else find_pretrained(model, pretrained, folder)
+    path = _fetch(model, pretrained, tag) if tag and download else find_pretrained(model, pretrained, folder)
     path = str(find_weights(path, obtain=f"open_clip {model} {pretrained}", sha256=sha256))
     network = _build(model, path, tag)
     name = f"{model} {pretrained if tag else Path(path).name}"
     return OpenClipModel(network, open_clip.get_tokenizer(model), name=name, device=device, batch=batch)
+
+
+def _fetch(model: str, pretrained: str, tag: dict[str, Any]) -> str:
+    try:
+        with quietly():
+            return str(open_clip.download_pretrained(tag))
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"open_clip's {model} {pretrained!r} could not be fetched ({reason}); try again where there is a network."
+        ) from error
 
 
 def _build(model: str, path: str, tag: dict[str, Any]) -> Any:

@@ -1,14 +1,10 @@
 """Loading a text-to-image model: from a local folder, from the hub, or an architecture with random weights."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
@@ -16,10 +12,12 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
 )
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError
 
 from difflens.locations import PACKAGE, locate
 from difflens.models.precision import check_precision
+from difflens.models.quiet import quietly
 from difflens.models.random_pipeline import build_random_pipeline
 from difflens.models.text_to_image import TextToImageModel
 
@@ -98,7 +96,9 @@ def _load(source: str, *, offline: bool, **settings: Any) -> DiffusionPipeline:
             raise ValueError(f"no model_index.json in model folder {str(folder)!r}; save a diffusers pipeline there.")
         return _from_pretrained(str(folder), local_files_only=True, **settings)
     try:
-        return _from_pretrained(source, local_files_only=offline, **settings)
+        # By its id, the hub's client would ask the network even for what the cache holds.
+        place = snapshot_download(source, local_files_only=True) if offline else source
+        return _from_pretrained(place, local_files_only=offline, **settings)
     except OSError as error:
         raise ValueError(_how_to_get(source, error, offline=offline)) from error
 
@@ -116,24 +116,13 @@ def _how_to_get(source: str, error: OSError, *, offline: bool) -> str:
 
 
 def _from_pretrained(source: str, *, local_files_only: bool, **settings: Any) -> DiffusionPipeline:
-    parts = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
-    left_out: dict[str, Any] = {
-        name: None for name in ("safety_checker", "feature_extractor") if "safety_checker" in parts
-    }
-    if left_out:
-        left_out["requires_safety_checker"] = False
-    with _without_progress_bars():
+    with quietly():
+        parts = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
+        left_out: dict[str, Any] = {
+            name: None for name in ("safety_checker", "feature_extractor") if "safety_checker" in parts
+        }
+        if left_out:
+            left_out["requires_safety_checker"] = False
         return DiffusionPipeline.from_pretrained(
             source, local_files_only=local_files_only, low_cpu_mem_usage=False, **left_out, **settings
         )
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in (diffusers, transformers):
-            library.utils.logging.enable_progress_bar()

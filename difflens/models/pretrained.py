@@ -1,6 +1,5 @@
 """Published unconditional models: a local folder, or a hub repository that was fetched before; nothing is downloaded here."""
 
-import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from difflens.locations import PACKAGE, locate
+from difflens.models.quiet import quietly
 from difflens.models.unconditional import UnconditionalModel
 
 
@@ -27,11 +27,10 @@ def load_pretrained(folder: str, *, obtain: str, **settings: Any) -> Uncondition
     """
     path = find_pipeline(folder, obtain=obtain)
     parts = _part(path, "unet", "config.json"), _part(path, "scheduler", "scheduler_config.json")
-    # It is told below in one line that no weights were found.
-    logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.CRITICAL)
     try:
-        unet = UNet2DModel.from_pretrained(parts[0], local_files_only=True, low_cpu_mem_usage=False)
-        scheduler = DDIMScheduler.from_pretrained(parts[1], local_files_only=True)
+        with quietly():
+            unet = UNet2DModel.from_pretrained(parts[0], local_files_only=True, low_cpu_mem_usage=False)
+            scheduler = DDIMScheduler.from_pretrained(parts[1], local_files_only=True)
     except OSError as error:
         raise ValueError(f"the model in {path} is incomplete ({error}); get it again with `{obtain}`.") from error
     return UnconditionalModel(unet, scheduler, **settings)

@@ -18,6 +18,7 @@ from difflens.errors import NotReadyError, one_line
 from difflens.locations import locate
 from difflens.metrics.embeddings import find_pretrained
 from difflens.metrics.weights import find_weights
+from difflens.models.precision import check_device
 from difflens.models.pretrained import find_pipeline
 from difflens.run import Run
 
@@ -118,10 +119,8 @@ def _own(node: Mapping[str, Any], key: str) -> Iterator[Need]:
     if "source" in node and node.get("weights") != "random":
         source = str(node["source"])
         yield _look(key, "source", source, None, lambda: find_pipeline(source, obtain=f"hf download {source}"))
-    if str(node.get("device", "")).startswith("cuda"):
-        there = torch.cuda.is_available()
-        remedy = "" if there else f"no GPU here; set {key}.device=cpu"
-        yield Need(f"{key}.device", str(node["device"]), None, Path("/dev") if there else None, remedy)
+    if (device := str(node.get("device", "cpu"))) != "cpu":
+        yield _look(key, "device", device, None, lambda: check_device(device) and Path("/dev"))
 
 
 def _look(key: str, word: str, what: Any, sha256: str | None, find: Any) -> Need:

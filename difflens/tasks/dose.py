@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from difflens.report.experiment_figures import draw_doses, save_plot
 from difflens.run import Run
 from difflens.tasks.calibrate import prepare
-from difflens.tasks.evaluation import evaluate
+from difflens.tasks.evaluation import check_measures, evaluate
 from difflens.tasks.steer import generate_pairs
 from difflens.tasks.workbench import Workbench
 
@@ -15,6 +15,7 @@ from difflens.tasks.workbench import Workbench
 def dose(cfg: DictConfig, run: Run) -> None:
     """Steer and measure the evaluation images at every multiple of `task.doses`; write `dose.json` and `dose.svg`."""
     bench = Workbench(cfg, run)
+    check_measures(bench)
     prepared = prepare(bench)
     neutral = prepared.mitigation.neutral
     rows = []

@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from difflens.tasks.steer import Steered
 
 
+def check_measures(bench: Workbench) -> None:
+    """Build the extractor and look at a folder of reference images before any stage, so that what is missing is told at once.
+
+    Raises:
+        ValueError: a file or folder is not there.
+    """
+    bench.extractor  # noqa: B018
+    _reference_spec(bench)
+
+
 def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> dict[str, Any]:
     """Write `metrics.json`: the row of the originals and that of the mitigation; of unseen prompts `metrics_unseen.json`."""
     metric = bench.cfg.metric

@@ -4,7 +4,7 @@ from omegaconf import DictConfig
 
 from difflens.run import Run
 from difflens.tasks.calibrate import prepare
-from difflens.tasks.evaluation import evaluate
+from difflens.tasks.evaluation import check_measures, evaluate
 from difflens.tasks.report import present
 from difflens.tasks.steer import generate_pairs
 from difflens.tasks.workbench import Workbench
@@ -13,6 +13,7 @@ from difflens.tasks.workbench import Workbench
 def pipeline(cfg: DictConfig, run: Run) -> None:
     """Dissect, locate, control, measure, and show it; each stage reuses what an earlier run made."""
     bench = Workbench(cfg, run)
+    check_measures(bench)
     prepared = prepare(bench)
     steered = generate_pairs(bench, prepared)
     measured = [evaluate(bench, steered)]

@@ -18,7 +18,7 @@ from difflens.tasks import probe as probe_task
 from difflens.tasks import sae as sae_task
 from difflens.tasks.calibrate import Prepared, prepare, slot_names
 from difflens.tasks.cards import draw_cards
-from difflens.tasks.evaluation import evaluate
+from difflens.tasks.evaluation import check_measures, evaluate
 from difflens.tasks.steer import Steered, generate_pairs
 from difflens.tasks.tracked import track_pictures
 from difflens.tasks.workbench import Workbench
@@ -28,6 +28,7 @@ from difflens.types import NO_FACE
 def report(cfg: DictConfig, run: Run) -> None:
     """Run the stage alone."""
     bench = Workbench(cfg, run)
+    check_measures(bench)
     prepared = prepare(bench)
     steered = generate_pairs(bench, prepared)
     present(bench, prepared, steered, evaluate(bench, steered))

@@ -11,7 +11,7 @@ from torch import Tensor
 from difflens.artifacts import Artifact
 from difflens.run import Run
 from difflens.tasks.calibrate import Prepared, aimed, assign, prepare
-from difflens.tasks.evaluation import evaluate
+from difflens.tasks.evaluation import check_measures, evaluate
 from difflens.tasks.plans import evaluation_plan, plan_spec
 from difflens.tasks.workbench import Workbench
 from difflens.training.steering_module import generate
@@ -43,6 +43,7 @@ class Steered:
 def steer(cfg: DictConfig, run: Run) -> None:
     """Run the stage alone, and measure it."""
     bench = Workbench(cfg, run)
+    check_measures(bench)
     prepared = prepare(bench)
     evaluate(bench, generate_pairs(bench, prepared))
 

@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
@@ -73,6 +74,19 @@ def test_a_saved_pipeline_loads_as_the_same_model(tmp_path: Path) -> None:
     assert loaded.spec() == tiny_text_to_image().spec()
     assert torch.equal(images(loaded, plan([4]))[4], images(tiny_text_to_image(), plan([4]))[4])
     assert load_text_to_image(str(tmp_path), precision="bf16", **USUAL).driven.unet.dtype == torch.float32
+
+
+def test_a_hub_id_is_found_in_the_cache_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--faces"
+    tiny_pipeline().save_pretrained(repository / "snapshots" / "0123abcd")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abcd")
+    capfd.readouterr()
+    assert load_text_to_image("someone/faces", **USUAL).spec() == tiny_text_to_image().spec()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_schedulers_keep_the_models_noise_schedule_and_do_not_clip_latents() -> None:
