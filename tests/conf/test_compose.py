@@ -1,15 +1,19 @@
+import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from difflens.products import register_products
 from difflens.targets import check_targets, find_targets
 from difflens.tasks.attributes import class_words, read_attribute
+from difflens.tasks.settings import check_settings
 from difflens.types import Attribute
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -41,6 +45,32 @@ def test_every_choice_composes_and_names_targets_that_exist(choice: str) -> None
     cfg = resolved([choice])
     for where, target in find_targets(OmegaConf.to_container(cfg, resolve=True)):
         assert callable(hydra.utils.get_object(target)), where
+
+
+def jobs(overrides: list[str]) -> list[list[str]]:
+    """The overrides of every job that a command starts: one, or as many as its experiment sweeps."""
+    params = compose("config", overrides=overrides, return_hydra_config=True).hydra.sweeper.params or {}
+    parsed = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in params.items()])
+    swept = [
+        [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+        if one.is_sweep_override()
+        else [one.input_line]
+        for one in parsed
+    ]
+    return [[*overrides, *job] for job in itertools.product(*swept)]
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_job_of_an_experiment_composes_on_the_miniature_that_its_file_names(path: Path) -> None:
+    command = re.search(r"On the miniature: `difflens (.*)`", path.read_text())
+    assert command
+    made = jobs(command[1].split())
+    assert len(made) == {"ablation_width": 3, "fig_bias_level": 5, "fig_dose_response": 7}.get(path.stem, 1)
+    for job in made:
+        cfg = resolved(job)
+        check_settings(cfg)
+        places = [cfg.model.get("folder") or cfg.model.source, cfg.judge.scores.folder, cfg.metric.extractor.folder]
+        assert all(place.startswith("package:") for place in places)
 
 
 def test_the_headline_overrides_reach_their_place() -> None:
