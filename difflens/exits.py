@@ -14,6 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 from difflens.errors import one_line
 from difflens.storage import is_disk_full
 
+NO_SLURM = (
+    "the SLURM launchers start jobs with srun, which this machine has not: run on a cluster, or take "
+    "hydra/launcher=submitit_local, hydra/launcher=joblib or none."
+)
 INTERRUPTED = "interrupted; run the same command again to go on"
 
 asked_to_stop = Event()
@@ -131,6 +135,8 @@ def ending(error: BaseException, *, stage: str | None = None, groups: Sequence[s
             return Ending(2, about_key(error, groups))
         case OmegaConfBaseException():
             return Ending(2, about_value(error))
+        case RuntimeError() if 'Could not detect "srun"' in str(error):
+            return Ending(2, NO_SLURM)
         case HydraException():
             return Ending(2, " ".join(str(error).split()))
     code = getattr(error, "exit_code", 2 if isinstance(error, ValueError) and stage is None else 1)

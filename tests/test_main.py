@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from difflens.exits import NO_SLURM
 from difflens.main import conf_folder
 from difflens.usage import config_groups
 
@@ -255,8 +256,10 @@ def test_a_launcher_that_is_not_installed_names_its_extra(difflens):
     )
 
 
-def test_the_slurm_launcher_asks_for_a_gpu(difflens):
+def test_the_slurm_launcher_asks_for_a_gpu_and_says_where_there_is_no_slurm(difflens):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="extra launchers")
     code, out, err = difflens("hydra/launcher=slurm_gpu", "--cfg", "hydra", "-p", "hydra.launcher")
     assert code == 0, err
     assert "submitit_launcher.SlurmLauncher" in out and "gpus_per_node: 1" in out and "partition: gpu" in out
+    code, _, err = difflens("-m", "hydra/launcher=slurm_gpu", "task=shares", PATH="")
+    assert (code, err) == (2, f"difflens: error: {NO_SLURM}\n")

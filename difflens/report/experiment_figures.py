@@ -69,14 +69,14 @@ def draw_evolution(figure: Figure, data: Json) -> None:
     left, right = top.subplots(1, 2)
     for name, style in class_styles(classes).items():
         left.plot(100 * series(data["recall"][name]), label=name, markevery=3, **style)
-        right.plot(series(data["firing"][name]["own"]), label=f"{name}: on its images", markevery=3, **style)
+        right.plot(series(data["firing"][name]["own"]), markevery=3, **style)
         right.plot(series(data["firing"][name]["other"]), ls=":", markevery=3, **style)
     left.axhline(100 / len(classes), color=INK, ls="--", lw=1)
     left.set(title="recall of the probe (%), dashed: chance", ylim=(0, 104))
-    right.set(title="mean activity of the class's latents (dotted: on others)")
+    right.set(title="activity of its latents (dotted: on others)")
     for axes in (left, right):
         steps_axis(axes)
-    left.legend(loc="lower right")
+    top.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=len(classes))
     largest = max(float(np.max(maps[name])) for name in classes) or 1.0
     for axes, name in zip(np.atleast_1d(bottom.subplots(1, len(classes))), classes, strict=True):
         axes.imshow(np.asarray(maps[name]), cmap="cividis", vmin=0, vmax=largest)

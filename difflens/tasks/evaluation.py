@@ -67,7 +67,7 @@ def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> d
 def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, Any]:
     """The content of `metrics.json`; unseen prompts have no FID and KID, whose reference shows the studied ones."""
     study, method = study_of(bench), bench.cfg.mitigation.name
-    reference = None if unseen else read_reference(bench)
+    reference = None if unseen else bench.once("reference", lambda: read_reference(bench))
     before, after = (
         read_images(float_pieces(images), steered.image_ids, study, title=f"measuring {name}")
         for name, images in (("original", steered.before), (method, steered.after))

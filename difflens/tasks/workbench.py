@@ -26,6 +26,7 @@ from difflens.tasks.settings import check_target, read_strength
 from difflens.tasks.tracking import open_tracker
 from difflens.tasks.values import blaming, plain
 from difflens.training.loggers import Tracker
+from difflens.training.sigterm import OwnSigterm
 from difflens.types import NO_FACE, Attribute, Site
 
 __all__ = ["Workbench", "blaming", "plain"]
@@ -231,7 +232,8 @@ class Workbench:
         described: Any = OmegaConf.to_container(self.cfg.trainer, resolve=True)
         if alone:
             described |= {"devices": 1, "strategy": "auto"}
-        return lightning.Trainer(**{**quiet, **described, **settings})
+        callbacks = [OwnSigterm(), *settings.pop("callbacks", [])]
+        return lightning.Trainer(**{**quiet, **described, **settings}, callbacks=callbacks)
 
     def label_spec(self) -> dict[str, Any]:
         """Where the learning images' labels come from, if there is a choice, for artifact specs."""

@@ -153,7 +153,8 @@ def wandb_tracker(
     except (wandb.errors.Error, OSError) as error:
         if mode == "offline":
             raise
-        log.info("W&B: %s. This run is kept offline; send it later: wandb sync %s/wandb", one_line(error), folder)
+        why = one_line(error).rstrip(".")
+        log.info("W&B: %s. This run is kept offline; send it later: wandb sync %s/wandb/offline-run-*", why, folder)
         run = _start("offline", described)
     return WandbTracker(run, images=images)
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from program import Ended, Program
+
+from difflens.exits import INTERRUPTED
 
 STRONG = ["mitigation.assignment=exact", "mitigation.calibration.first=8", "mitigation.calibration.largest=16"]
 
@@ -85,3 +88,11 @@ def test_where_one_process_fails_both_end_with_one_line(both: TwoProcesses, rank
     assert (status["status"], status["error"]) == ("failed", line)
     assert "no memory left" in (both.ranks[0].latest / "traceback.txt").read_text()
     assert all(path.suffix == ".partial" for path in both.ranks[0].unfinished()), "a lock is left"
+
+
+def test_sigterm_in_the_middle_of_a_training_ends_both(both: TwoProcesses) -> None:
+    first, second = both.start("task=sae", "seed=1", "sae.training.tokens=400000")
+    folder = both.ranks[0].folder / "outputs" / "artifacts" / "sae"
+    ended = both.ranks[0].stop(first, signal.SIGTERM, when=lambda: any(folder.glob("*.partial/training/last.ckpt")))
+    assert (ended.code, ended.complaint, both.ranks[0].json("status.json")["error"]) == (130, INTERRUPTED, INTERRUPTED)
+    assert both.ranks[1].ended(second).err == ""
