@@ -1,6 +1,7 @@
 """The interface of a scorer and the affine head it attributes through."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -28,15 +29,20 @@ class AffineHead:
         """Logits of all-zero codes."""
         return self.bias + torch.einsum("cdhw,d->c", self.weight, self.decoder_bias)
 
+    @cached_property
+    def latent_weight(self) -> Float[Tensor, "classes latents height width"]:
+        """∂ℓ/∂z of every class: what one unit of a latent at a position adds to the logits."""
+        return torch.einsum("cdhw,md->cmhw", self.weight, self.decoder)
+
     def logits(self, codes: Float[Tensor, "images latents height width"]) -> Float[Tensor, "images classes"]:
-        """Logits of the decoded codes."""
-        decoded = torch.einsum("nmhw,md->ndhw", codes, self.decoder)
-        return self.zero_logits() + torch.einsum("ndhw,cdhw->nc", decoded, self.weight)
+        """Logits of the decoded codes; no map is decoded, which with few classes takes a fraction of the time."""
+        # In this order neither side is copied: codes come as views of tokens, whose latents are innermost.
+        flat, weight = (values.permute(0, 2, 3, 1).flatten(1) for values in (codes, self.latent_weight))
+        return self.zero_logits() + flat @ weight.T
 
     def pullback(self, g: Float[Tensor, "images classes"]) -> Float[Tensor, "images latents height width"]:
         """The vector–Jacobian product Σ_j g_j ∂ℓ_j/∂z at every latent and position."""
-        pulled = torch.einsum("nc,cdhw->ndhw", g, self.weight)
-        return torch.einsum("ndhw,md->nmhw", pulled, self.decoder)
+        return torch.einsum("nc,cmhw->nmhw", g, self.latent_weight)
 
 
 @runtime_checkable
