@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 REVISIONS = {
     "activations": 1,
-    "attribution": 1,
+    "attribution": 2,
     "calibration": 2,
     "cards": 2,
     "images": 1,
