@@ -114,9 +114,14 @@ def test_files_that_are_not_the_models_are_refused_on_one_line(tiny: str, tmp_pa
         assert "\n" not in str(caught.value)
 
 
-def test_the_true_vit_b_32_runs_through_every_path(tmp_path: Path) -> None:
+def test_the_true_vit_b_32_loads_without_a_word_and_runs_through_every_path(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
     random_weights("ViT-B-32", tmp_path / "ViT-B-32-openai.safetensors", half=True)
+    caplog.clear()
+    recwarn.clear()
     clip = load_open_clip("ViT-B-32", pretrained="openai", folder=str(tmp_path))
+    assert not caplog.records and not recwarn.list
     assert isinstance(clip.network.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)
     judge = ZeroShotJudge(clip, prompts={"gender": {"female": ["a woman"], "male": ["a man"]}}, templates=["a {}"])
     images = torch.rand(2, 3, 64, 48)
