@@ -13,7 +13,8 @@ from program import Ended, Program
 
 from difflens.exits import INTERRUPTED
 
-STRONG = ["mitigation.assignment=exact", "mitigation.calibration.first=8", "mitigation.calibration.largest=16"]
+STRONG = ["mitigation.assignment=exact", "mitigation.calibration.first=8", "mitigation.calibration.largest=8"]
+STRONG += ["sae.training.tokens=12000"]
 
 
 class TwoProcesses:
@@ -91,7 +92,7 @@ def test_where_one_process_fails_both_end_with_one_line(both: TwoProcesses, rank
 
 
 def test_sigterm_in_the_middle_of_a_training_ends_both(both: TwoProcesses) -> None:
-    first, second = both.start("task=sae", "seed=1", "sae.training.tokens=400000")
+    first, second = both.start("task=sae", "seed=1", "sae.training.tokens=100000")
     folder = both.ranks[0].folder / "outputs" / "artifacts" / "sae"
     ended = both.ranks[0].stop(first, signal.SIGTERM, when=lambda: any(folder.glob("*.partial/training/last.ckpt")))
     assert (ended.code, ended.complaint, both.ranks[0].json("status.json")["error"]) == (130, INTERRUPTED, INTERRUPTED)
