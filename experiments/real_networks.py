@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -38,11 +38,10 @@ FEMALE, MALE, OUTPUTS = 8, 7, 18
 NETWORKS = [
     "model=p2_celebahq",
     "attribute=gender",
-    "judge=fairface",
-    "judge.scores.clip.model=ViT-B-32",
     "metric.extractor.embeddings.model=ViT-B-32",
     "metric.extractor.features.sha256=null",
 ]
+JUDGES = ("judge=fairface", "judge.scores.clip.model=ViT-B-32")
 SMALL = [
     "model.steps=2",
     "model.micro_batch=4",
@@ -121,10 +120,10 @@ def centre_judge(weights: Path, activations: Path) -> None:
     torch.save(state, fairface(weights))
 
 
-def difflens(folder: Path, *overrides: str) -> None:
+def difflens(folder: Path, *overrides: str, judges: Sequence[str] = JUDGES) -> None:
     """Run the program in a process of its own, and print its seconds and its peak memory."""
     places = [f"paths.outputs={folder / 'outputs'}", f"paths.weights={folder / 'weights'}"]
-    command = [sys.executable, "-m", "difflens.main", *NETWORKS, *SMALL, *places, *overrides]
+    command = [sys.executable, "-m", "difflens.main", *NETWORKS, *judges, *SMALL, *places, *overrides]
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -150,7 +149,8 @@ def study(folder: Path) -> None:
 
 def evaluate(folder: Path, images: Path, originals: str) -> None:
     reference = folder / "weights" / "reference_images"
-    difflens(folder, "task=evaluate", "judge=official", f"images={images}", f"reference={reference}", originals)
+    asked = ("task=evaluate", f"images={images}", f"reference={reference}", originals)
+    difflens(folder, *asked, judges=["judge=official"])
 
 
 def main() -> None:
