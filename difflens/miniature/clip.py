@@ -1,18 +1,27 @@
 """The miniature's CLIP: a small open_clip model of drawn faces and their captions."""
 
-import json
-from collections.abc import Iterator
+from __future__ import annotations
 
-import open_clip
+import json
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from difflens.fingerprints import fingerprint
 from difflens.locations import locate
 from difflens.miniature.captions import ByteTokenizer
 from difflens.miniature.faces import SIZE
-from difflens.models.base import weights_fingerprint
 from difflens.models.precision import check_device
+from difflens.storage import sha256_of
+
+if TYPE_CHECKING:
+    import open_clip
 
 MEAN, STD = 0.5, 0.5
 """Images in [0, 1] are standardised by these before they enter the vision tower."""
@@ -23,14 +32,31 @@ class ClipModel:
 
     Called on images it returns what open_clip's vision tower pools, before the projection into the shared space and not
     normalised: [N, dim]. The projection keeps what captions tell; a distance between sets of images should see more.
+
+    Args:
+        build: gives the network, when it is first needed: open_clip takes seconds to import, and a run that reuses its
+            metrics needs no more than the fingerprint.
+        tokenizer: texts → token ids [N, length].
+        fingerprint: of configuration and weights.
+        batch: images or texts at once.
     """
 
     name, resize = "miniature-clip", "bilinear"
 
-    def __init__(self, network: open_clip.CLIP, tokenizer: ByteTokenizer, *, batch: int = 256) -> None:
-        self.network, self.tokenizer, self.batch = network, tokenizer, batch
-        self.dim: int = network.visual.proj.shape[0]
-        self.fingerprint = weights_fingerprint(network)
+    def __init__(
+        self, build: Callable[[], open_clip.CLIP], tokenizer: ByteTokenizer, *, fingerprint: str = "", batch: int = 256
+    ) -> None:
+        self._build, self.tokenizer, self.fingerprint, self.batch = build, tokenizer, fingerprint, batch
+
+    @cached_property
+    def network(self) -> open_clip.CLIP:
+        """The open_clip model."""
+        return self._build()
+
+    @property
+    def dim(self) -> int:
+        """Length of the features."""
+        return int(self.network.visual.proj.shape[0])
 
     @torch.inference_mode()
     def embed_images(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n embed"]:
@@ -63,11 +89,25 @@ def load_clip(folder: str, *, device: str = "cpu") -> ClipModel:
     Raises:
         ValueError: the folder holds no such model, or there is no such device.
     """
-    path = locate(folder)
-    if not (path / "open_clip_config.json").is_file():
+    path, device = locate(folder), str(check_device(device))
+    config, weights = path / "open_clip_config.json", path / "open_clip_model.safetensors"
+    if not (config.is_file() and weights.is_file()):
         raise ValueError(f"{path} holds no open_clip model; train it: `difflens task=miniature task.models=[clip]`.")
-    text = json.loads((path / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
-    network = open_clip.create_model(f"local-dir:{path}", device=check_device(device), require_pretrained=True)
+    try:
+        safe_open(weights, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{weights} cannot be read ({error}); it is no safetensors file, or half of one.") from error
+    text = json.loads(config.read_text())["model_cfg"]["text_cfg"]
     # The words come from the file: their ids belong to the weights, whatever captions say by now.
     tokenizer = ByteTokenizer(text["tokenizer_kwargs"]["words"], text["context_length"])
-    return ClipModel(network.eval().requires_grad_(False), tokenizer)
+    found = fingerprint({"config": sha256_of(config), "weights": sha256_of(weights)})
+    return ClipModel(lambda: _load(path, device), tokenizer, fingerprint=found)
+
+
+def _load(path: Path, device: str) -> open_clip.CLIP:
+    import open_clip
+
+    # Whoever asks first may be in inference mode, whose tensors would be of no use outside.
+    with torch.inference_mode(False):
+        network = open_clip.create_model(f"local-dir:{path}", device=device, require_pretrained=True)
+    return network.eval().requires_grad_(False)

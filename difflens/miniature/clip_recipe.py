@@ -162,7 +162,7 @@ class ClipRecipe(Recipe):
     def report(self, model: nn.Module) -> dict[str, float]:
         """See `Recipe.report`."""
         factors = numbered_faces(self._held_out, self.factors)
-        reader = ClipModel(model, self.tokenizer)
+        reader = ClipModel(lambda: model, self.tokenizer)
         images = reader.embed_images(self.images(factors))
         figures = _retrieval(images, reader.embed_texts(caption(factors, seed=3)))
         for name, index in factors.items():

@@ -158,7 +158,7 @@ def test_a_loaded_model_embeds_like_the_exported_one(tmp_path: Path):
     assert stat.S_IMODE((tmp_path / "open_clip_model.safetensors").stat().st_mode) == 0o644
     factors = Population().sample(12, seed=0)
     images, texts = render(factors), caption(factors, seed=0)
-    original = ClipModel(model, learner.tokenizer)
+    original = ClipModel(lambda: model, learner.tokenizer)
     for embed, given in (("embed_images", images), ("embed_texts", texts)):
         mine, theirs = getattr(original, embed)(given), getattr(loaded, embed)(given)
         torch.testing.assert_close(mine, theirs, atol=4e-3, rtol=0)
@@ -206,6 +206,12 @@ def test_embeddings_depend_neither_on_the_batch_split_nor_on_an_exact_enlargemen
 
 def test_mistakes_are_answered_with_the_remedy(tmp_path: Path):
     with pytest.raises(ValueError, match=r"task\.models=\[clip\]"):
+        load_clip(str(tmp_path))
+    learner = recipe()
+    learner.export(learner.build(), tmp_path)
+    weights = tmp_path / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="half of one"):
         load_clip(str(tmp_path))
     with pytest.raises(ValueError, match="held_out"):
         recipe(held_out=3)
