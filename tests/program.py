@@ -66,13 +66,13 @@ class Ended(NamedTuple):
         return self.err.removeprefix("difflens: error: ").strip()
 
 
-def _child(folder: str, arguments: list[str], prepare: Callable[[], None] | None) -> None:
+def _child(folder: str, heard: str, arguments: list[str], prepare: Callable[[], None] | None) -> None:
     refuse_network()
     # A suite that runs in a shell's background is told to ignore Ctrl-C, and so would be its programs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     for number, name in ((1, "out.txt"), (2, "err.txt")):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(os.path.join(heard, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     if prepare is not None:
         prepare()
     sys.argv = ["difflens", *arguments]
@@ -82,10 +82,13 @@ def _child(folder: str, arguments: list[str], prepare: Callable[[], None] | None
 
 
 class Program:
-    """The program started in one folder with the tiny settings; `outputs/` there holds its results."""
+    """The program started in one folder with the tiny settings; `outputs/` there holds its results.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    What it says is kept in the folder `heard`, its own unless told otherwise.
+    """
+
+    def __init__(self, folder: Path, *, heard: Path | None = None) -> None:
+        self.folder, self.heard = folder, heard or folder
         folder.mkdir(parents=True, exist_ok=True)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOADED)
@@ -93,7 +96,9 @@ class Program:
     def start(self, *overrides: str, prepare: Callable[[], None] | None = None) -> BaseProcess:
         """A running program; `prepare` is called in it first."""
         tiny = [f"{key}={value}" for key, value in TINY.items()]
-        process = self._context.Process(target=_child, args=(str(self.folder), [*tiny, *overrides], prepare))
+        process = self._context.Process(
+            target=_child, args=(str(self.folder), str(self.heard), [*tiny, *overrides], prepare)
+        )
         process.start()
         return process
 
@@ -103,7 +108,7 @@ class Program:
         if process.is_alive():
             process.kill()
             process.join()
-        return Ended(process.exitcode, *((self.folder / f"{name}.txt").read_text() for name in ("out", "err")))
+        return Ended(process.exitcode, *((self.heard / f"{name}.txt").read_text() for name in ("out", "err")))
 
     def __call__(self, *overrides: str, prepare: Callable[[], None] | None = None) -> Ended:
         return self.ended(self.start(*overrides, prepare=prepare))

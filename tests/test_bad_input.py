@@ -236,7 +236,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_on_a_full_disk_the_run_says_so_and_goes_on_when_there_is_space(small_disk: Path) -> None:
-    program = Program(small_disk / "study")
+    program = Program(small_disk / "study", heard=small_disk.parent)  # which is not full
     assert "4.0 MiB will not fit" in refused(program, "task=steer", code=1)
     # The activations fit, and what comes next fills the disk behind the program's back.
     subprocess.run(["mount", "-o", "remount,size=4500k", str(small_disk)], check=True)

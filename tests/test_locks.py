@@ -42,11 +42,13 @@ def test_a_living_owner_or_one_on_another_host_is_waited_for(tmp_path, caplog):
 
         thread = threading.Thread(target=enter)
         thread.start()
-        assert not entered.wait(0.15)
+        said, deadline = f"waiting for process {owner['pid']} on {owner['host']}", time.monotonic() + 30
+        while said not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert f"{said}, which is making sae 0123" in caplog.text and not entered.wait(0.15)
         lock.unlink()
-        thread.join(5)
+        thread.join(30)
         assert entered.is_set() and not lock.exists()
-        assert f"waiting for process {owner['pid']} on {owner['host']}, which is making sae 0123" in caplog.text
 
 
 def test_a_silent_owner_on_another_host_is_taken_over_and_a_living_one_gives_signs(tmp_path, monkeypatch):
