@@ -1,5 +1,6 @@
 """While the tests run there is no network, and jaxtyping and beartype check shapes and types of the whole package."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ from jaxtyping import install_import_hook
 from network import refuse_network
 
 refuse_network()
+# A suite in a shell's background is told to ignore Ctrl-C, and so would be the programs it interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 install_import_hook("difflens", "typechecking.check")
 
 import torch  # noqa: E402

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -68,8 +67,6 @@ class Ended(NamedTuple):
 
 def _child(folder: str, heard: str, arguments: list[str], prepare: Callable[[], None] | None) -> None:
     refuse_network()
-    # A suite that runs in a shell's background is told to ignore Ctrl-C, and so would be its programs.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     for number, name in ((1, "out.txt"), (2, "err.txt")):
         os.dup2(os.open(os.path.join(heard, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
