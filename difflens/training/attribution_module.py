@@ -49,18 +49,26 @@ class AttributionModule(lightning.LightningModule):
         self.activation_sum: Tensor
         self.images: Tensor
         self.gap: Tensor
+        self._last: tuple[tuple[int, torch.Size], AffineHead] | None = None
 
-    def head(self, step: int, shape: torch.Size) -> AffineHead:
-        """Probe after decoder at one step, its logits divided by the temperature, for maps of `shape` [n, D, H, W]."""
-        weight, bias = (values[step] / self.temperature for values in (self.probe.weight, self.probe.bias))
-        return AffineHead(self.sae.decoder.detach(), self.sae.b_dec.detach(), weight.reshape(-1, *shape[1:]), bias)
+    def head(self, step: int, positions: torch.Size) -> AffineHead:
+        """Probe after decoder at one step, its logits divided by the temperature.
+
+        `positions` are those of the codes: the map's height and width, or 1 × 1 where a whole map is one token. Batches
+        come step by step, so the last head is kept.
+        """
+        if self._last is None or self._last[0] != (step, positions):
+            weight, bias = (values[step] / self.temperature for values in (self.probe.weight, self.probe.bias))
+            shaped = weight.reshape(-1, self.sae.dim, *positions)
+            self._last = (step, positions), AffineHead(self.sae.decoder.detach(), self.sae.b_dec.detach(), shaped, bias)
+        return self._last[1]
 
     def predict_step(self, batch: LabelledMaps, batch_idx: int) -> None:
         """Add one batch to the sums."""
         maps, labels, step, start = batch
         codes = self.sae.codes_of_map(maps.float())
         baseline = None if start is None else self.sae.codes_of_map(start.float())
-        head = self.head(step, maps.shape)
+        head = self.head(step, codes.shape[2:])
         scores = self.scorer(head, codes, labels, baseline).detach()
         with torch.no_grad():
             first = head.zero_logits().expand(len(maps), -1) if baseline is None else head.logits(baseline)

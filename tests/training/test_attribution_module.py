@@ -46,9 +46,18 @@ def test_scores_are_the_class_means_of_the_scorer_and_complete(parts: tuple[TopK
     sae, probe = parts
     module = AttributionModule(sae, probe, GENDER, IntegratedGradients())
     codes = sae.codes_of_map(MAPS)
-    direct = IntegratedGradients()(module.head(1, MAPS.shape), codes, LABELS)
+    direct = IntegratedGradients()(module.head(1, MAPS.shape[2:]), codes, LABELS)
     torch.testing.assert_close(result.scores.scores[0, 1], direct[LABELS == 0].mean(0).detach(), rtol=1e-5, atol=1e-7)
     assert result.completeness_gap < 1e-5
+
+
+def test_where_the_whole_map_is_one_token_scores_are_complete_too(parts: tuple[TopKAutoencoder, LinearProbe]) -> None:
+    sae = TopKAutoencoder(6, expansion=2, k=4, token="map", positions=4).eval()
+    result = sweep((sae, parts[1]), 5)
+    codes, head = sae.codes_of_map(MAPS), parts[1](sae.reconstruct_map(MAPS), 1).softmax(-1)[LABELS == 0, 0]
+    zero = parts[1](sae.map_of_tokens(sae.b_dec.expand(1, -1), MAPS[:1]), 1).softmax(-1)[0, 0]
+    assert codes.shape == (12, 12, 1, 1) and result.completeness_gap < 1e-5
+    torch.testing.assert_close(result.scores.scores[0, 1].sum(), (head - zero).mean().detach(), rtol=0, atol=1e-5)
 
 
 def test_a_class_without_images_is_named(parts: tuple[TopKAutoencoder, LinearProbe]) -> None:
@@ -67,7 +76,7 @@ def test_a_baseline_is_where_the_scores_start_and_they_stay_complete(
     for step in range(2):
         module.predict_step(LabelledMaps(MAPS, LABELS, step, start), step)
     result = module.result()
-    head = module.head(0, MAPS.shape)
+    head = module.head(0, MAPS.shape[2:])
     p = [head.logits(sae.codes_of_map(maps)).softmax(-1)[LABELS == 0, 0].mean() for maps in (MAPS, start)]
     torch.testing.assert_close(result.scores.scores[0, 0].sum(), (p[0] - p[1]).detach(), rtol=0, atol=1e-5)
     assert result.completeness_gap < 1e-5
