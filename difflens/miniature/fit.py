@@ -18,7 +18,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How long and how a recipe is fitted; `ema` is the decay of the averaged weights, which are the ones exported."""
+    """How long and how a recipe is fitted; `ema` is the decay of the averaged weights, which are the ones exported.
+
+    The learning rate warms up and falls to zero, and does so anew from each step of `restarts` (Loshchilov & Hutter, 2017),
+    where training goes on from the averaged weights with a new optimiser.
+    """
 
     steps: int
     batch: int
@@ -29,6 +33,10 @@ class FitSettings:
     seed: int = 0
     checkpoint_every: int = 500
     report_every: int = 1000
+    restarts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "restarts", tuple(self.restarts))
 
 
 class Recipe(ABC):
@@ -65,12 +73,15 @@ def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Pa
     model = recipe.build().train()
     average = recipe.build().eval().requires_grad_(False)
     average.load_state_dict(model.state_dict())
-    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    optimiser = _optimiser(model, settings)
     first = _resume(workspace, model, average, optimiser, settings)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as progress:
         bar = progress.add_task(recipe.name, total=settings.steps, completed=first)
         for step in range(first, settings.steps):
+            if step in settings.restarts:
+                model.load_state_dict(average.state_dict())
+                optimiser = _optimiser(model, settings)
             for group in optimiser.param_groups:
                 group["lr"] = settings.lr * learning_rate_factor(step, settings)
             with torch.autocast("cpu", torch.bfloat16):
@@ -109,11 +120,18 @@ def batch_indices(step: int, settings: FitSettings, pool: int) -> Tensor:
 
 
 def learning_rate_factor(step: int, settings: FitSettings) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
+    """Linear warm-up, then half a cosine down to zero, where the next restart is or the end."""
+    start = max((restart for restart in settings.restarts if restart <= step), default=0)
+    end = min((restart for restart in settings.restarts if restart > step), default=settings.steps)
+    step, steps = step - start, end - start
     if step < settings.warmup:
         return (step + 1) / settings.warmup
-    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    done = (step - settings.warmup) / max(1, steps - settings.warmup)
     return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _optimiser(model: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,12 +44,14 @@ def test_the_loop_learns_and_leaves_its_figures(tmp_path: Path) -> None:
     assert len((tmp_path / "work" / "report.csv").read_text().splitlines()) == 4
 
 
-def test_a_resumed_fit_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    fit(Line(), SETTINGS, workspace=tmp_path / "a", export_to=tmp_path / "whole")
+@pytest.mark.parametrize("restarts", [(), (150,)])
+def test_a_resumed_fit_equals_an_uninterrupted_one(restarts: tuple[int, ...], tmp_path: Path) -> None:
+    settings = replace(SETTINGS, restarts=restarts)
+    fit(Line(), settings, workspace=tmp_path / "a", export_to=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        fit(Line(stop_at=170), SETTINGS, workspace=tmp_path / "b", export_to=tmp_path / "resumed")
+        fit(Line(stop_at=170), settings, workspace=tmp_path / "b", export_to=tmp_path / "resumed")
     assert not (tmp_path / "resumed").exists()
-    fit(Line(), SETTINGS, workspace=tmp_path / "b", export_to=tmp_path / "resumed")
+    fit(Line(), settings, workspace=tmp_path / "b", export_to=tmp_path / "resumed")
     whole, resumed = (torch.load(tmp_path / name / "line.pt") for name in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -64,3 +67,18 @@ def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
     factors = [learning_rate_factor(step, SETTINGS) for step in range(300)]
     assert factors[0] == pytest.approx(0.1) and max(factors) == 1.0 and factors[-1] < 1e-3
     assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_a_restart_begins_a_new_cycle_from_the_averaged_weights(tmp_path: Path) -> None:
+    short = replace(SETTINGS, steps=150)
+    longer = replace(SETTINGS, restarts=(150,))
+    assert [learning_rate_factor(step, longer) for step in range(300)] == 2 * [
+        learning_rate_factor(step, short) for step in range(150)
+    ]
+    fit(Line(), short, workspace=tmp_path / "short", export_to=tmp_path / "first_cycle")
+    with pytest.raises(KeyboardInterrupt):
+        fit(Line(stop_at=151), replace(longer, checkpoint_every=151), workspace=tmp_path / "work", export_to=tmp_path)
+    average = torch.load(tmp_path / "first_cycle" / "line.pt")
+    state = torch.load(tmp_path / "work" / "checkpoint.pt", weights_only=True)
+    moved = state["model"]["weight"] - average["weight"]
+    assert 0 < moved.abs() <= 1.01 * longer.lr * learning_rate_factor(150, longer)
