@@ -15,6 +15,7 @@ install_import_hook("difflens", "typechecking.check")
 import torch  # noqa: E402
 from diffusers import DDIMScheduler, UNet2DModel  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from small_program import World  # noqa: E402
 
 from difflens.models.unconditional import UnconditionalModel  # noqa: E402
 
@@ -44,6 +45,11 @@ def unet() -> UNet2DModel:
 def model(unet: UNet2DModel) -> UnconditionalModel:
     scheduler = DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
     return UnconditionalModel(unet, scheduler, name="tiny", steps=5, micro_batch=4)
+
+
+@pytest.fixture
+def difflens(tmp_path: Path) -> World:
+    return World(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -134,20 +134,7 @@ def wandb_tracker(
         import wandb
     except ModuleNotFoundError as error:
         raise ValueError("logger=wandb needs `pip install wandb`; or take logger=csv.") from error
-    # What wandb stages would lie in the home folder otherwise.
-    os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_ARTIFACT_DIR"] = str(folder.resolve() / "wandb")
-    (folder / "wandb").mkdir(parents=True, exist_ok=True)
-    described: dict[str, Any] = {
-        "name": identity.name,
-        "group": identity.group,
-        "job_type": identity.task,
-        "tags": [*identity.tags, *tags],
-        "config": dict(identity.config),
-        "project": project,
-        "entity": entity,
-        "dir": str(folder),
-    }
-
+    described = _described(folder, identity, tags) | {"project": project, "entity": entity}
     try:
         run = _start(mode, described)
     except (wandb.errors.Error, OSError) as error:
@@ -157,6 +144,21 @@ def wandb_tracker(
         log.info("W&B: %s. This run is kept offline; send it later: wandb sync %s/wandb/offline-run-*", why, folder)
         run = _start("offline", described)
     return WandbTracker(run, images=images)
+
+
+def _described(folder: Path, identity: RunIdentity, tags: Sequence[str]) -> dict[str, Any]:
+    """The arguments of `wandb.init`; prepares the folder they name."""
+    # What wandb stages would lie in the home folder otherwise.
+    os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_ARTIFACT_DIR"] = str(folder.resolve() / "wandb")
+    (folder / "wandb").mkdir(parents=True, exist_ok=True)
+    return {
+        "name": identity.name,
+        "group": identity.group,
+        "job_type": identity.task,
+        "tags": [*identity.tags, *tags],
+        "config": dict(identity.config),
+        "dir": str(folder),
+    }
 
 
 def _start(mode: Any, described: Mapping[str, Any]) -> Any:
