@@ -67,7 +67,7 @@ class FairFaceJudge:
         faces: FaceCropper | None = None,
         protocol: str = "mapped",
         device: str = "cpu",
-        batch: int = 64,
+        batch: int = 16,
     ) -> None:
         if protocol not in PROTOCOLS:
             raise ValueError(f"FairFace's protocol is one of {', '.join(PROTOCOLS)}, got {protocol!r}.")
@@ -106,7 +106,7 @@ def load_fairface(
     faces: FaceCropper | None = None,
     protocol: str = "mapped",
     device: str = "cpu",
-    batch: int = 64,
+    batch: int = 16,
 ) -> FairFaceJudge:
     """The judge of a user's `res34_fair_align_multi_7_20190809.pt`; the other arguments are `FairFaceJudge`'s.
 

@@ -32,7 +32,7 @@ class InceptionFeatures:
 
     name, dim, resize = "inception-2015-12-05", 2048, "clean-fid: 8 bit, Pillow bicubic in float32 to 299"
 
-    def __init__(self, layers: nn.Module, *, fingerprint: str, device: str = "cpu", batch: int = 32) -> None:
+    def __init__(self, layers: nn.Module, *, fingerprint: str, device: str = "cpu", batch: int = 16) -> None:
         self.layers, self.fingerprint, self.device, self.batch = layers, fingerprint, device, batch
         self._resize = build_resizer("clean")
 
@@ -49,7 +49,7 @@ class InceptionFeatures:
 
 
 def load_inception(
-    weights: str, *, obtain: str, sha256: str | None = SHA256, device: str = "cpu", batch: int = 32
+    weights: str, *, obtain: str, sha256: str | None = SHA256, device: str = "cpu", batch: int = 16
 ) -> InceptionFeatures:
     """The extractor of a user's `inception-2015-12-05.pt`.
 
