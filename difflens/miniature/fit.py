@@ -75,8 +75,9 @@ def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Pa
     average.load_state_dict(model.state_dict())
     optimiser = _optimiser(model, settings)
     first = _resume(workspace, model, average, optimiser, settings)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns) as progress:
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    ) as progress:
         bar = progress.add_task(recipe.name, total=settings.steps, completed=first)
         for step in range(first, settings.steps):
             if step in settings.restarts:
@@ -91,13 +92,11 @@ def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Pa
             optimiser.step()
             optimiser.zero_grad()
             _average(average, model, min(settings.ema, (1 + step) / (10 + step)))
-            progress.update(bar, advance=1, description=f"{recipe.name} loss {float(loss.detach()):.4f}")
+            value = float(loss.detach())
+            progress.update(bar, advance=1, description=f"{recipe.name} loss {value:.4f}")
             done = step + 1
             if done % 50 == 0:
-                _log(
-                    workspace / "log.csv",
-                    {"step": done, "loss": float(loss.detach()), "norm": float(norm), "time": time.time()},
-                )
+                _log(workspace / "log.csv", {"step": done, "loss": value, "norm": float(norm), "time": time.time()})
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 _checkpoint(workspace, model, average, optimiser, done, settings)
             if done % settings.report_every == 0 and done != settings.steps:
