@@ -36,7 +36,7 @@ def settings() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=1, help="images of the one micro-batch")
     parser.add_argument("--size", type=int, help="pixels; the architecture's own if not given")
     parser.add_argument("--divide-widths", type=int, default=1, choices=(1, 2, 4, 8))
-    parser.add_argument("--precision", default="bf16", choices=("fp32", "fp16", "bf16"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "fp16", "bf16"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--updates", nargs="+", default=UPDATES, choices=UPDATES)
     parser.add_argument(

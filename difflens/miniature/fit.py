@@ -15,6 +15,8 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from difflens.models.precision import fast_autocast
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -85,7 +87,7 @@ def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Pa
                 optimiser = _optimiser(model, settings)
             for group in optimiser.param_groups:
                 group["lr"] = settings.lr * learning_rate_factor(step, settings)
-            with torch.autocast("cpu", torch.bfloat16):
+            with fast_autocast():
                 loss = recipe.loss(model, step, settings)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)

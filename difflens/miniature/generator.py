@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from difflens.miniature.fit import FitSettings, Recipe, batch_indices
 from difflens.miniature.population import Population
 from difflens.miniature.reference import render_population
+from difflens.models.precision import fast_autocast
 
 Judge = Callable[[Tensor], Mapping[str, Tensor]]
 
@@ -77,7 +78,7 @@ class GeneratorRecipe(Recipe):
         for start in range(0, n, batch):
             x = torch.randn(min(batch, n - start), 3, size, size, generator=generator)
             for t in scheduler.timesteps:
-                with torch.autocast("cpu", torch.bfloat16):
+                with fast_autocast():
                     velocity = model(x, t).sample
                 x = scheduler.step(velocity.float(), t, x).prev_sample
             images.append((x / 2 + 0.5).clamp(0, 1))

@@ -21,6 +21,7 @@ from difflens.miniature.population import Population
 from difflens.miniature.prompted import NAMEABLE, draw_prompted_faces, without_bias
 from difflens.miniature.tokenizer import build_tokenizer
 from difflens.miniature.vae_recipe import encode
+from difflens.models.precision import fast_autocast
 
 WATCHED = PROFESSIONS[1:5]
 """The professions whose neutral prompts a report samples."""
@@ -136,7 +137,7 @@ class PipelineRecipe(Recipe):
         pipeline, generator = self.pipeline(model), torch.Generator().manual_seed(seed)
         images = []
         for start in range(0, len(prompts), 64):
-            with torch.autocast("cpu", torch.bfloat16):
+            with fast_autocast():
                 images.append(
                     pipeline(
                         list(prompts[start : start + 64]),

@@ -13,6 +13,7 @@ from difflens.locations import locate
 from difflens.miniature.faces import render
 from difflens.miniature.fit import FitSettings, Recipe
 from difflens.miniature.population import Population
+from difflens.models.precision import fast_autocast
 
 
 class VaeRecipe(Recipe):
@@ -86,6 +87,6 @@ def load_vae(folder: str) -> AutoencoderKL:
 @torch.inference_mode()
 def encode(vae: AutoencoderKL, images: Tensor) -> Float[Tensor, "images channels height width"]:
     """Scaled latents (float16) of images uint8 [N, 3, H, W]: each the posterior's mode."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_autocast():
         posterior = vae.encode(images.float() / 127.5 - 1).latent_dist
     return (posterior.mode().float() * vae.config.scaling_factor).half()

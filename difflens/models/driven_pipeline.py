@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from difflens.models.guidance import BATCHED, UNGUIDED, Guidance, stack_branches, unstack_branches
 from difflens.models.hooks import Aside, Change, Read, SiteHooks
-from difflens.models.precision import autocast_denoiser, check_precision
+from difflens.models.precision import autocast_denoiser, choose_precision
 from difflens.models.schedulers import OneStepScheduler, scheduler_of, timestep_grid
 from difflens.types import Site
 
@@ -36,8 +36,8 @@ class DrivenPipeline:
         if eta and not isinstance(pipeline.scheduler, DDIMScheduler):
             raise ValueError(f"model.eta {eta} needs model.scheduler=ddim, got {type(pipeline.scheduler).__name__}.")
         self.pipeline, self.unet, self.device = pipeline, pipeline.unet, pipeline.unet.device
-        check_precision(precision, self.device.type)
-        self.precision, self.eta, self.negative_prompt = precision, float(eta), negative_prompt
+        self.precision = choose_precision(precision, self.device.type)
+        self.eta, self.negative_prompt = float(eta), negative_prompt
         self.height, self.width = self._size(height, width)
         self._asked, self.timesteps = steps, timestep_grid(pipeline.scheduler, steps)
         self.guidance = Guidance(float(guidance), float(guidance_rescale), tuple(calls or self._calls(guidance)))

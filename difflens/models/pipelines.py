@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError
 
 from difflens.locations import PACKAGE, locate
-from difflens.models.precision import check_precision
+from difflens.models.precision import DTYPES, choose_precision
 from difflens.models.quiet import quietly
 from difflens.models.random_pipeline import build_random_pipeline
 from difflens.models.text_to_image import TextToImageModel
@@ -52,15 +52,16 @@ def load_text_to_image(
         offline: never asks the hub; a model that was not fetched before is an error.
         variant: of the weight files, such as `fp16`.
         scheduler: `ddim`, `dpm`, `euler` or `euler_ancestral`, built on the pipeline's own noise schedule, or `own`.
-        precision: `fp32`, `fp16` or `bf16`; on a CPU `bf16` keeps float32 weights from files and runs the U-Net
-            under autocast.
+        precision: `fp32`, `fp16`, `bf16`, or `auto`: bf16 where the device computes it, else fp32; on a CPU `bf16`
+            keeps float32 weights from files and runs the U-Net under autocast.
         device: where it runs.
         settings: passed to `TextToImageModel`.
 
     Raises:
         ValueError: no such model here, or a setting is out of its range.
     """
-    dtype = check_precision(precision, device)
+    precision = choose_precision(precision, device)
+    dtype = DTYPES[precision]
     if weights == "random":
         pipeline = build_random_pipeline(architecture or "", dtype=dtype, device=device, divide_widths=divide_widths)
     elif weights == "pretrained":

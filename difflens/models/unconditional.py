@@ -12,7 +12,7 @@ from difflens.locations import locate
 from difflens.models.base import DiffusionModel, Edit, Generated, weights_fingerprint
 from difflens.models.hooks import SiteHooks
 from difflens.models.noise import image_generator, normal
-from difflens.models.precision import check_device
+from difflens.models.precision import choose_precision
 from difflens.models.sampling import ddim_step, estimate
 from difflens.types import UNTOUCHED, GenerationPlan, Site
 
@@ -30,7 +30,7 @@ class UnconditionalModel(DiffusionModel):
         micro_batch: every denoiser call holds exactly this many images; the last micro-batch is padded.
         eta: 0 for deterministic DDIM, 1 for DDPM-like noise.
         rederive_direction: see `ddim_step`.
-        precision: `bf16` runs the denoiser under autocast.
+        precision: `bf16` runs the denoiser under autocast, `auto` does so where the device computes it.
         device: where it runs.
 
     Raises:
@@ -54,13 +54,11 @@ class UnconditionalModel(DiffusionModel):
             raise ValueError(f"model.steps must be 1 to {scheduler.config.num_train_timesteps}, got {steps}.")
         if micro_batch < 1:
             raise ValueError(f"model.micro_batch must be at least 1, got {micro_batch}.")
-        if precision not in PRECISIONS:
-            raise ValueError(f"model.precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
-        self.device = check_device(device)
+        self.precision = choose_precision(precision, device, among=PRECISIONS)
+        self.device = torch.device(device)
         self.unet = unet.float().eval().requires_grad_(False).to(device)
         self.scheduler, self.name, self.steps, self.micro_batch = scheduler, name, steps, micro_batch
         self.eta, self.rederive_direction = eta, rederive_direction
-        self.precision = precision
         self.scheduler.set_timesteps(steps)
         self.timesteps = [int(t) for t in self.scheduler.timesteps]
         self.fingerprint = weights_fingerprint(self.unet)

@@ -105,7 +105,7 @@ def test_every_task_has_its_module_and_its_config() -> None:
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(Exception, match=r"model\.precision must be one of fp32, bf16, got 'fp8'"):
+    with pytest.raises(Exception, match=r"model\.precision must be one of auto, fp32, bf16, got 'fp8'"):
         instantiate(compose("config", overrides=["model.precision=fp8"]).model)
 
 
