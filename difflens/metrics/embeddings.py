@@ -3,6 +3,7 @@
 import os
 import pickle
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,16 +128,21 @@ def _fetch(model: str, pretrained: str, tag: dict[str, Any]) -> str:
 def _build(model: str, path: str, tag: dict[str, Any]) -> Any:
     """The network with the weights of a file; the tag decides its activation function and the preparation of images."""
     try:
-        return open_clip.create_model(
+        network = open_clip.create_model(
             model,
-            pretrained=path,
+            load_weights=False,
+            pretrained_text=False,
             force_quick_gelu=tag.get("quick_gelu", False),
             force_preprocess_cfg=tag,
-            require_pretrained=True,
         )
+        # The file's tensors take the place of the untrained ones: copied, the network would stand in memory twice.
+        network.load_state_dict = partial(network.load_state_dict, assign=True)
+        open_clip.load_checkpoint(network, path)
     except (RuntimeError, OSError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path!r} holds no weights of open_clip's {model}: {reason}") from error
+    del network.load_state_dict
+    return network.float()
 
 
 def find_pretrained(model: str, pretrained: str, folder: str) -> str:

@@ -2,22 +2,20 @@
 
 import json
 import re
-import shutil
-import subprocess
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import browser, needs_browser
 from PIL import Image
 from sweep_folder import write_job
 
 from difflens.report.sweep import read_jobs
 from difflens.report.sweep_page import write_sweep
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine: apt-get install chromium")
+pytestmark = needs_browser
 
 PHONE = 390
 """Width of a phone's screen in CSS pixels."""
@@ -44,20 +42,6 @@ document.getElementById("page").addEventListener("load", (event) => {{
 }});
 </script>
 """
-
-
-def browser(folder: Path, *arguments: str) -> str:
-    """What a headless browser, cut off from the network, prints."""
-    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
-    offline = [
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        "--allow-file-access-from-files",
-        f"--user-data-dir={folder / 'me'}",
-    ]
-    command = [str(BROWSER), *quiet, *offline, "--virtual-time-budget=4000", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

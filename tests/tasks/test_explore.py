@@ -2,9 +2,7 @@
 
 import io
 import re
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +11,9 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from browser import browser, needs_browser
 from PIL import Image
 from program import Program, undisturbed
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +50,9 @@ def test_raising_a_latent_changes_the_images_and_nothing_else_does(address: str)
             urlopen(address + wrong, timeout=60)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine: apt-get install chromium")
+@needs_browser
 def test_a_browser_shows_the_cards_and_draws_the_images(address: str, tmp_path: Path) -> None:
-    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path}"]
-    command = [str(BROWSER), *quiet, "--virtual-time-budget=20000", "--dump-dom", address]
-    page = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    page = browser(tmp_path, "--virtual-time-budget=20000", "--dump-dom", address)
     assert re.search(r'id="took">\d+\.\d s<', page), page
     cards = undisturbed().json("report.json")["features"]
     assert [int(found) for found in re.findall(r'data-latent="(\d+)"', page)] == [card["latent"] for card in cards]
