@@ -14,7 +14,7 @@ def browser(folder: Path, *arguments: str) -> str:
     """What a headless browser, cut off from the network, prints."""
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
     offline = [
-        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
         "--allow-file-access-from-files",
         f"--user-data-dir={folder / 'me'}",
     ]

@@ -128,13 +128,14 @@ def _fetch(model: str, pretrained: str, tag: dict[str, Any]) -> str:
 def _build(model: str, path: str, tag: dict[str, Any]) -> Any:
     """The network with the weights of a file; the tag decides its activation function and the preparation of images."""
     try:
-        network = open_clip.create_model(
-            model,
-            load_weights=False,
-            pretrained_text=False,
-            force_quick_gelu=tag.get("quick_gelu", False),
-            force_preprocess_cfg=tag,
-        )
+        with quietly():  # which would warn that the weights are random, as they are until the next lines
+            network = open_clip.create_model(
+                model,
+                load_weights=False,
+                pretrained_text=False,
+                force_quick_gelu=tag.get("quick_gelu", False),
+                force_preprocess_cfg=tag,
+            )
         # The file's tensors take the place of the untrained ones: copied, the network would stand in memory twice.
         network.load_state_dict = partial(network.load_state_dict, assign=True)
         open_clip.load_checkpoint(network, path)

@@ -26,7 +26,7 @@ def printed(page: Path) -> list[PageObject]:
 def words(html: str) -> list[str]:
     """What the tables of a page say, word by word."""
     cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", html, re.S)
-    return unescape(re.sub(r"<[^>]+>", " ", " ".join(cells))).split()
+    return normalize("NFKC", unescape(re.sub(r"<[^>]+>", " ", " ".join(cells)))).split()
 
 
 def starts(sheet: PageObject) -> list[tuple[str, float]]:
