@@ -10,7 +10,7 @@ from program import Program, undisturbed
 STUDIES = {
     "table_p2_gender": ["mitigation.times=0.5"],
     "table_p2_age": [],
-    "table_p2_race": [],
+    "table_p2_race": ["data.images=160", "attribution.images_per_class=8"],
     "table_sd_gender": [],
     "table_sd_age": [],
     "table_sd_race": [],
@@ -23,8 +23,8 @@ SWEEPS = {
 PROMPTED = [
     "model=mini_sd",
     "model.micro_batch=8",
-    "data.images=16",
-    "attribution.images_per_class=8",
+    "data.images=96",
+    "attribution.images_per_class=4",
     "metric.images=8",
 ]
 """As tiny as the other studies: numbers of images are those of each of the four prompts."""
@@ -69,4 +69,3 @@ def test_a_figure_runs_on_the_miniature(name: str, tmp_path: Path) -> None:
     (sweep,) = (program.folder / "outputs" / "sweeps").iterdir()
     edited = [json.loads((sweep / job / "metrics.json").read_text())["rows"][1] for job in "01"]
     assert edited[0] != edited[1]
-    assert (sweep / "report.html").is_file()
