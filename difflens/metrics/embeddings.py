@@ -3,7 +3,6 @@
 import os
 import pickle
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,22 +127,16 @@ def _fetch(model: str, pretrained: str, tag: dict[str, Any]) -> str:
 def _build(model: str, path: str, tag: dict[str, Any]) -> Any:
     """The network with the weights of a file; the tag decides its activation function and the preparation of images."""
     try:
-        with quietly():  # which would warn that the weights are random, as they are until the next lines
-            network = open_clip.create_model(
-                model,
-                load_weights=False,
-                pretrained_text=False,
-                force_quick_gelu=tag.get("quick_gelu", False),
-                force_preprocess_cfg=tag,
-            )
-        # The file's tensors take the place of the untrained ones: copied, the network would stand in memory twice.
-        network.load_state_dict = partial(network.load_state_dict, assign=True)
-        open_clip.load_checkpoint(network, path)
+        return open_clip.create_model(
+            model,
+            pretrained=path,
+            force_quick_gelu=tag.get("quick_gelu", False),
+            force_preprocess_cfg=tag,
+            require_pretrained=True,
+        )
     except (RuntimeError, OSError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path!r} holds no weights of open_clip's {model}: {reason}") from error
-    del network.load_state_dict
-    return network.float()
 
 
 def find_pretrained(model: str, pretrained: str, folder: str) -> str:

@@ -106,9 +106,7 @@ def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Pa
     figures = recipe.report(average)
     _log(workspace / "report.csv", {"step": settings.steps, **figures})
     recipe.export(average, export_to)
-    shutil.copy(workspace / "report.csv", export_to / "training_log.csv")
-    summary = {"recipe": recipe.name, "settings": asdict(settings), "figures": figures}
-    (export_to / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+    _record(recipe, settings, figures, workspace / "report.csv", export_to)
     return figures
 
 
@@ -179,6 +177,12 @@ def _resume(
     optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["rng"])
     return int(state["step"])
+
+
+def _record(recipe: Recipe, settings: FitSettings, figures: dict[str, float], reports: Path, export_to: Path) -> None:
+    shutil.copy(reports, export_to / "training_log.csv")
+    summary = {"recipe": recipe.name, "settings": asdict(settings), "figures": figures}
+    (export_to / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def _log(path: Path, row: dict[str, float]) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import diffusers
 import transformers
 
-LOGGERS = ("diffusers", "transformers", "huggingface_hub", "root")  # open_clip speaks through the root itself
+LOGGERS = ("diffusers", "transformers", "huggingface_hub")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a browser prints of the pages: every word on the sheet, and no row torn between two of them."""
+"""What a browser prints of the pages: every word of their tables, and none beyond the edge."""
 
 import re
 from html import unescape

@@ -9,11 +9,11 @@ from program import Program, undisturbed
 
 STUDIES = {
     "table_p2_gender": ["mitigation.times=0.5"],
-    "table_p2_age": [],
-    "table_p2_race": ["data.images=160", "attribution.images_per_class=8"],
-    "table_sd_gender": [],
-    "table_sd_age": [],
-    "table_sd_race": [],
+    "table_p2_age": ["mitigation.strength=2"],
+    "table_p2_race": ["mitigation.strength=2", "data.images=160", "attribution.images_per_class=8"],
+    "table_sd_gender": ["mitigation.strength=2"],
+    "table_sd_age": ["mitigation.strength=2"],
+    "table_sd_race": ["mitigation.strength=2"],
 }
 SWEEPS = {
     "fig_bias_level": ["mitigation.target={female: 0.1, male: 0.9},{female: 0.7, male: 0.3}"],
