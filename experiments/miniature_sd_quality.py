@@ -2,13 +2,15 @@
 
 Draws 256 samples of each profession at 50 steps and guidance 3, reads them with the second judge, and compares
 the class shares with the population the model was trained on; then as many of prompts that name gender, age and race.
-Writes `outputs/miniature_sd_quality.json` and a grid of samples beside it.
+Says too how far off a perfect sampler would be by chance, which draws its samples from the population itself. Writes
+`outputs/miniature_sd_quality.json` and a grid of samples beside it.
 """
 
 import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -22,6 +24,17 @@ from difflens.miniature.outfits import PROFESSIONS
 from difflens.miniature.prompted import NAMEABLE, without_bias
 from difflens.types import GenerationPlan
 
+BAR = 0.05
+"""How far a class share of a prompt may be from the trained one."""
+
+
+def perfect_sampler(distributions: list[list[float]], n: int, *, trials: int = 10_000) -> dict[str, float]:
+    """The largest difference of a share over all these distributions when n samples of each are drawn from it."""
+    generator = np.random.default_rng(0)
+    drawn = [np.abs(generator.multinomial(n, p, size=trials) / n - p).max(1) for p in map(np.asarray, distributions)]
+    worst = np.max(drawn, axis=0)
+    return {"median_largest_off": float(np.median(worst)), "within_bar": float((worst <= BAR).mean())}
+
 
 def main() -> None:
     """Measure, print and keep."""
@@ -34,7 +47,7 @@ def main() -> None:
         overrides = ["model=mini_sd", f"model.steps={options.steps}", f"model.source={options.folder}"]
         cfg = compose("config", overrides=[*overrides, "+population@trained_on=workplace"])
     model, judge, population = instantiate(cfg.model), instantiate(cfg.judge.scores), instantiate(cfg.trained_on)
-    n, found, tiles = options.images, {}, []
+    n, found, tiles, distributions = options.images, {}, [], []
 
     def sample(prompts: list[str], first: int) -> tuple[Tensor, dict[str, Tensor]]:
         plan = GenerationPlan(31_337, torch.arange(first, first + len(prompts)), prompts=tuple(prompts))
@@ -50,17 +63,19 @@ def main() -> None:
             trained = population.conditional[name].shares[profession]
             off = max(abs(float(shares[i]) - trained[value]) for i, value in enumerate(WORKPLACE_FACTORS[name]))
             row |= {name: shares.tolist(), f"{name}_off": off}
+            distributions.append(list(trained.values()))
         found[profession] = row
         print(profession, json.dumps(row), flush=True)
     names = ("profession", *NAMEABLE)
     faces = without_bias(population, NAMEABLE).sample(n, seed=7)
     _, read = sample(prompts_of(faces, {name: torch.ones(n, dtype=torch.bool) for name in names}), len(PROFESSIONS) * n)
     found["named"] = {name: float((read[name] == faces[name]).double().mean()) for name in names}
-    print("named", json.dumps(found["named"]))
+    found["perfect_sampler"] = perfect_sampler(distributions, n)
+    print("named", json.dumps(found["named"]), "perfect sampler", json.dumps(found["perfect_sampler"]))
     outputs = Path("outputs")
     outputs.mkdir(exist_ok=True)
     (outputs / "miniature_sd_quality.json").write_text(json.dumps(found, indent=2) + "\n")
-    grid = torch.nn.functional.interpolate(torch.cat(tiles), scale_factor=3).unflatten(0, (len(tiles), 12))
+    grid = torch.nn.functional.interpolate(torch.cat(tiles), scale_factor=3).unflatten(0, (len(tiles), -1))
     sheet = (grid.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1) * 255).round().byte()
     Image.fromarray(sheet.numpy()).save(outputs / "miniature_sd_samples.png")
 

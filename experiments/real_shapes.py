@@ -1,14 +1,17 @@
 """Steering at the real shapes without any weights: `uv run python experiments/real_shapes.py sd15`.
 
 Builds a published architecture with random weights, makes one image plain and steered at its bottleneck, and prints as JSON
-what that took. `--divide-widths 8 --size 64` is a try-out in seconds; the full size wants minutes on a CPU. On a GPU:
-`--device cuda --precision fp16 --steps 50 --repeats 3`, whose ratios are the overhead of steering.
+what that took. Exits with 1 if U-Net or site do not run once per step, if an empty edit changes a bit or a real one changes
+nothing, or if the bottleneck's shape is not the published one. `--divide-widths 8 --size 64` is a try-out in seconds; the
+full size wants minutes on a CPU. On a GPU: `--device cuda --precision fp16 --steps 50 --repeats 3`, whose ratios are the
+overhead of steering.
 """
 
 import argparse
 import json
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +30,7 @@ SITE = Site("mid_block", branch="cond")
 GENDER = Attribute("gender", ("female", "male"))
 UPDATES = ("symmetric", "asymmetric")
 GUIDANCE = {"sd15": 7.5, "sd21": 7.5, "sdxl": 5.0}
+BOTTLENECK = {"sd15": (1280, 8, 8), "sd21": (1280, 12, 12), "sdxl": (1280, 32, 32)}
 
 
 def settings() -> argparse.Namespace:
@@ -93,6 +97,24 @@ def peak_gigabytes(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def faults(found: dict[str, Any]) -> list[str]:
+    """What did not hold of what `main` found."""
+    wrong = []
+    published = found["divide_widths"] == 1 and found["size"] is None
+    if published and tuple(found["bottleneck"]) != BOTTLENECK[found["architecture"]]:
+        wrong.append(f"the bottleneck is {found['bottleneck']}, published {BOTTLENECK[found['architecture']]}")
+    for kind in ("plain", *found["updates"]):
+        calls = {name: len(rows) for name, rows in found[f"rows_{kind}"].items()}
+        if set(calls.values()) != {found["steps"]}:
+            wrong.append(f"{kind}: {calls} calls in {found['steps']} steps")
+    for update in found["updates"]:
+        if not found[f"{update}_neutral_is_bit_equal"]:
+            wrong.append(f"{update}: an empty edit changed the image")
+        if not found[f"{update}_moved"]:
+            wrong.append(f"{update}: the edit changed nothing")
+    return wrong
+
+
 def main() -> None:
     asked = settings()
     start = time.perf_counter()
@@ -127,6 +149,8 @@ def main() -> None:
         found[f"ratio_{name}"] = statistics.median(each[name] / each["plain"] for each in rounds)
     found["peak_gigabytes"] = peak_gigabytes(model.device)
     print("{\n" + ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in found.items()) + "\n}")
+    if wrong := faults(found):
+        sys.exit("; ".join(wrong))
 
 
 if __name__ == "__main__":
