@@ -97,10 +97,28 @@ def dose(run: RunFolder) -> Content | None:
     target = run.metrics.get("target") or {}
     draw = partial(draw_dose, dose=data, classes=classes, target=target)
     met = data.get("met") or {}
-    verdicts = {True: "the share asked for was reached", False: "the share asked for was not reached", None: ""}
-    chosen = [(name, number(value, 3), verdicts[met.get(name)]) for name, value in (data.get("chosen") or {}).items()]
+    chosen = [
+        (
+            name,
+            number(value, 3),
+            verdict(met.get(name), [point.get("success", {}).get(name) for point in data["points"]]),
+        )
+        for name, value in (data.get("chosen") or {}).items()
+    ]
     figure = inline_svg(draw, (7.2, 3.1), name="dose", label="success and shares against the strength of the edit")
     return {"figure": figure, "chosen": chosen, "neutral": data.get("neutral")}
+
+
+def verdict(met: bool | None, success: Sequence[float | None]) -> str:
+    """What the search for a strength found for a class, given the share of pushed images that showed it at each one tried."""
+    if met is None:
+        return ""
+    known = [share for share in success if share is not None]
+    if not known:
+        return "no image had to be pushed"
+    if met:
+        return "the share asked for was reached"
+    return f"the share asked for was not reached; of the images pushed towards it at most {percent(max(known))} show it"
 
 
 def leakage(run: RunFolder) -> Content | None:

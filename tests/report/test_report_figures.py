@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from difflens.report.model_figures import draw_density, draw_probe, draw_sae_steps
 from difflens.report.outcome_figures import draw_dose, draw_leakage, draw_shares
 from difflens.report.palette import MARKERS, OKABE_ITO, class_styles
+from difflens.report.sections import verdict
 from difflens.report.svg import inline_svg
 
 CLASSES = ["female", "male"]
@@ -104,3 +105,9 @@ def test_text_in_a_figure_stays_text_and_formulae_are_not_read() -> None:
     svg = inline_svg(draw, (2, 1), name="one", label='"quoted"')
     assert re.search(r"<text[^>]*>&lt;b&gt; \$x\$ &amp; \$y\$</text>", svg)
     assert svg.startswith('<svg role="img" aria-label="&quot;quoted&quot;"') and "viewBox" in svg
+
+
+def test_a_calibration_that_falls_short_says_by_how_much() -> None:
+    assert verdict(False, [0.5, None, 0.975, 0.9]).endswith("of the images pushed towards it at most 97.5 % show it")
+    assert verdict(True, [None, None]) == "no image had to be pushed"
+    assert verdict(None, []) == ""
