@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from difflens.artifacts import Artifact, ArtifactStore
 from difflens.errors import one_line
 from difflens.exits import ending, was_interrupted
+from difflens.locks import is_stale
 from difflens.provenance import peak_memory, provenance
 from difflens.ranks import TRACEBACK, first_to_fail, process_rank, quiet_rank, rank_prefix, refuse_distributed_sweep
 from difflens.storage import point_latest, write_json, write_text
@@ -39,6 +40,10 @@ REVISIONS = {
     "steered": 2,
 }
 """How often the code that makes a kind of artifact has changed its numbers; a raised one leaves older artifacts unused."""
+
+
+START_TOGETHER = 30.0
+"""Seconds within which all ranks of a distributed run have started."""
 
 
 def finite(data: Any) -> Any:
@@ -74,6 +79,7 @@ class Run:
         self.group: str | None = None
         self.used: list[tuple[Artifact, bool]] = []
         self._endings: list[Callable[[int], None]] = []
+        self._opened = time.monotonic()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -118,10 +124,16 @@ class Run:
         return artifact
 
     def first_process(self) -> dict[str, Any]:
-        """Process id and host of the run's first rank, as status.json tells; empty before it does."""
+        """Process id and host of the run's first rank, as status.json tells; empty before it does.
+
+        A folder used again holds an earlier run's status until the first rank has started: while this process is young, a
+        first rank that has ended is taken for the earlier one's.
+        """
         with suppress(OSError, ValueError):
             status = json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
-            return {key: status.get(key) for key in ("pid", "host")}
+            owner = {key: status.get(key) for key in ("pid", "host")}
+            if time.monotonic() - self._opened > START_TOGETHER or not is_stale(owner):
+                return owner
         return {}
 
     def at_end(self, close: Callable[[int], None]) -> None:

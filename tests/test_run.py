@@ -4,16 +4,20 @@ import errno
 import json
 import os
 import random
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from difflens.artifacts import ArtifactStore
 from difflens.errors import ArtifactError, UserError
 from difflens.exits import INTERRUPTED, ending
 from difflens.provenance import git_state, seeds
-from difflens.run import REVISIONS, open_run
+from difflens.run import REVISIONS, Run, open_run
 from difflens.targets import check_targets
 
 
@@ -135,6 +139,17 @@ def instantiation(cause: Exception) -> InstantiationException:
     error = InstantiationException("Error in call to target 'difflens.sae.TopK':\nwhatever\nfull_key: sae")
     error.__cause__ = cause
     return error
+
+
+def test_an_earlier_run_in_the_same_folder_is_not_taken_for_the_first_rank(tmp_path, monkeypatch):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    owner = {"pid": ended.pid, "host": socket.gethostname()}
+    (tmp_path / "status.json").write_text(json.dumps(owner))
+    run = Run(tmp_path, ArtifactStore(tmp_path), rank=1)
+    assert run.first_process() == {}
+    monkeypatch.setattr("difflens.run.START_TOGETHER", -1)
+    assert run.first_process() == owner
 
 
 def test_exit_codes_tell_a_wrong_configuration_from_a_failed_run():
