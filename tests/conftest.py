@@ -1,5 +1,6 @@
 """While the tests run there is no network, and jaxtyping and beartype check shapes and types of the whole package."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 from jaxtyping import install_import_hook
 from network import refuse_network
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers that share the cores, and all programs they start, compute on one thread each.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 refuse_network()
 # A suite in a shell's background is told to ignore Ctrl-C, and so would be the programs it interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -18,6 +22,11 @@ from safetensors.torch import load_file  # noqa: E402
 from small_program import World  # noqa: E402
 
 from difflens.models.unconditional import UnconditionalModel  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole programs first: files that take long do not wait until the other workers have nothing left to do."""
+    items.sort(key=lambda item: "tasks" not in item.path.parts)
 
 
 def tiny_unet() -> UNet2DModel:
