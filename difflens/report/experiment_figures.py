@@ -1,6 +1,6 @@
 """Plots of the first experiments (METHOD section 10), as SVG files."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ def draw_separation(figure: Figure, data: Json) -> None:
     figure.legend(loc="outside upper left", ncols=2)
 
 
-def draw_ablation(figure: Figure, kept: Mapping[str, Mapping[str, float]]) -> None:
+def draw_ablation(figure: Figure, data: Json) -> None:
     """Share of images that keep their class with latents silenced: top, random, bottom."""
-    axes = figure.subplots()
+    axes, kept = figure.subplots(), data["kept"]
     kinds, hatches = ("top", "random", "bottom"), ("", "///", "...")
     places = np.arange(len(kept), dtype=float)
     for index, (kind, hatch) in enumerate(zip(kinds, hatches, strict=True)):
