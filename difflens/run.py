@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from difflens.artifacts import Artifact, ArtifactStore
 from difflens.errors import one_line
 from difflens.exits import ending, was_interrupted
+from difflens.fingerprints import fingerprint
 from difflens.locks import is_stale
 from difflens.provenance import peak_memory, provenance
 from difflens.ranks import TRACEBACK, first_to_fail, process_rank, quiet_rank, rank_prefix, refuse_distributed_sweep
@@ -65,6 +66,7 @@ class Run:
         speaks: whether this process writes the run folder and tells the user: the first rank, or the first that failed.
         manifest: what manifest.json says.
         group: the name of the sweep it is a job of, None for a run of its own.
+        id: the same for every attempt at this job of the sweep, None for a run of its own.
         used: the artifacts it needed so far, each with whether it was there already.
     """
 
@@ -77,6 +79,7 @@ class Run:
         self.manifest: dict[str, Any] = {"seconds": {}, "artifacts": []}
         self.failed_stage: str | None = None
         self.group: str | None = None
+        self.id: str | None = None
         self.used: list[tuple[Artifact, bool]] = []
         self._endings: list[Callable[[int], None]] = []
         self._opened = time.monotonic()
@@ -246,6 +249,7 @@ def open_run(
     """
     run = Run(folder, ArtifactStore(Path(cfg.paths.artifacts)), rank=process_rank())
     run.group = folder.parent.name if sweep else None
+    run.id = fingerprint({"folder": str(folder.resolve()), "key": key}) if sweep and key else None
     with recorded_status(run, overrides, key), quiet_rank(run.rank), run.ending():
         config = resolve(cfg)
         if sweep:

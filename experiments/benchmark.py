@@ -25,11 +25,12 @@ from difflens.mitigation.sae_features import SaeFeatureMitigation
 from difflens.models.base import DiffusionModel
 from difflens.probes.linear import LinearProbe
 from difflens.sae.topk import TopKAutoencoder
+from difflens.tasks.attributes import read_attribute
+from difflens.tasks.values import plain
 from difflens.types import UNTOUCHED, Attribute, FeatureSet, GenerationPlan, Site
 
-GENDER = Attribute("gender", ("female", "male"))
-AGE = Attribute("age", ("young", "adult", "old"))
-RACE = Attribute("race", ("White", "Black", "Asian", "Indian"))
+PRESETS = ("gender", "age", "race")
+"""Attributes studied on the miniature, each at the site, in the window and with the latents of its preset."""
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -50,10 +51,18 @@ def ratio(work: Callable[[], object], reference: Callable[[], object], repeats: 
     }
 
 
-def study(model: DiffusionModel, attribute: Attribute, latents: range, **settings: Any) -> SaeFeatureMitigation:
-    """An edit of the size of the default run's, of random weights: time does not depend on them."""
-    channels, height, width = model.site_shape(Site())
-    classes, chosen = len(attribute.classes), tuple(latents)
+def settings_of(attribute: str, *overrides: str) -> DictConfig:
+    """The configuration of an attribute's study on the miniature, with its preset."""
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return compose("config", overrides=[f"attribute={attribute}", *overrides])
+
+
+def study(
+    model: DiffusionModel, cfg: DictConfig, attribute: Attribute, latents: range, **settings: Any
+) -> SaeFeatureMitigation:
+    """An edit of the size of a study's, of random weights: time does not depend on them."""
+    site, classes, chosen = instantiate(cfg.data.site), len(attribute.classes), tuple(latents)
+    channels, height, width = model.site_shape(site)
     torch.manual_seed(0)
     usual = CodeStatistics(
         torch.tensor(chosen),
@@ -61,37 +70,46 @@ def study(model: DiffusionModel, attribute: Attribute, latents: range, **setting
         torch.ones(model.steps, len(chosen)),
     )
     return SaeFeatureMitigation(
-        TopKAutoencoder(channels, expansion=8, k=32).requires_grad_(False).eval(),
+        TopKAutoencoder(channels, expansion=cfg.sae.expansion, k=cfg.sae.k).requires_grad_(False).eval(),
         FeatureSet(attribute, {name: chosen[i::classes] for i, name in enumerate(attribute.classes)}),
         usual,
-        site=Site(),
-        mode="contrast",
+        site=site,
+        mode=cfg.mitigation.mode,
         strength=torch.ones(classes),
         gate=LinearProbe(model.steps, classes, channels * height * width),
         **settings,
     )
 
 
-def steering(model: DiffusionModel, cfg: DictConfig) -> dict[str, dict[str, float]]:
-    """Sampling with every image edited as in the default run, in all steps or with the symmetric update, and untouched."""
+def steering(model: DiffusionModel, cfg: DictConfig, *, repeats: int = 5) -> dict[str, dict[str, float]]:
+    """Sampling with every image edited as in a study, in all steps or with the symmetric update, and untouched."""
     ids, window = torch.arange(model.micro_batch), instantiate(cfg.mitigation.window)
+    attribute, hold = read_attribute(plain(cfg.attribute)), cfg.mitigation.hold
+    names = [name for name in hold.attributes if name != attribute.name]
+    others = [read_attribute(plain(settings_of(name).attribute)) for name in names]
 
     def sample(target: int, **settings: Any) -> Callable[[], object]:
-        top, hold = cfg.attribution.top, cfg.mitigation.hold
-        edit = study(model, GENDER, range(2 * top), **{"window": window, **settings})
-        held = [study(model, a, range(1, 1 + hold.top * len(a.classes))) for a in (AGE, RACE)]
+        latents = range(cfg.attribution.top * len(attribute.classes))
+        edit = study(model, cfg, attribute, latents, **{"window": window, **settings})
+        held = [study(model, cfg, other, range(1, 1 + hold.top * len(other.classes))) for other in others]
         holding = HoldingMitigation(edit, held, ratio=hold.ratio)
-        targets = holding.aims(torch.full_like(ids, target), torch.zeros(len(ids), 2, dtype=torch.int64))
+        targets = holding.aims(torch.full_like(ids, target), torch.zeros(len(ids), len(held), dtype=torch.int64))
         return lambda: list(model.sample(GenerationPlan(0, ids, targets), edit=holding))
 
-    plain = lambda: list(model.sample(GenerationPlan(0, ids)))  # noqa: E731
+    untouched = lambda: list(model.sample(GenerationPlan(0, ids)))  # noqa: E731
     cases = {
-        "as in the default run": sample(0),
+        "as configured": sample(0),
         "in every step": sample(0, window=Window()),
         "symmetric": sample(0, update="symmetric"),
         "untouched": sample(UNTOUCHED),
     }
-    return {name: ratio(work, plain, 5) for name, work in cases.items()}
+    return {name: ratio(work, untouched, repeats) for name, work in cases.items()}
+
+
+def row(name: str, cfg: DictConfig, found: dict[str, dict[str, float]]) -> str:
+    """One preset and its ratios as a line."""
+    window, ratios = cfg.mitigation.window, ", ".join(f"{case} {each['ratio']:.2f}×" for case, each in found.items())
+    return f"{name} ({cfg.data.site.module}, steps {window.start:g} to {window.stop:g}, top {cfg.attribution.top}): {ratios}"
 
 
 def attribution(shape: tuple[int, int, int]) -> dict[str, float]:
@@ -122,13 +140,16 @@ def decoding(channels: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Run everything, print it, and keep it in `outputs/benchmark.json`."""
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        cfg = compose("config")
-    model: DiffusionModel = instantiate(cfg.model)
+    model: DiffusionModel = instantiate(settings_of(PRESETS[0]).model)
     shape = model.site_shape(Site())
+    steered = {}
+    for name in PRESETS:
+        cfg = settings_of(name)
+        steered[name] = steering(model, cfg)
+        print(row(name, cfg, steered[name]), flush=True)
     found = {
         "threads": torch.get_num_threads(),
-        "sampling with an edit / plain": steering(model, cfg),
+        "sampling with an edit / plain": steered,
         "official attribution / closed form": attribution(shape),
         "dense decode / sparse": decoding(shape[0]),
     }

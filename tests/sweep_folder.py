@@ -9,7 +9,17 @@ SHARES = {
 }
 
 
-def write_job(folder: Path, overrides: list[str], *, fd: float | None, fid: float = 3.0, **status: object) -> None:
+def write_job(
+    folder: Path,
+    overrides: list[str],
+    *,
+    fd: float | None,
+    fid: float = 3.0,
+    before: float = 0.3,
+    female: float = 0.5,
+    **status: object,
+) -> None:
+    """One job: `fd` of its edited images and `before` of the others, and the share of women among the edited ones."""
     folder.mkdir(parents=True)
     state = {"status": "running" if fd is None else "done", "overrides": overrides, "seconds": 61.0, **status}
     (folder / "status.json").write_text(json.dumps(state))
@@ -18,7 +28,8 @@ def write_job(folder: Path, overrides: list[str], *, fd: float | None, fid: floa
     original = {
         "method": "original",
         "n": 4,
-        "fd_hard": 0.3,
+        "fd_hard": before,
+        "fd_chance": 0.1,
         "fid": 4.0,
         "clip_i": None,
         "leakage": {},
@@ -26,6 +37,8 @@ def write_job(folder: Path, overrides: list[str], *, fd: float | None, fid: floa
     }
     leakage = {"age": {"flip_rate": 0.02}, "race": {"flip_rate": 0.05}}
     edited = {**original, "method": "difflens", "fd_hard": fd, "fid": fid, "clip_i": 0.97, "leakage": leakage}
+    shares = {"female": female, "male": 1 - female}
+    edited["shares"] = {name: {**SHARES[name], "share": share} for name, share in shares.items()}
     metrics = {"model": "mini <&>", "attribute": "gender", "classes": ["female", "male"], "rows": [original, edited]}
     (folder / "metrics.json").write_text(json.dumps({**metrics, "n": 4, "target": {"female": 0.5, "male": 0.5}}))
     doses = [{"strength": {"female": s, "male": s}, "success": {}, "shares": {"female": 0.4 + s / 10}} for s in (0, 1)]

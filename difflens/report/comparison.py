@@ -5,13 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from difflens.report.axes import factors_of, moves_originals, seeds_of, spread_sentence
 from difflens.report.formats import Grid
 from difflens.report.run_folder import Json
 from difflens.report.sweep import Job
 from difflens.report.wording import METHOD_NAMES, NONE, number, rows_of
-
-AFTER_SAMPLING = ("task", "sae", "probe", "attribution", "mitigation")
-"""Groups that cannot change the unmitigated images: their rows are shown once."""
 
 
 class Measure(NamedTuple):
@@ -78,43 +76,22 @@ Setting = tuple[str, ...]
 """The values of the factors, then the method."""
 
 
-def is_seed(key: str) -> bool:
-    """Whether an override's key names a seed."""
-    return key.rpartition(".")[2] == "seed" or key.endswith("_seed")
-
-
-def factors_of(jobs: Sequence[Job]) -> list[str]:
-    """The keys, other than seeds, whose values differ between jobs."""
-    keys = dict.fromkeys(key for job in jobs for key in job.overrides if not is_seed(key))
-    return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
-
-
 def cells_of(jobs: Sequence[Job]) -> dict[Setting, Cell]:
-    """The results by setting: seeds are pooled, and the unmitigated images stand once for all methods.
+    """The results by setting: seeds are pooled, and the unmitigated images stand once for all that cannot change them.
 
     A job without results gives a cell without rows, whose method is empty, unless another seed of its setting has some.
     """
-    factors = factors_of(jobs)
-    seeds = dict.fromkeys(key for job in jobs for key in job.overrides if is_seed(key))
+    factors, seeds = factors_of(jobs), seeds_of(jobs)
     cells: dict[Setting, Cell] = {}
     for job in jobs:
-        own, seed = (
-            [job.overrides.get(key, NONE) for key in factors],
-            tuple(job.overrides.get(key, "") for key in seeds),
-        )
         for row in rows_of(job.metrics) or [{}]:
             method = str(row.get("method", ""))
-            shared = method == "original"
-            values = [NONE if shared and _late(key) else value for key, value in zip(factors, own, strict=True)]
-            cell = cells.setdefault((*values, method), Cell())
+            asked = {key: value for key, value in job.overrides.items() if method != "original" or moves_originals(key)}
+            cell = cells.setdefault((*(asked.get(key, NONE) for key in factors), method), Cell())
             cell.jobs.append(job)
             if row:
-                cell.rows.setdefault(seed, row)
+                cell.rows.setdefault(tuple(asked.get(key, "") for key in seeds), row)
     return _without_known(cells)
-
-
-def _late(key: str) -> bool:
-    return key.split(".")[0] in AFTER_SAMPLING
 
 
 def _without_known(cells: Mapping[Setting, Cell]) -> dict[Setting, Cell]:
@@ -136,7 +113,7 @@ def compare(jobs: Sequence[Job]) -> Grid:
     measures = [measure for measure in MEASURES if any(cell.values(measure) for cell in cells.values())]
     header = [*factors_of(jobs), "method", *(measure.label for measure in measures), "runs"]
     rows = [[*_named(setting), *_body(cell, measures)] for setting, cell in sorted(cells.items(), key=_order)]
-    return Grid(header, rows, numbers=len(measures) + 1)
+    return Grid(header, rows, numbers=len(measures) + 1, caption=spread_sentence(jobs))
 
 
 def _order(item: tuple[Setting, Cell]) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """Plots of the first experiments (METHOD section 10), as SVG files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ def draw_separation(figure: Figure, data: Json) -> None:
     figure.legend(loc="outside upper left", ncols=2)
 
 
-def draw_ablation(figure: Figure, kept: Mapping[str, Mapping[str, float]]) -> None:
+def draw_ablation(figure: Figure, data: Json) -> None:
     """Share of images that keep their class with latents silenced: top, random, bottom."""
-    axes = figure.subplots()
+    axes, kept = figure.subplots(), data["kept"]
     kinds, hatches = ("top", "random", "bottom"), ("", "///", "...")
     places = np.arange(len(kept), dtype=float)
     for index, (kind, hatch) in enumerate(zip(kinds, hatches, strict=True)):
@@ -41,24 +41,35 @@ def draw_ablation(figure: Figure, kept: Mapping[str, Mapping[str, float]]) -> No
 
 
 def draw_doses(figure: Figure, data: Json) -> None:
-    """Shares, FD, CLIP-I and leakage against the strength, in multiples of the calibrated one."""
-    rows, classes = data["rows"], data["classes"]
+    """Shares, FD, CLIP-I and leakage against `dose`, as far as they were measured.
+
+    `data` may name the dose (`axis`); without a name it is a multiple of the calibrated strength, which is marked.
+    """
+    rows, axis = data["rows"], data.get("axis")
     dose = [row["dose"] for row in rows]
     panels = figure.subplots(2, 2).flat
-    for name, style in class_styles(classes).items():
-        panels[0].plot(dose, [100 * row["shares"][name]["share"] for row in rows], label=name, **style)
-    panels[1].plot(dose, series([row["fd_hard"] for row in rows]), color=OKABE_ITO[0], marker="o", label="FD hard")
-    panels[1].axhline(rows[0]["fd_chance"], color=INK, ls="--", lw=1, label="by chance")
-    panels[2].plot(dose, series([row["clip_i"] for row in rows]), color=OKABE_ITO[0], marker="o")
-    for name, style in class_styles(list(rows[0]["leakage"])).items():
-        flips = [100 * row["leakage"][name]["flip_rate"] for row in rows]
-        panels[3].plot(dose, flips, label=name, **style)
+    for name, style in class_styles(data["classes"]).items():
+        panels[0].plot(dose, 100 * _inside(rows, "shares", name, "share"), label=name, **style)
+    panels[1].plot(dose, series([row.get("fd_hard") for row in rows]), color=OKABE_ITO[0], marker="o", label="FD hard")
+    if rows[0].get("fd_chance") is not None:
+        panels[1].axhline(rows[0]["fd_chance"], color=INK, ls="--", lw=1, label="by chance")
+    panels[2].plot(dose, series([row.get("clip_i") for row in rows]), color=OKABE_ITO[0], marker="o")
+    others = list(dict.fromkeys(name for row in rows for name in row.get("leakage") or {}))
+    for name, style in class_styles(others).items():
+        panels[3].plot(dose, 100 * _inside(rows, "leakage", name, "flip_rate"), label=name, **style)
     titles = ("share of images (%)", "FD hard", "CLIP-I (cosine)", "other attributes changed (% of images)")
     for axes, title in zip(panels, titles, strict=True):
-        axes.axvline(1, color=FAINT, ls=":", lw=1.4)
-        axes.set(title=title, xlabel="strength / calibrated strength")
+        if axis is None:
+            axes.axvline(1, color=FAINT, ls=":", lw=1.4)
+        axes.set(title=title, xlabel=axis or "strength / calibrated strength")
     for axes in (panels[0], panels[1], panels[3]):
-        axes.legend()
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+
+
+def _inside(rows: Sequence[Json], group: str, name: str, key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A number of every row that lies two levels down."""
+    return series([((row.get(group) or {}).get(name) or {}).get(key) for row in rows])
 
 
 def draw_evolution(figure: Figure, data: Json) -> None:

@@ -25,11 +25,12 @@ LATEX = {
 
 
 class Grid(NamedTuple):
-    """A table: its header, its rows, and how many of the last columns hold numbers."""
+    """A table: its header, its rows, how many of the last columns hold numbers, and what must be read with it."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     numbers: int
+    caption: str = ""
 
     def _is_number(self, column: int) -> bool:
         return column >= len(self.header) - self.numbers
@@ -37,6 +38,7 @@ class Grid(NamedTuple):
     def terminal(self, title: str) -> Table:
         """For `rich`."""
         table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
+        table.caption, table.caption_justify = Text(self.caption), "left"
         for column, name in enumerate(self.header):
             table.add_column(Text(name), justify="right" if self._is_number(column) else "left", overflow="fold")
         for row in self.rows:
@@ -47,13 +49,15 @@ class Grid(NamedTuple):
         """GitHub-flavoured Markdown."""
         rule = ["---:" if self._is_number(column) else "---" for column in range(len(self.header))]
         lines = [self.header, rule, *self.rows]
-        return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+        table = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+        return f"{table}\n{self.caption}\n" if self.caption else table
 
     def latex(self) -> str:
-        """A `tabular` for the package booktabs."""
+        """A `tabular` for the package booktabs; the caption is a comment above it."""
         columns = "".join("r" if self._is_number(column) else "l" for column in range(len(self.header)))
         head, *body = (" & ".join(map(latex_text, line)) + r" \\" for line in (self.header, *self.rows))
-        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
+        above = [f"% {self.caption}"] if self.caption else []
+        lines = [*above, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
         return "\n".join([*lines, r"\end{tabular}", ""])
 
     def html(self) -> Markup:
@@ -63,7 +67,10 @@ class Grid(NamedTuple):
         for row in self.rows:
             cells = "".join(self._html_cell(column, cell) for column, cell in enumerate(row))
             lines.append(f"<tr>{cells}</tr>\n")
-        return Markup(f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(lines)}</tbody>\n</table>\n")
+        caption = f"<caption>{escape(self.caption)}</caption>\n" if self.caption else ""
+        return Markup(
+            f"<table>\n{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{''.join(lines)}</tbody>\n</table>\n"
+        )
 
     def _html_cell(self, column: int, cell: str) -> str:
         classes = ["number"] * self._is_number(column) + ["absent"] * (cell == "missing")

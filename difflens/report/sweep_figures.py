@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from difflens.report.comparison import CLIP_I, FD, FID, LEAKAGE, Measure, Setting, cells_of, factors_of
+from difflens.report.axes import factors_of, strength_axis, strength_of
+from difflens.report.comparison import CLIP_I, FD, FID, LEAKAGE, Measure, Setting, cells_of
 from difflens.report.palette import INK, class_styles
 from difflens.report.sweep import Job
 
-STRENGTH = "mitigation.strength"
 TRADES = (FID, CLIP_I, LEAKAGE)
 
 
@@ -18,10 +18,10 @@ class Point(NamedTuple):
     """One setting in a plane of two measures.
 
     Attributes:
-        series: what it shares with the points that its line connects: everything but the strength.
+        series: what it shares with the points that its line connects: everything but the strength, if that is a number.
         attribute: the attribute under study.
         original: whether it is the unmitigated model.
-        strength: of the edit, for the order on the line; 0 if it is calibrated.
+        strength: of the edit, for the order on the line; 0 if it was not varied or is no number.
         x: hard FD.
         y: the other measure.
     """
@@ -41,18 +41,19 @@ def points_of(jobs: Sequence[Job], measure: Measure) -> list[Point]:
     for setting, cell in cells_of(jobs).items():
         x, y = cell.mean(FD), cell.mean(measure)
         if x is not None and y is not None:
-            named = dict(zip(factors, setting, strict=False))
-            series = (*(value for key, value in named.items() if key != STRENGTH), setting[-1])
+            series, strength = split_strength(factors, setting)
             attribute = str(cell.jobs[0].metrics.get("attribute", ""))
-            points.append(Point(series, attribute, setting[-1] == "original", _number(named.get(STRENGTH)), x, y))
+            points.append(Point(series, attribute, setting[-1] == "original", strength or 0.0, x, y))
     return sorted(points, key=lambda point: (point.series, point.strength))
 
 
-def _number(value: str | None) -> float:
-    try:
-        return float(value or 0)
-    except ValueError:
-        return 0.0
+def split_strength(factors: Sequence[str], setting: Setting) -> tuple[Setting, float | None]:
+    """A setting's series and its strength; a strength that is no number, such as `auto`, belongs to the series."""
+    axis = strength_axis(factors)
+    value = None if axis is None else setting[factors.index(axis)]
+    strength = strength_of(value)
+    others = (found for key, found in zip((*factors, "method"), setting, strict=True) if key != axis)
+    return (setting, None) if strength is None else (tuple(others), strength)
 
 
 def front(points: Sequence[Point], *, better: int) -> list[Point]:

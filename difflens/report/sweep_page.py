@@ -8,9 +8,12 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from difflens.report.axes import spread_sentence
 from difflens.report.comparison import compare
+from difflens.report.experiment_figures import draw_doses
 from difflens.report.outcome_figures import draw_dose
 from difflens.report.page import TEMPLATES, template_of
+from difflens.report.responses import responses_of
 from difflens.report.svg import inline_svg
 from difflens.report.sweep import Job, as_csv, tidy_rows
 from difflens.report.sweep_figures import TRADES, dose_jobs, draw_trade, points_of
@@ -32,7 +35,7 @@ def write_sweep(sweep: Path, jobs: Sequence[Job]) -> Path:
     Returns:
         Path of the page: one file that needs no network, no script and no other file; it links to the jobs' reports.
     """
-    grid, plots = compare(jobs), trade_plots(jobs)
+    grid, plots = compare(jobs), [*trade_plots(jobs), *response_plots(jobs)]
     write_text(sweep / "results.csv", as_csv(tidy_rows(jobs)))
     for name, text in (("md", grid.markdown()), ("tex", grid.latex()), ("html", grid.html())):
         write_text(sweep / f"table.{name}", text)
@@ -61,6 +64,17 @@ def trade_plots(jobs: Sequence[Job]) -> list[Plot]:
     return found
 
 
+def response_plots(jobs: Sequence[Job]) -> list[Plot]:
+    """Shares, FD, CLIP-I and leakage of the evaluation images against the strengths that were swept."""
+    found: list[Plot] = []
+    for title, data in responses_of(jobs):
+        key = f"response_{len(found)}"
+        label = f"shares, FD, CLIP-I and leakage against {data['axis']}: {title}"
+        figure = inline_svg(partial(draw_doses, data=data), (7.6, 5.4), name=key, label=label)
+        found.append(Plot(key, title, figure))
+    return found
+
+
 def dose_plots(jobs: Sequence[Job]) -> list[Plot]:
     """The dose–response curve of each attribute's first calibrated job."""
     found: list[Plot] = []
@@ -85,8 +99,10 @@ def render_sweep(sweep: Path, jobs: Sequence[Job]) -> str:
         others=[f"{number} {status}" for status, number in counted.items() if status != "done"],
         models=list(models),
         drawn=any(model.startswith("mini") for model in models),
-        table=compare(jobs).html(),
+        spread=spread_sentence(jobs),
+        table=compare(jobs)._replace(caption="").html(),
         trades=trade_plots(jobs),
+        responses=response_plots(jobs),
         doses=dose_plots(jobs),
         jobs=[(job, has_report(job), seconds(job.seconds)) for job in jobs],
     )

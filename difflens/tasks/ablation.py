@@ -12,10 +12,11 @@ from difflens.attribution.causality import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
 from difflens.data.prompts import UNNAMED
 from difflens.mitigation.sae_features import SaeFeatureMitigation, selected_latents
-from difflens.report.experiment_figures import draw_ablation, save_plot
+from difflens.report.experiment_figures import draw_ablation
 from difflens.run import Run
 from difflens.tasks.activations import open_store
 from difflens.tasks.attribution import Located, locate_features
+from difflens.tasks.experiment_files import keep
 from difflens.tasks.plans import judged_labels, learning_plan, named_classes
 from difflens.tasks.workbench import Workbench
 from difflens.training.steering_module import generate
@@ -30,10 +31,9 @@ def ablation(cfg: DictConfig, run: Run) -> None:
     sets = ablation_sets(located.result.scores, activation, size=cfg.task.size, seed=cfg.seed)
     with run.stage("ablation"):
         kept = {name: {kind: _kept(bench, located, name, group) for kind, group in sets[name].items()} for name in sets}
-    run.write_json("ablation.json", {"size": cfg.task.size, "images": cfg.task.images, "kept": kept, "latents": sets})
-    if not run.rank:
-        save_plot(run.folder, "ablation", draw_ablation, kept, (4.6, 3.0))
+    data = {"size": cfg.task.size, "images": cfg.task.images, "kept": kept, "latents": sets}
     Console().print(_table(kept, cfg.task.size, bench.attribute.name))
+    keep(run, "ablation", data, draw_ablation, (4.6, 3.0))
 
 
 def _kept(bench: Workbench, located: Located, name: str, latents: tuple[int, ...]) -> float:

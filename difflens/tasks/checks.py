@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 
 def check(bench: "Workbench") -> None:
-    """Check the whole configuration, and build what is cheap to build.
+    """Check the whole configuration, and build what is cheap to build: the tracker first, which is to know of failures.
 
     Raises:
         ValueError: with the offending value and the remedy.
     """
     cfg = bench.cfg
+    bench.tracker  # noqa: B018
     check_settings(cfg)
     check_rule(cfg.mitigation.assignment)
     check_mode(cfg.mitigation.mode, cfg.mitigation.places, cfg.mitigation.protocol)
@@ -39,4 +40,3 @@ def check(bench: "Workbench") -> None:
         instantiate(cfg.sae.training)(autoencoder, steps=bench.model.steps)
     with blaming("trainer"):
         bench.trainer()
-    bench.tracker  # noqa: B018

@@ -31,6 +31,7 @@ def dashboard(cfg: DictConfig, run: Run) -> None:
             project=cfg.task.project,
             methods=list(dict.fromkeys(str(row["method"]) for job in jobs for row in rows_of(job.metrics))),
             classes=_classes(jobs),
+            others=_others(jobs),
         )
         path = write_text(sweep / "dashboard.json", workspace._to_model().model_dump_json(by_alias=True, indent=2))
         run.say(f"dashboard: {path}")
@@ -42,3 +43,10 @@ def dashboard(cfg: DictConfig, run: Run) -> None:
 
 def _classes(jobs: list[Job]) -> list[str]:
     return list(dict.fromkeys(name for job in jobs for name in job.metrics.get("classes") or []))
+
+
+def _others(jobs: list[Job]) -> list[str]:
+    """The attributes on which leakage was measured."""
+    return list(
+        dict.fromkeys(name for job in jobs for row in rows_of(job.metrics) for name in row.get("leakage") or {})
+    )

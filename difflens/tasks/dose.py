@@ -4,10 +4,11 @@ from dataclasses import replace
 
 from omegaconf import DictConfig
 
-from difflens.report.experiment_figures import draw_doses, save_plot
+from difflens.report.experiment_figures import draw_doses
 from difflens.run import Run
 from difflens.tasks.calibrate import prepare
 from difflens.tasks.evaluation import check_measures, evaluate
+from difflens.tasks.experiment_files import keep
 from difflens.tasks.steer import generate_pairs
 from difflens.tasks.workbench import Workbench
 
@@ -32,6 +33,4 @@ def dose(cfg: DictConfig, run: Run) -> None:
         rows.append({"dose": multiple, "strength": strength.tolist(), **metrics["rows"][1]})
         run.say(f"{multiple:g} × the calibrated strength: FD hard {rows[-1]['fd_hard']:.3f}")
     data = {"attribute": bench.attribute.name, "classes": list(bench.attribute.classes), "rows": rows}
-    run.write_json("dose.json", data)
-    if not run.rank:
-        save_plot(run.folder, "dose", draw_doses, data, (7.6, 5.4))
+    keep(run, "dose", data, draw_doses, (7.6, 5.4))

@@ -6,10 +6,11 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from difflens.report.experiment_figures import draw_evolution, save_plot
+from difflens.report.experiment_figures import draw_evolution
 from difflens.run import Run
 from difflens.tasks import probe as probe_task
 from difflens.tasks.attribution import locate_features
+from difflens.tasks.experiment_files import keep
 from difflens.tasks.plans import evaluation_plan
 from difflens.tasks.workbench import Workbench
 
@@ -40,11 +41,11 @@ def evolution(cfg: DictConfig, run: Run) -> None:
     data = describe(
         classes, labels, torch.cat(read, 1), {name: torch.cat(parts, 1) for name, parts in activity.items()}
     )
-    run.write_json("evolution.json", {"attribute": bench.attribute.name, "images": len(labels), **data})
-    save_plot(run.folder, "evolution", draw_evolution, data, (7.6, 5.2))
     for name in classes:
         first, most = data["decodable"][name], data["busiest"][name]
         run.say(f"{name}: decodable (recall ≥ 0.9) from step {first} on, fires most at step {most}")
+    about = {"attribute": bench.attribute.name, "images": len(labels)}
+    keep(run, "evolution", {**about, **data}, draw_evolution, (7.6, 5.2))
 
 
 def describe(

@@ -7,10 +7,11 @@ from torch import Tensor
 from difflens.attribution.separation import monosemanticity, paired_auc, separation
 from difflens.miniature.faces import FACTORS, render
 from difflens.miniature.population import Population
-from difflens.report.experiment_figures import draw_separation, save_plot
+from difflens.report.experiment_figures import draw_separation
 from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
 from difflens.tasks.attribution import locate_features
+from difflens.tasks.experiment_files import keep
 from difflens.tasks.workbench import Workbench
 
 
@@ -43,12 +44,11 @@ def separation_task(cfg: DictConfig, run: Run) -> None:
         "mean_of_chosen": {"own": float(scores[own][chosen].mean()), "monosemanticity": float(mono[chosen].mean())},
         "mean_of_rest": {"own": float(scores[own][~chosen].mean()), "monosemanticity": float(mono[~chosen].mean())},
     }
-    run.write_json("separation.json", data)
-    save_plot(run.folder, "separation", draw_separation, data, (5.2, 4.4))
     for key in ("mean_of_chosen", "mean_of_rest"):
         run.say(f"{key}: separation {data[key]['own']:.3f}, monosemanticity {data[key]['monosemanticity']:.3f}")
     best = data["best"][0]
     run.say(f"best: latent {best['latent']}, separation {best['own']:.3f}, of {best['factor']} {best['other']:.3f}")
+    keep(run, "separation", data, draw_separation, (5.2, 4.4))
 
 
 def factor_separation(bench: Workbench, autoencoder: SparseAutoencoder, factor: str) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from difflens.training.loggers import MODES
 from difflens.types import Branch, Where
 
 
@@ -68,14 +67,13 @@ NUMBERS: Mapping[str, Range] = {
     "metric.kid_subset": _whole(2),
     "metric.cards": _whole(1),
 }
-NULLABLE = ("sae.training.lr", "sae.training.k_aux", "mitigation.suppress", "data.site.branch", "logger.mode")
+NULLABLE = ("sae.training.lr", "sae.training.k_aux", "mitigation.suppress", "data.site.branch")
 WORDS: Mapping[str, tuple[Any, ...]] = {
     "data.source": ("shards", "online"),
     "mitigation.calibration.per_prompt": (True, False),
     "attribution.baseline": ("zero", "contrast"),
     "data.site.tensor": get_args(Where),
     "data.site.branch": get_args(Branch),
-    "logger.mode": MODES,
     "mitigation.unit": ("level", "code"),
     "missing_faces": ("count", "error"),
 }

@@ -6,10 +6,9 @@ from omegaconf import DictConfig
 from difflens.run import Run
 from difflens.tasks.values import blaming, plain
 from difflens.training.loggers import RunIdentity, Tracker
-from difflens.types import Attribute
 
 
-def open_tracker(cfg: DictConfig, run: Run, attribute: Attribute) -> Tracker:
+def open_tracker(cfg: DictConfig, run: Run) -> Tracker:
     """The tracker, closed when the run ends, with its artifacts and its exit code; one that keeps nothing on other ranks.
 
     Raises:
@@ -18,9 +17,10 @@ def open_tracker(cfg: DictConfig, run: Run, attribute: Attribute) -> Tracker:
     make = None if run.rank else instantiate(cfg.get("logger"))
     if make is None:
         return Tracker()
-    tags = [cfg.model.name, attribute.name, cfg.mitigation.name]
+    tags = [str(name) for name in (cfg.model.name, cfg.attribute.name, cfg.mitigation.name) if name]
     with blaming("logger"):
-        tracker: Tracker = make(run.folder, RunIdentity(cfg.name, run.group, cfg.task.name, tags, plain(cfg)))
+        identity = RunIdentity(cfg.name, run.group, cfg.task.name, tags, plain(cfg), run.id)
+        tracker: Tracker = make(run.folder, identity)
 
     def close(exit_code: int) -> None:
         try:

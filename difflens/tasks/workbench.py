@@ -214,7 +214,7 @@ class Workbench:
     @cached_property
     def tracker(self) -> Tracker:
         """Where curves and figures go besides the run folder; closed with the run's exit code."""
-        return open_tracker(self.cfg, self.run, self.attribute)
+        return open_tracker(self.cfg, self.run)
 
     def once(self, name: str, work: Callable[[], Result]) -> Result:
         """The result of a piece of work that several stages ask for; done, checked and said once per run."""

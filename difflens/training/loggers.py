@@ -22,6 +22,7 @@ class RunIdentity:
         task: what it does.
         tags: model, attribute and method.
         config: the resolved configuration.
+        id: the same for every attempt at a job of a sweep; None for a new one.
     """
 
     name: str = "run"
@@ -29,6 +30,7 @@ class RunIdentity:
     task: str = "pipeline"
     tags: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
+    id: str | None = None
 
 
 class Tracker:

@@ -152,6 +152,7 @@ def _described(folder: Path, identity: RunIdentity, tags: Sequence[str]) -> dict
     os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_ARTIFACT_DIR"] = str(folder.resolve() / "wandb")
     (folder / "wandb").mkdir(parents=True, exist_ok=True)
     return {
+        "id": identity.id,
         "name": identity.name,
         "group": identity.group,
         "job_type": identity.task,
@@ -168,4 +169,6 @@ def _start(mode: Any, described: Mapping[str, Any]) -> Any:
     settings = wandb.Settings(silent=True, console="off")
     if mode == "online":
         settings.init_timeout = SECONDS_TO_CONNECT
+        # A job that is done again goes on with the run of its earlier attempt; offline wandb knows of none.
+        described = {**described, "resume": "allow" if described["id"] else None}
     return wandb.init(mode=mode, reinit="create_new", settings=settings, **described)

@@ -6,9 +6,14 @@ from typing import Any
 
 from difflens.training.wandb_tracker import STEP
 
+TABLES = ("dose_response", "images", "features")
+"""Names of the tables that a run logs."""
 
-def describe_workspace(sweep: str, *, entity: str, project: str, methods: Sequence[str], classes: Sequence[str]) -> Any:
-    """A workspace that shows the runs of one sweep: fairness and its price, shares, and what was found inside the model.
+
+def describe_workspace(
+    sweep: str, *, entity: str, project: str, methods: Sequence[str], classes: Sequence[str], others: Sequence[str]
+) -> Any:
+    """A workspace over the runs of one sweep: fairness and its price, shares, what was found inside the model, and tables.
 
     Args:
         sweep: the runs' group.
@@ -16,6 +21,7 @@ def describe_workspace(sweep: str, *, entity: str, project: str, methods: Sequen
         project: of the runs.
         methods: names of the rows of metrics.json.
         classes: of all attributes studied.
+        others: attributes on which leakage was measured.
 
     Raises:
         ValueError: wandb-workspaces is not installed.
@@ -26,7 +32,7 @@ def describe_workspace(sweep: str, *, entity: str, project: str, methods: Sequen
     except ModuleNotFoundError as error:
         raise ValueError("task=dashboard needs `pip install 'difflens[dashboard]'`.") from error
 
-    sections = _sections(reports, methods=methods, classes=classes)
+    sections = _sections(reports, methods=methods, classes=classes, others=others)
     return workspaces.Workspace(
         entity=entity,
         project=project,
@@ -36,7 +42,9 @@ def describe_workspace(sweep: str, *, entity: str, project: str, methods: Sequen
     )
 
 
-def _sections(reports: Any, *, methods: Sequence[str], classes: Sequence[str]) -> dict[str, list[Any]]:
+def _sections(
+    reports: Any, *, methods: Sequence[str], classes: Sequence[str], others: Sequence[str]
+) -> dict[str, list[Any]]:
     """The panels of each section by its title."""
 
     def bars(title: str, names: Sequence[str]) -> Any:
@@ -46,11 +54,15 @@ def _sections(reports: Any, *, methods: Sequence[str], classes: Sequence[str]) -
         return reports.LinePlot(title=title, x=x, y=list(names))
 
     edited = [method for method in methods if method != "original"]
-    fairness = [bars(f"{label} by method", [f"{m}/{key}" for m in methods]) for key, label in _FIGURES.items()]
+    figures = _FIGURES | {f"leakage.{name}.flip_rate": f"leakage of {name}" for name in others}
+    fairness = [
+        bars(f"{label} by method", [f"{m}/{key}" for m in (edited if key.startswith("leakage") else methods)])
+        for key, label in figures.items()
+    ]
     trades = [
         reports.ScatterPlot(title=f"FD and {label}: {m}", x=f"{m}/fd_hard", y=f"{m}/{key}")
         for m in edited
-        for key, label in _FIGURES.items()
+        for key, label in figures.items()
         if not key.startswith("fd")
     ]
     shares = [bars(f"share of {name}", [f"{m}/shares.{name}.share" for m in methods]) for name in classes]
@@ -60,7 +72,14 @@ def _sections(reports: Any, *, methods: Sequence[str], classes: Sequence[str]) -
         curves("SAE: FVU at every denoising step", ["sae/held_out/fvu_per_step"], STEP),
         curves("probe: accuracy at every denoising step", ["probe/accuracy"], STEP),
     ]
-    return {"Fairness": fairness, "Fairness and its price": trades, "Shares": shares, "Inside the model": inside}
+    tables = [reports.WeavePanelSummaryTable(table_name=name) for name in TABLES]
+    return {
+        "Fairness": fairness,
+        "Fairness and its price": trades,
+        "Shares": shares,
+        "Inside the model": inside,
+        "Dose and response, pairs of images, feature cards": tables,
+    }
 
 
 _FIGURES = {"fd_hard": "FD hard", "fd": "FD soft", "fid": "FID", "kid": "KID", "clip_i": "CLIP-I"}

@@ -69,7 +69,7 @@ def probe(folder: Path, *, scripts: bool) -> dict[str, Any]:
 def test_a_phone_shows_the_whole_page_without_scrolling_sideways(sweep: Path, scripts: bool) -> None:
     found = probe(sweep, scripts=scripts)
     assert found["width"] <= PHONE, "the page is wider than the screen"
-    assert len(found["pictures"]) == 4
+    assert len(found["pictures"]) == 5
     assert all(0 < right <= PHONE and height > 100 for right, height in found["pictures"])
     assert found["font"] >= 14
     numbers = [str(number) for number in range(12)]

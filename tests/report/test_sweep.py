@@ -4,15 +4,21 @@ import csv
 import io
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from sweep_folder import write_job
 
+from difflens.report.axes import moves_originals, strength_of
 from difflens.report.comparison import FD, FID, cells_of, compare
+from difflens.report.experiment_figures import draw_doses
 from difflens.report.formats import Grid
+from difflens.report.responses import responses_of
 from difflens.report.sweep import as_csv, read_jobs, tidy_rows
 from difflens.report.sweep_figures import Point, front, points_of
+from difflens.report.sweep_page import write_sweep
 
 
 @pytest.fixture
@@ -48,12 +54,110 @@ def test_settings_are_averaged_over_seeds_and_missing_ones_are_shown(sweep):
     assert grid.header[:3] == ["mitigation.strength", "method", "FD hard ↓"]
     found = {(row[0], row[1]): (row[2], row[-1]) for row in grid.rows}
     assert found == {
-        ("–", "original"): ("0.300 ± 0.000", "2"),
+        ("–", "original"): ("0.300", "1"),
         ("1", "DiffLens"): ("0.150 ± 0.071", "2"),
         ("2", "DiffLens"): ("0.010", "1 of 2"),
         ("4", "missing"): ("missing", "job 4: running; job 5: not started"),
     }
     assert [row[1] for row in grid.rows] == ["original", "DiffLens", "DiffLens", "missing"]
+
+
+def test_the_originals_stand_once_for_each_target_and_each_set_of_images(tmp_path):
+    targets = ("{female: 0.1, male: 0.9}", "{female: 0.5, male: 0.5}")
+    asked = [(target, expansion, seed) for target in targets for expansion in (4, 8) for seed in (2002, 3003)]
+    for number, (target, expansion, seed) in enumerate(asked):
+        before = (0.9 if target == targets[0] else 0.3) + (0.02 if seed == 3003 else 0.0)
+        overrides = [f"mitigation.target={target}", f"sae.expansion={expansion}", f"metric.base_seed={seed}"]
+        write_job(tmp_path / str(number), overrides, fd=0.01, before=before)
+    jobs = read_jobs(tmp_path)
+    found = {row[0]: (row[1], row[3], row[-1]) for row in compare(jobs).rows if row[2] == "original"}
+    assert found == {targets[0]: ("–", "0.910 ± 0.014", "2"), targets[1]: ("–", "0.310 ± 0.014", "2")}
+    hollow = [round(point.x, 2) for point in points_of(jobs, FID) if point.original]
+    assert sorted(hollow) == [0.31, 0.91]
+
+
+@pytest.mark.parametrize(
+    ("key", "moves"),
+    [
+        ("mitigation.target", True), ("mitigation.target.female", True), ("mitigation", True), ("mitigation.times", False),
+        ("metric.images", True), ("metric.base_seed", True), ("model", True), ("judge", True), ("prompt", True),
+        ("sae.expansion", False), ("data.base_seed", False), ("data/site", False), ("seed", False), ("task", False),
+    ],
+)  # fmt: skip
+def test_what_comes_after_sampling_moves_no_original(key, moves):
+    assert moves_originals(key) is moves
+
+
+@pytest.mark.parametrize("seed", ["seed", "data.base_seed", "metric.base_seed"])
+def test_every_seed_is_pooled_and_the_caption_says_what_its_spread_covers(tmp_path, seed):
+    for number, fd in enumerate((0.1, 0.2)):
+        write_job(tmp_path / str(number), [f"{seed}={number}", "attribute=gender"], fd=fd)
+    grid = compare(read_jobs(tmp_path))
+    assert [row[1] for row in grid.rows if row[0] == "DiffLens"] == ["0.150 ± 0.071"]
+    assert grid.caption.startswith(f"Mean ± standard deviation over {seed} (")
+    assert ("does not cover" in grid.caption) is (seed != "metric.base_seed")
+    assert f"<caption>{grid.caption}</caption>" in grid.html()
+    assert f"% {grid.caption}\n" in grid.latex() and grid.markdown().endswith(f"\n{grid.caption}\n")
+    page = write_sweep(tmp_path, read_jobs(tmp_path)).read_text()
+    assert page.count(grid.caption) == 1
+
+
+def test_one_seed_has_no_spread_and_says_so(tmp_path):
+    write_job(tmp_path / "0", ["seed=1", "attribute=gender"], fd=0.1)
+    assert compare(read_jobs(tmp_path)).caption.startswith("One seed per setting, so no spread is known")
+
+
+@pytest.mark.parametrize(
+    ("written", "number"), [("1.5", 1.5), ("{female: 1, male: 2}", 1.5), ("{a:2}", 2), ("auto", None)]
+)
+def test_a_strength_is_read_as_the_command_line_writes_it(written, number):
+    assert strength_of(written) == number
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("mitigation.times", ["0", "0.5", "2"]),
+        ("mitigation.strength", ["{female: 0, male: 0}", "{female: 0.5, male: 0.5}", "{female: 3, male: 1}"]),
+    ],
+)
+def test_a_swept_strength_is_one_line_and_a_response(tmp_path, key, values):
+    """Two widths by three strengths by two seeds, the strongest first: a line each, weakest to strongest."""
+    number = 0
+    for width in (4, 8):
+        for index in (2, 0, 1):
+            for seed in (0, 1):
+                asked = [f"{key}={values[index]}", f"sae.expansion={width}", f"seed={seed}"]
+                fd = 0.3 - 0.1 * index + 0.02 * seed
+                write_job(tmp_path / str(number), asked, fd=fd, female=0.3 + 0.1 * index)
+                number += 1
+    jobs = read_jobs(tmp_path)
+    lines = groupby((p for p in points_of(jobs, FID) if not p.original), key=lambda point: point.series)
+    assert [[round(p.x, 2) for p in line] for _, line in lines] == [[0.31, 0.21, 0.11]] * 2
+    responses = responses_of(jobs)
+    assert [response.title for response in responses] == [f"gender, DiffLens, sae.expansion={w}" for w in (4, 8)]
+    data = responses[0].data
+    assert data["axis"] == key and [row["dose"] for row in data["rows"]] == [0, 0.5, 2]
+    assert [row["shares"]["female"]["share"] for row in data["rows"]] == pytest.approx([0.3, 0.4, 0.5])
+    figure = Figure()
+    draw_doses(figure, data)
+    shares, fd, clip, leakage = figure.axes
+    assert list(shares.lines[0].get_ydata()) == pytest.approx([30, 40, 50])
+    assert list(fd.lines[0].get_xdata()) == [0, 0.5, 2] and list(fd.lines[0].get_ydata()) == pytest.approx(
+        [0.31, 0.21, 0.11]
+    )
+    assert list(clip.lines[0].get_ydata()) == pytest.approx([0.97] * 3)
+    assert {line.get_label(): next(iter(line.get_ydata())) for line in leakage.lines} == {"age": 2.0, "race": 5.0}
+
+
+def test_a_calibrated_strength_is_no_point_of_the_line_and_one_strength_no_response(tmp_path):
+    for number, strength in enumerate(("auto", "1", "2")):
+        write_job(tmp_path / str(number), [f"mitigation.strength={strength}"], fd=0.1 * number)
+    jobs = read_jobs(tmp_path)
+    lines = {series: len(list(line)) for series, line in groupby(points_of(jobs, FID), key=lambda point: point.series)}
+    assert lines == {("auto", "difflens"): 1, ("difflens",): 2, ("–", "original"): 1}
+    assert [len(response.data["rows"]) for response in responses_of(jobs)] == [2]
+    assert responses_of(jobs[:2]) == []
 
 
 def test_a_table_comes_in_every_format_with_its_signs_escaped():
@@ -101,11 +205,12 @@ def test_the_task_reads_what_hydra_wrote_and_imports_no_torch(sweep, tmp_path):
         "report.html",
         "pareto_fid.svg",
         "pareto_leakage.svg",
+        "response_0.svg",
     }
     assert names <= {path.name for path in folder.iterdir()}
     page = (folder / "report.html").read_text()
     assert 'href="0/report.html"' in page and 'href="3/report.html"' not in page and "the loss is NaN" in page
-    assert page.count("<svg") == 4 and 'src="http' not in page
+    assert page.count("<svg") == 5 and 'src="http' not in page
 
 
 def test_a_folder_without_jobs_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """The Weights & Biases side of a sweep: a workspace over its runs, and a sweep file whose command this program takes."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from program import Program
 from sweep_folder import write_job
+
+from difflens.tasks import tracked
+from difflens.training.workspace import TABLES
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,10 +30,17 @@ def test_a_workspace_is_written_for_the_runs_of_a_sweep(tmp_path: Path) -> None:
         "summary:difflens/fd_hard",
         "original/shares.female.share",
         "sae/held_out/fvu_per_step",
+        "summary:difflens/leakage.age.flip_rate",
+        "FD and leakage of race: difflens",
         "gender_1a2b",
     ):
         assert name in text, name
     assert "not created" in ended.out
+
+    described = json.dumps(json.loads(text)["spec"])
+    for table in TABLES:
+        assert f'"val": "{table}"' in described, "the table has a panel"
+        assert f'table("{table}"' in inspect.getsource(tracked), "and it is logged"
 
 
 def test_the_sample_sweep_of_wandb_gives_overrides_that_compose() -> None:

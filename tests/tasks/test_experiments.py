@@ -1,8 +1,10 @@
 """The first experiments (METHOD section 10) on the tiny study: their numbers are there, consistent, and drawn."""
 
+import re
+
 import pytest
 import torch
-from program import Program, undisturbed
+from program import Ended, Program, undisturbed
 
 from difflens.tasks.evolution import describe
 
@@ -12,9 +14,26 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     return undisturbed().copied(tmp_path_factory.mktemp("experiments") / "study")
 
 
+def says_where(ended: Ended, name: str) -> bool:
+    """Whether the program names the files of an experiment."""
+    said = " ".join(ended.out.split())
+    return re.search(rf"{name}: \S+/{name}\.svg and \S+/{name}\.json", said) is not None
+
+
+def test_silencing_runs_as_a_whole_and_leaves_its_numbers_and_plot(program: Program) -> None:
+    ended = program("task=ablation", "task.size=4", "task.images=8")
+    assert ended.code == 0 and says_where(ended, "ablation"), ended.err + ended.out
+    found = program.json("ablation.json")
+    for name in ("female", "male"):
+        top, *others = (set(found["latents"][name][kind]) for kind in ("top", "random", "bottom"))
+        assert len(top) == 4 and not top & set().union(*others)
+        assert all(0 <= share <= 1 for share in found["kept"][name].values())
+    assert (program.latest / "ablation.svg").read_text().startswith("<?xml")
+
+
 def test_separation_scores_every_latent_on_exact_pairs(program: Program) -> None:
     ended = program("task=separation", "task.pairs=6", "task.steps=[0.5]")
-    assert ended.code == 0, ended.err
+    assert ended.code == 0 and says_where(ended, "separation"), ended.err + ended.out
     found = program.json("separation.json")
     assert len(found["own"]) == len(found["chosen"]) and all(0 <= value <= 1 for value in found["own"])
     chosen = [latent for latent, is_chosen in enumerate(found["chosen"]) if is_chosen]
@@ -25,7 +44,7 @@ def test_separation_scores_every_latent_on_exact_pairs(program: Program) -> None
 
 def test_doses_run_from_no_edit_to_twice_the_calibrated_strength(program: Program) -> None:
     ended = program("task=dose", "task.doses=[0,1]")
-    assert ended.code == 0, ended.err
+    assert ended.code == 0 and says_where(ended, "dose"), ended.err + ended.out
     none, calibrated = program.json("dose.json")["rows"]
     study = undisturbed().json("metrics.json")["rows"]
     assert none["fd"] == pytest.approx(study[0]["fd"]) and none["clip_i"] == pytest.approx(1)
@@ -35,7 +54,7 @@ def test_doses_run_from_no_edit_to_twice_the_calibrated_strength(program: Progra
 
 def test_evolution_follows_fresh_images(program: Program) -> None:
     ended = program("task=evolution", "task.images=16")
-    assert ended.code == 0, ended.err
+    assert ended.code == 0 and says_where(ended, "evolution"), ended.err + ended.out
     found = program.json("evolution.json")
     assert found["images"] == 16 and set(found["recall"]) == {"female", "male"}
     assert all(len(found["recall"][name]) == 4 and 0 <= found["busiest"][name] < 4 for name in found["recall"])

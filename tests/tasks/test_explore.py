@@ -11,7 +11,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from browser import browser, needs_browser
+from browser import Page, browser, needs_browser, page
 from PIL import Image
 from program import Program, undisturbed
 
@@ -56,3 +56,52 @@ def test_a_browser_shows_the_cards_and_draws_the_images(address: str, tmp_path: 
     assert re.search(r'id="took">\d+\.\d s<', page), page
     cards = undisturbed().json("report.json")["features"]
     assert [int(found) for found in re.findall(r'data-latent="(\d+)"', page)] == [card["latent"] for card in cards]
+
+
+SETTLED = """
+(() => {
+  const images = document.getElementById("images"), strength = document.getElementById("strength").value;
+  return images.complete && images.naturalWidth > 0 && new URL(images.src).searchParams.get("strength") === strength
+    && /^\\d+\\.\\d s$/.test(document.getElementById("took").textContent);
+})()
+"""
+"""Whether the images of the slider's place are there, and no others are being made."""
+
+SHOWN = """
+(() => {
+  const images = document.getElementById("images"), canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [images.naturalWidth, images.naturalHeight];
+  const drawn = canvas.getContext("2d");
+  drawn.drawImage(images, 0, 0);
+  return [...drawn.getImageData(0, 0, canvas.width, canvas.height).data];
+})()
+"""
+"""The pixels that the page shows, as RGBA bytes."""
+
+
+def dragged(opened: Page, *, to: float) -> tuple[float, np.ndarray]:
+    """The strength and the pixels after the slider's knob was dragged to a share of its way."""
+    opened.until(SETTLED)
+    box = opened.ask("(({x, y, width, height}) => [x, y, width, height])(strength.getBoundingClientRect())")
+    x, y, width, height = box
+    now = float(opened.ask("(strength.value - strength.min) / (strength.max - strength.min)"))
+    knob = height  # at either end its middle is half its width away from the slider's edge
+    places = [x + knob / 2 + share * (width - knob) for share in (now, (now + to) / 2, to)]
+    opened.drag(*((place, y + height / 2) for place in places))
+    opened.until(SETTLED)
+    return float(opened.ask("strength.value")), np.array(opened.ask(SHOWN))
+
+
+@needs_browser
+def test_dragging_the_slider_changes_the_images_and_dragging_it_back_restores_them(
+    address: str, tmp_path: Path
+) -> None:
+    with page(tmp_path, address) as opened:
+        middle, plain = dragged(opened, to=0.5)
+        right, raised = dragged(opened, to=1.0)
+        left, lowered = dragged(opened, to=0.0)
+        again, restored = dragged(opened, to=0.5)
+        assert opened.ask("shown.textContent") == opened.ask("strength.value")
+    assert middle == again == 0 and left == -right < 0
+    assert np.abs(raised - plain).mean() > 0.1 and np.abs(raised - lowered).mean() > 0.1
+    assert np.array_equal(restored, plain)

@@ -1,19 +1,15 @@
 """Curves and figures reach whichever tracker is chosen, and every job has a run of its own that ends with its exit code."""
 
 import csv
-import struct
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import wandb
 from PIL import Image
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb_file import history, records
 
 from difflens.artifacts import ArtifactStore
 from difflens.training.loggers import RunIdentity, Tracker, csv_tracker, tensorboard_tracker
@@ -28,50 +24,6 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-
-
-def records(folder: Path) -> dict[str, list[Any]]:
-    """What a finished run's offline file holds, by kind; wandb's own process may still be writing the last of it."""
-    (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
-    deadline = time.monotonic() + 60
-    while not (found := _read(path))["exit"] and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return found
-
-
-def _read(path: Path) -> dict[str, list[Any]]:
-    """The records of a file in LevelDB's log format, after a header of 7 bytes."""
-    found, part = defaultdict(list), b""
-    for kind, data in _chunks(path.read_bytes()):
-        part += data
-        if kind in (1, 4):
-            record = Record.FromString(part)
-            name = record.WhichOneof("record_type")
-            found[name].append(getattr(record, name))
-            part = b""
-    return found
-
-
-def _chunks(data: bytes) -> Iterator[tuple[int, bytes]]:
-    place = 7
-    while place + 7 <= len(data):
-        if 32768 - place % 32768 < 7:
-            place += 32768 - place % 32768
-            continue
-        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
-        if kind == 0:
-            return
-        yield kind, data[place + 7 : place + 7 + length]
-        place += 7 + length
-
-
-def history(found: dict[str, list[Any]]) -> dict[str, list[str]]:
-    """Every logged value as JSON text by name."""
-    values = defaultdict(list)
-    for row in found["history"]:
-        for item in row.item:
-            values["/".join(item.nested_key) or item.key].append(item.value_json)
-    return values
 
 
 def test_figures_are_a_table_in_the_run_folder(tmp_path: Path) -> None:
@@ -145,6 +97,24 @@ def test_a_wandb_run_holds_figures_tables_pictures_and_lineage_offline(tmp_path:
     )
     assert "media/images" in with_images and "media/images" not in without
     assert [record.exit_code for record in second["exit"]] == [3] and second["run"][0].run_id != run.run_id
+
+
+def test_a_job_that_is_done_again_keeps_its_run(tmp_path: Path, monkeypatch) -> None:
+    mine = replace(IDENTITY, id="0123456789abcdef")
+    for attempt in ("first", "second"):
+        wandb_tracker(tmp_path / attempt, mine, mode="offline").close(0)
+        (run,) = records(tmp_path / attempt)["run"]
+        assert run.run_id == mine.id
+    asked: list[dict[str, object]] = []
+
+    def init(**described: object) -> SimpleNamespace:
+        asked.append(described)
+        return SimpleNamespace(id="x", finish=lambda exit_code: None, define_metric=lambda *_, **__: None)
+
+    monkeypatch.setattr(wandb, "init", init)
+    wandb_tracker(tmp_path, mine, mode="online")
+    wandb_tracker(tmp_path, IDENTITY, mode="online")
+    assert [(each["id"], each["resume"]) for each in asked] == [(mine.id, "allow"), (None, None)]
 
 
 def test_without_a_network_or_with_a_bad_key_a_run_is_kept_offline(tmp_path: Path, monkeypatch, caplog) -> None:
