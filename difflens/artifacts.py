@@ -215,7 +215,7 @@ class ArtifactStore:
         """What `get_or_create` is to the first rank of a distributed run, for the other ranks.
 
         They wait until the artifact is published, by the first rank or by another program that came first; where all
-        ranks work on it together, they run `make` once the first rank holds the lock, which writes nothing for them.
+        ranks work on it together, they run `make` once the first rank holds the lock; only the first seals what is made.
 
         Args:
             kind: of the artifact.

@@ -32,13 +32,13 @@ REVISIONS = {
     "attribution": 2,
     "calibration": 2,
     "cards": 2,
-    "images": 1,
+    "images": 2,
     "metrics": 2,
     "probe": 1,
     "reading": 1,
     "sae": 1,
     "statistics": 1,
-    "steered": 2,
+    "steered": 3,
 }
 """How often the code that makes a kind of artifact has changed its numbers; a raised one leaves older artifacts unused."""
 
@@ -111,7 +111,7 @@ class Run:
         """The artifact of this spec and this revision of the code: reused if there is one, else made by `make(folder)`.
 
         In a distributed run the first rank makes it while the others wait, or take part if `together`: then they call
-        `make` too, which must write files on the first rank only.
+        `make` too, in which no two ranks may write the same file, and the first must end last.
         """
         assert kind in REVISIONS, f"REVISIONS lacks {kind!r}"
         spec = {**spec, "revision": REVISIONS[kind]}
@@ -158,19 +158,6 @@ class Run:
                     close(code)
                 except Exception as error:
                     log.warning("%s", one_line(error))
-
-    def seed_everything(self, seed: int) -> None:
-        """Seed Python, NumPy and torch, for code that draws from their global states, and note it in the manifest."""
-        import random
-
-        import numpy as np
-        import torch
-
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        self.manifest.setdefault("seeds", {})["global"] = seed
-        self.write_manifest()
 
     def write_json(self, name: str, data: Any) -> Path:
         """Write a JSON file into the run folder atomically; NaN and infinities become null."""

@@ -2,10 +2,12 @@
 
 import atexit
 import functools
+import itertools
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -76,6 +78,23 @@ def _child(folder: str, heard: str, arguments: list[str], prepare: Callable[[], 
     from difflens.main import main
 
     main()
+
+
+def count_samples(file: str, die_in: int | None = None) -> None:
+    """Let this process add a byte to a file for every micro-batch it begins, and be killed in the middle of one of them."""
+    from difflens.models.unconditional import UnconditionalModel
+
+    begun = itertools.count(1)
+    whole = UnconditionalModel._sample_batch
+
+    def counted(*arguments: Any) -> Any:
+        with open(file, "a") as counter:
+            counter.write("x")
+        if next(begun) == die_in:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*arguments)
+
+    UnconditionalModel._sample_batch = counted  # type: ignore[method-assign]
 
 
 class Program:

@@ -1,6 +1,6 @@
-"""Activations recorded while a model samples: write-once shards on disk, read back by step, by image or as tokens."""
+"""Activations recorded while a model sampled, in write-once shards on disk: read by step, by image or as tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -9,41 +9,14 @@ from jaxtyping import Float, Int, UInt8
 from safetensors import safe_open
 from torch import Tensor
 
-from difflens.artifacts import finished_shards, write_shard
-from difflens.models.base import DiffusionModel, Generated
-from difflens.types import GenerationPlan, Site
+from difflens.models.base import DiffusionModel
+from difflens.types import Site
 
 
 def expected_bytes(model: DiffusionModel, site: Site, images: int) -> int:
     """Size of a store of `images` images in half precision."""
     channels, height, width = model.site_shape(site)
     return images * model.steps * channels * height * width * 2
-
-
-def collect_activations(model: DiffusionModel, plan: GenerationPlan, *, site: Site, folder: Path) -> Iterator[int]:
-    """Write one shard per micro-batch, skipping those that an interrupted run finished; yields the images done so far.
-
-    Raises:
-        ValueError: an activation is not finite.
-    """
-    done = set(finished_shards(folder))
-    for start in range(0, len(plan.image_ids), model.micro_batch):
-        part = plan.part(start, start + model.micro_batch)
-        name = f"shard-{start // model.micro_batch:05d}"
-        if name not in done:
-            for batch in model.sample(part, record=site):
-                write_shard(folder, name, _shard(batch, site))
-        yield start + len(part.image_ids)
-
-
-def _shard(batch: Generated, site: Site) -> dict[str, Tensor]:
-    assert batch.activations is not None
-    if not batch.activations.isfinite().all():
-        raise ValueError(
-            f"activations at {site.module!r} are not finite in half precision; check the model's weights and precision."
-        )
-    images = (batch.images * 255).round().byte()
-    return {"activations": batch.activations, "images": images, "image_ids": batch.image_ids}
 
 
 class ActivationStore:

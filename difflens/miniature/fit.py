@@ -82,6 +82,8 @@ def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Pa
     ) as progress:
         bar = progress.add_task(recipe.name, total=settings.steps, completed=first)
         for step in range(first, settings.steps):
+            if step and step % settings.report_every == 0:
+                _log(workspace / "report.csv", {"step": step, **recipe.report(average)})
             if step in settings.restarts:
                 model.load_state_dict(average.state_dict())
                 optimiser = _optimiser(model, settings)
@@ -101,8 +103,6 @@ def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Pa
                 _log(workspace / "log.csv", {"step": done, "loss": value, "norm": float(norm), "time": time.time()})
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 _checkpoint(workspace, model, average, optimiser, done, settings)
-            if done % settings.report_every == 0 and done != settings.steps:
-                _log(workspace / "report.csv", {"step": done, **recipe.report(average)})
     figures = recipe.report(average)
     _log(workspace / "report.csv", {"step": settings.steps, **figures})
     recipe.export(average, export_to)
@@ -186,9 +186,14 @@ def _record(recipe: Recipe, settings: FitSettings, figures: dict[str, float], re
 
 
 def _log(path: Path, row: dict[str, float]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
+    """Add a row in place of those of this step and of later ones, which an interrupted or finished run has left."""
+    kept: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            kept = [older for older in csv.DictReader(file) if int(older["step"]) < row["step"]]
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+        writer.writeheader()
+        writer.writerows([*kept, row])
+    os.replace(partial, path)

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.progress import track
 
 from difflens.artifacts import Artifact, check_space
-from difflens.data.activations import ActivationStore, collect_activations, expected_bytes
+from difflens.data.activations import ActivationStore, expected_bytes
+from difflens.data.sampled import Shards
 from difflens.run import Run
 from difflens.tasks.plans import contrast_plan, learning_plan, plan_spec
 from difflens.tasks.workbench import Workbench
+from difflens.training.steering_module import sample
 from difflens.types import GenerationPlan
 
 
@@ -41,11 +42,10 @@ def _collect(bench: Workbench, plan: GenerationPlan) -> Artifact:
     spec |= plan_spec(plan)
 
     def make(folder: Path) -> None:
-        check_space(folder, expected_bytes(bench.model, bench.site, images))
-        batches = -(-images // bench.model.micro_batch)
-        progress = collect_activations(bench.model, plan, site=bench.site, folder=folder)
-        for _ in track(progress, description="activations", total=batches):
-            pass
+        if not bench.run.rank:
+            check_space(folder, expected_bytes(bench.model, bench.site, images))
+        trainer = bench.trainer(enable_progress_bar=True)
+        sample(trainer, bench.model, plan, Shards(folder, bench.site), record=bench.site)
 
     with bench.run.stage("activations"):
-        return bench.run.artifact("activations", spec, make, resumable=True)
+        return bench.run.artifact("activations", spec, make, resumable=True, together=True)

@@ -1,16 +1,17 @@
 """`task=attribution`: score every latent for every class at every step, and select the features."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from difflens.artifacts import Artifact
 from difflens.attribution.select import select_features
@@ -92,9 +93,10 @@ def usual_activity(
         labels = torch.stack([learning_labels(bench, store, attribute) for attribute in studied], 1)
         rows = (labels >= 0).all(1).nonzero()[:images, 0]
         _require_every_class(labels[rows, 0], features.attribute)
-        batches = _Batches(store, labels, rows.tolist())
+        batches = _Steps(store, labels, rows.tolist())
         sizes = [len(attribute.classes) for attribute in studied]
-        parts = ((batch.maps, batch.labels, batch.step) for batch in batches)
+        steps = track(range(store.steps), description="usual activity")
+        parts = ((batch.maps, batch.labels, batch.step) for step in steps for batch in batches[step])
         found = code_statistics(autoencoder, latents, parts, sizes=sizes, steps=store.steps)
         save_file(found._asdict(), folder / "statistics.safetensors")
 
@@ -126,9 +128,12 @@ def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Attribution
         labels = labels if contrast is None else named_classes(bench)
         scorer = instantiate(settings.scorer)
         module = AttributionModule(autoencoder, probe, attribute, scorer, temperature=settings.temperature)
-        batches = _Batches(store, labels, _first_of_each(labels, settings.images_per_class), contrast)
-        trainer = bench.trainer(alone=True, inference_mode=False)
-        trainer.predict(module, DataLoader(batches, batch_size=None), return_predictions=False)
+        trainer = bench.trainer(inference_mode=False)
+        rows = _first_of_each(labels, settings.images_per_class)
+        steps = _Steps(store, labels, rows, contrast, at_least=trainer.world_size)
+        trainer.predict(module, DataLoader(steps, batch_size=None), return_predictions=False)
+        if bench.run.rank:
+            return
         result = module.result()
         if not result.scores.scores.isfinite().all():
             raise ValueError(f"scores for {attribute.name} are not finite; look at the SAE's health (sae.training.lr).")
@@ -136,15 +141,18 @@ def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Attribution
         (folder / "completeness.json").write_text(json.dumps(result.completeness_gap))
 
     with bench.run.stage("attribution"):
-        artifact = bench.run.artifact("attribution", spec, make)
+        artifact = bench.run.artifact("attribution", spec, make, together=True)
     stored = load_file(artifact.folder / "scores.safetensors")
     scores = FeatureScores(attribute, stored["scores"])
     gap = json.loads((artifact.folder / "completeness.json").read_text())
     return artifact, AttributionResult(scores, stored["activation"], gap), autoencoder
 
 
-class _Batches(IterableDataset[LabelledMaps]):
-    """Batches (maps of the chosen images at one step, their labels, the step), with the `contrast` maps of the same ids."""
+class _Steps(Dataset[list[LabelledMaps]]):
+    """Per step, batches (maps of the chosen images, their labels, the step), with the `contrast` maps of the same ids.
+
+    Where there are fewer steps than `at_least`, the number of ranks, empty ones follow: Lightning wants an item for each.
+    """
 
     def __init__(
         self,
@@ -152,21 +160,26 @@ class _Batches(IterableDataset[LabelledMaps]):
         labels: Tensor,
         rows: Sequence[int],
         contrast: ActivationStore | None = None,
+        *,
         batch: int = 64,
+        at_least: int = 1,
     ) -> None:
         self.store, self.labels, self.rows, self.batch = store, labels, torch.tensor(rows), batch
-        self.contrast = contrast
+        self.contrast, self.count = contrast, max(store.steps, at_least)
 
     def __len__(self) -> int:
-        return self.store.steps * -(-len(self.rows) // self.batch)
+        return self.count
 
-    def __iter__(self) -> Iterator[LabelledMaps]:
-        for step in range(self.store.steps):
-            maps = self.store.at_step(step)
-            others = None if self.contrast is None else self.contrast.at_step(step)
-            for rows in self.rows.split(self.batch):
-                start = None if others is None else others[self._partners(rows)]
-                yield LabelledMaps(maps[rows], self.labels[rows], step, start)
+    def __getitem__(self, step: int) -> list[LabelledMaps]:
+        if step >= self.store.steps:
+            return []
+        maps = self.store.at_step(step)
+        others = None if self.contrast is None else self.contrast.at_step(step)
+        found = []
+        for rows in self.rows.split(self.batch):
+            start = None if others is None else others[self._partners(rows)]
+            found.append(LabelledMaps(maps[rows], self.labels[rows], step, start))
+        return found
 
     def _partners(self, rows: Tensor) -> Tensor:
         """Where the contrast holds the images of these rows, by their ids."""

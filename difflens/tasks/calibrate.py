@@ -1,8 +1,9 @@
 """`task=calibrate`: find, per class, the smallest strength whose realised share meets the requested one."""
 
 import json
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from difflens.artifacts import Artifact
+from difflens.artifacts import Artifact, fingerprint, is_finished, read_shard, write_shard
 from difflens.data.prompts import UNNAMED
+from difflens.data.sampled import Shards
 from difflens.mitigation.assignment import assign_by_affinity, assign_exact, assign_iid, check_rule
 from difflens.mitigation.base import Mitigation
 from difflens.mitigation.calibration import Calibration, Dose, read_dose
@@ -25,7 +27,7 @@ from difflens.tasks.edits import build_mitigation, mitigation_spec
 from difflens.tasks.plans import groups, learning_plan, named_classes
 from difflens.tasks.tracked import track_calibration
 from difflens.tasks.workbench import Workbench, plain
-from difflens.training.steering_module import generate
+from difflens.training.steering_module import sample
 from difflens.types import NO_FACE, UNTOUCHED, GenerationPlan
 
 
@@ -131,7 +133,7 @@ def _calibrated(bench: Workbench, mitigation: Mitigation, spec: dict[str, Any]) 
         plan = learning_plan(bench).take(rows)
         wanted = [bench.goals.of(prompt) for prompt in bench.per_prompt] or [bench.goals.pooled(plan.prompts)]
         found = find_strength(
-            dose_meter(bench, mitigation, store.images[rows], plan),
+            dose_meter(bench, mitigation, store.images[rows], plan, folder=folder / "doses"),
             torch.cat(wanted),
             neutral=mitigation.neutral,
             first=settings["first"],
@@ -146,7 +148,7 @@ def _calibrated(bench: Workbench, mitigation: Mitigation, spec: dict[str, Any]) 
         (folder / "met.json").write_text(json.dumps(found.met))
 
     with bench.run.stage("calibrate"):
-        artifact = bench.run.artifact("calibration", full, make, together=True)
+        artifact = bench.run.artifact("calibration", full, make, resumable=True, together=True)
     stored = load_file(artifact.folder / "calibration.safetensors")
     columns = (stored[name] for name in ("dose_strength", "success", "shares", "held"))
     doses = tuple(Dose(*row) for row in zip(*columns, strict=True))
@@ -155,27 +157,42 @@ def _calibrated(bench: Workbench, mitigation: Mitigation, spec: dict[str, Any]) 
 
 
 def dose_meter(
-    bench: Workbench, mitigation: Mitigation, images: Tensor, plan: GenerationPlan
+    bench: Workbench, mitigation: Mitigation, images: Tensor, plan: GenerationPlan, *, folder: Path
 ) -> Callable[[Tensor], Dose]:
-    """A function from strength per class to what it does to these images, which the plan gave without an edit."""
+    """A function from strength per class to what it does to these images, which the plan gave without an edit.
+
+    What is measured, and meanwhile what is sampled for it, is kept in `folder`: an interrupted calibration goes on there.
+    """
     targets, labels = assign(bench, images, plan, seed=bench.cfg.seed)
     moved, asked = targets != UNTOUCHED, aimed(bench, mitigation, plan, images, targets)
     parts = torch.zeros_like(targets)
     for number, rows in enumerate(groups(plan) if bench.per_prompt else []):
         parts[rows] = number
 
-    def measure(strength: Tensor) -> Dose:
-        made = generate(bench.trainer(), bench.model, asked, edit=mitigation.with_strength(strength))
+    def measure(strength: Tensor, shards: Shards) -> Dose:
+        trainer = bench.trainer()
+        sample(trainer, bench.model, asked, shards, edit=mitigation.with_strength(strength))
+        made = shards.images(asked.image_ids)
+        trainer.strategy.barrier()  # the first rank removes the shards when all have read them
         after = labels.clone()
         if len(made):
             after[moved] = bench.labels(made)[0]
-        dose = read_dose(
+        return read_dose(
             strength, before=labels, after=after, targets=targets, groups=parts, classes=len(bench.attribute.classes)
         )
+
+    def recall(strength: Tensor) -> Dose:
+        name = f"dose-{fingerprint({'strength': strength.tolist()})}"
+        known = is_finished(folder, name)
+        dose = Dose(**read_shard(folder, name)) if known else measure(strength, Shards(folder / name))
+        if not bench.run.rank:
+            if not known:
+                write_shard(folder, name, asdict(dose))
+            shutil.rmtree(folder / name, ignore_errors=True)
         bench.run.say(f"strength {_list(strength)}: success {_list(dose.success)}, shares {_list(dose.shares)}")
         return dose
 
-    return measure
+    return recall
 
 
 def _tensors(found: Calibration) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
+from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -194,7 +195,7 @@ def _token_source(bench: Workbench, store: ActivationStore, training: list[int],
 def measure_health(autoencoder: SparseAutoencoder, store: ActivationStore, positions: Any) -> SaeHealth:
     """FVU, L0, dead share and density on images that never trained the SAE."""
     meter = HealthMeter(store.steps, autoencoder.dim, autoencoder.width)
-    for step in range(store.steps):
+    for step in track(range(store.steps), description="SAE's health"):
         tokens = autoencoder.tokens_of_map(store.at_step(step)[list(positions)].float())
         for chunk in torch.split(tokens, 4096):
             codes = autoencoder.encode(chunk)
@@ -209,7 +210,7 @@ def loss_recovered(
     rows = list(positions)[: bench.model.micro_batch // 2]
     images, prompts = store.images[rows].float() / 255, learning_plan(bench).take(torch.tensor(rows)).prompts
     losses = torch.zeros(3, store.steps, dtype=torch.float64)
-    for step in range(store.steps):
+    for step in track(range(store.steps), description="denoising loss recovered"):
         mean = store.at_step(step).float().mean(0)
         changes = (None, autoencoder.reconstruct_map, lambda h, mean=mean: mean.to(h.dtype).expand_as(h))
         for row, change in enumerate(changes):

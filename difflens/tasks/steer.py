@@ -9,12 +9,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from difflens.artifacts import Artifact
+from difflens.data.sampled import Shards
 from difflens.run import Run
 from difflens.tasks.calibrate import Prepared, aimed, assign, prepare
 from difflens.tasks.evaluation import check_measures, evaluate
 from difflens.tasks.plans import evaluation_plan, plan_spec
 from difflens.tasks.workbench import Workbench
-from difflens.training.steering_module import generate
+from difflens.training.steering_module import sample
 from difflens.types import UNTOUCHED, GenerationPlan
 
 
@@ -53,14 +54,11 @@ def originals(bench: Workbench, plan: GenerationPlan) -> tuple[Artifact, Tensor]
     spec = {"model": bench.model.spec(), "base_seed": plan.base_seed, "images": len(plan.image_ids), **plan_spec(plan)}
 
     def make(folder: Path) -> None:
-        images = generate(bench.trainer(enable_progress_bar=True), bench.model, plan)
-        if not bench.run.rank:
-            save_file({"image_ids": plan.image_ids, "images": images}, folder / "images.safetensors")
+        sample(bench.trainer(enable_progress_bar=True), bench.model, plan, Shards(folder))
 
     with bench.run.stage("originals"):
-        artifact = bench.run.artifact("images", spec, make, together=True)
-    stored = load_file(artifact.folder / "images.safetensors")
-    return artifact, stored["images"]
+        artifact = bench.run.artifact("images", spec, make, resumable=True, together=True)
+    return artifact, Shards(artifact.folder).images(plan.image_ids)
 
 
 def generate_pairs(bench: Workbench, prepared: Prepared, *, unseen: bool = False) -> Steered:
@@ -68,18 +66,17 @@ def generate_pairs(bench: Workbench, prepared: Prepared, *, unseen: bool = False
     plan = evaluation_plan(bench, unseen=unseen)
     source, before = originals(bench, plan)
     targets, labels = assign(bench, before, plan, seed=bench.cfg.metric.base_seed)
-    moved = targets != UNTOUCHED
     spec: dict[str, Any] = {**prepared.spec, "originals": source.fingerprint}
 
     def make(folder: Path) -> None:
         asked = aimed(bench, prepared.mitigation, plan, before, targets)
-        made = generate(bench.trainer(enable_progress_bar=True), bench.model, asked, edit=prepared.mitigation)
-        after = before.clone()
-        after[moved] = made if len(made) else after[moved]
+        edit = prepared.mitigation
+        sample(bench.trainer(enable_progress_bar=True), bench.model, asked, Shards(folder), edit=edit)
         if not bench.run.rank:
-            save_file({"images": after, "targets": targets}, folder / "steered.safetensors")
+            save_file({"targets": targets}, folder / "targets.safetensors")
 
     with bench.run.stage("steer"):
-        artifact = bench.run.artifact("steered", spec, make, together=True)
-    stored = load_file(artifact.folder / "steered.safetensors")
-    return Steered(plan, before, stored["images"], stored["targets"], labels, (source, artifact))
+        artifact = bench.run.artifact("steered", spec, make, resumable=True, together=True)
+    after = Shards(artifact.folder).replaced(before, plan.image_ids)
+    stored = load_file(artifact.folder / "targets.safetensors")["targets"]
+    return Steered(plan, before, after, stored, labels, (source, artifact))

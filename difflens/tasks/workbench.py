@@ -11,6 +11,7 @@ import lightning
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from rich.progress import track
 from torch import Tensor
 
 from difflens.data.prompts import PromptSet, fill
@@ -171,7 +172,8 @@ class Workbench:
 
     def answers(self, images: Tensor) -> dict[str, Tensor]:
         """The labelling judge's logits of every attribute it reads off images (uint8 [N, 3, H, W])."""
-        parts = [self.labelling_judge(piece) for piece in float_pieces(images)]
+        pieces = track(float_pieces(images), description="labelling", transient=True)
+        parts = [self.labelling_judge(piece) for piece in pieces]
         answers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         found = faces_found(answers[self.attribute.components[0].name])
         if missing := missing_faces(found, policy=self.cfg.missing_faces):

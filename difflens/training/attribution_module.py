@@ -1,5 +1,6 @@
 """The attribution sweep as a LightningModule: every step's scores, averaged over images of each class."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import lightning
@@ -25,7 +26,8 @@ class LabelledMaps(NamedTuple):
 class AttributionModule(lightning.LightningModule):
     """Sums scores, activations and completeness over batches (maps [n, D, H, W], labels [n], step).
 
-    `Trainer.predict` runs it; sums are over images, so the result does not depend on how they are batched.
+    `Trainer.predict` runs it, spread over ranks; sums are over images, so the result does not depend on how they are
+    batched. An item is all batches of one step: no two ranks add to the same score.
     """
 
     def __init__(
@@ -63,8 +65,17 @@ class AttributionModule(lightning.LightningModule):
             self._last = (step, positions), AffineHead(self.sae.decoder.detach(), self.sae.b_dec.detach(), shaped, bias)
         return self._last[1]
 
-    def predict_step(self, batch: LabelledMaps, batch_idx: int) -> None:
-        """Add one batch to the sums."""
+    def predict_step(self, batches: Iterable[LabelledMaps], batch_idx: int) -> None:
+        """Add the batches of one step to the sums."""
+        for batch in batches:
+            self._add(batch)
+
+    def on_predict_end(self) -> None:
+        """Add up what the ranks have summed, each over the steps it was given."""
+        for sums in (self.score_sum, self.activation_sum, self.images, self.gap):
+            sums.copy_(self.trainer.strategy.reduce(sums, reduce_op="sum"))
+
+    def _add(self, batch: LabelledMaps) -> None:
         maps, labels, step, start = batch
         codes = self.sae.codes_of_map(maps.float())
         baseline = None if start is None else self.sae.codes_of_map(start.float())

@@ -127,7 +127,7 @@ class SaeModule(L.LightningModule):
         return loss
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """This rank's share of a batch: every rank is given the whole stream."""
+        """This rank's share of a batch: every rank is given the whole stream, of which `data=online` samples all on each."""
         ranks = self.trainer.world_size
         return batch if ranks == 1 else [part[self.global_rank :: ranks] for part in batch]
 

@@ -1,63 +1,104 @@
-"""Generation with or without an edit as a LightningModule, so that it spreads over devices through `Trainer.predict`."""
+"""Sampling with or without an edit as a LightningModule, so that it spreads over devices through `Trainer.predict`."""
 
-from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import lightning
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from difflens.data.sampled import as_bytes, in_order
 from difflens.models.base import DiffusionModel, Edit, Generated
-from difflens.types import GenerationPlan
+from difflens.types import GenerationPlan, Site
 
 Numbered = list[tuple[Tensor, Tensor]]
 """Batches of ids [n] and images, uint8 [n, 3, H, W]."""
 
 
+class MicroBatch(NamedTuple):
+    """The piece of a plan that is sampled at once, and which one it is."""
+
+    number: int
+    plan: GenerationPlan
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """Takes what is sampled, each micro-batch as soon as it is finished."""
+
+    def holds(self, number: int) -> bool:
+        """Whether the micro-batch of this number need not be sampled."""
+        ...
+
+    def keep(self, number: int, batch: Generated) -> None:
+        """Take the micro-batch of this number."""
+        ...
+
+
+class InMemory:
+    """Keeps the images alone, with 8 bits."""
+
+    def __init__(self) -> None:
+        self.made: Numbered = []
+
+    def holds(self, number: int) -> bool:
+        """Nothing was sampled before."""
+        return False
+
+    def keep(self, number: int, batch: Generated) -> None:
+        """Append its images."""
+        self.made.append((batch.image_ids, as_bytes(batch.images)))
+
+
 class SteeringModule(lightning.LightningModule):
     """`Trainer.predict` over micro-batches of a plan; the images carry their ids, so the order does not matter."""
 
-    def __init__(self, model: DiffusionModel, edit: Edit | None = None) -> None:
+    def __init__(
+        self, model: DiffusionModel, keeper: Keeper, *, edit: Edit | None = None, record: Site | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.edit = model, edit
+        self.model, self.keeper, self.edit, self.record = model, keeper, edit, record
 
-    def transfer_batch_to_device(
-        self, batch: GenerationPlan, device: torch.device, dataloader_idx: int
-    ) -> GenerationPlan:
+    def transfer_batch_to_device(self, batch: MicroBatch, device: torch.device, dataloader_idx: int) -> MicroBatch:
         """A plan stays where it is; the model moves its noise itself."""
         return batch
 
-    def predict_step(self, batch: GenerationPlan, batch_idx: int) -> Generated:
-        """Sample one micro-batch."""
-        (generated,) = self.model.sample(batch, edit=self.edit)
-        return generated
+    def predict_step(self, batch: MicroBatch, batch_idx: int) -> None:
+        """Sample one micro-batch and hand it over, unless that was done before."""
+        if len(batch.plan.image_ids) and not self.keeper.holds(batch.number):
+            (generated,) = self.model.sample(batch.plan, record=self.record, edit=self.edit)
+            self.keeper.keep(batch.number, generated)
 
 
-class MicroBatches(Dataset[GenerationPlan]):
+class MicroBatches(Dataset[MicroBatch]):
     """A plan cut into micro-batches: one item is one whole micro-batch, so that no rank ever splits one.
 
-    Where there are fewer than `at_least`, the number of ranks, the first come again: Lightning wants work for every rank.
+    Where there are fewer than `at_least`, the number of ranks, empty ones follow: Lightning wants an item for every rank.
     """
 
     def __init__(self, plan: GenerationPlan, size: int, *, at_least: int = 1) -> None:
-        self.plan, self.size, self.at_least = plan, size, at_least
-        self.distinct = -(-len(plan.image_ids) // size)
+        self.plan, self.size = plan, size
+        self.count = max(-(-len(plan.image_ids) // size), at_least)
 
     def __len__(self) -> int:
-        return max(self.distinct, self.at_least)
+        return self.count
 
-    def __getitem__(self, index: int) -> GenerationPlan:
+    def __getitem__(self, index: int) -> MicroBatch:
         if index >= len(self):
             raise IndexError(index)
-        start = index % self.distinct * self.size
-        return self.plan.part(start, start + self.size)
+        return MicroBatch(index, self.plan.part(index * self.size, (index + 1) * self.size))
 
 
-def generate(
-    trainer: lightning.Trainer, model: DiffusionModel, plan: GenerationPlan, *, edit: Edit | None = None
-) -> Tensor:
-    """The plan's images, uint8 [N, 3, H, W], in the order of its ids.
+def sample(
+    trainer: lightning.Trainer,
+    model: DiffusionModel,
+    plan: GenerationPlan,
+    keeper: Keeper,
+    *,
+    edit: Edit | None = None,
+    record: Site | None = None,
+) -> None:
+    """Have the trainer's ranks sample what the keeper does not hold of a plan; returns when all of them are done.
 
     Raises:
         ValueError: the plan repeats an id.
@@ -65,11 +106,25 @@ def generate(
     if len(plan.image_ids.unique()) != len(plan.image_ids):
         raise ValueError("a generation plan must not repeat an image id.")
     if not len(plan.image_ids):
-        return torch.empty(0, dtype=torch.uint8)
+        return
     loader = DataLoader(MicroBatches(plan, model.micro_batch, at_least=trainer.world_size), batch_size=None)
-    batches: Sequence[Generated] = trainer.predict(SteeringModule(model, edit), loader) or []  # type: ignore[assignment]
-    made = [(batch.image_ids, (batch.images * 255).round().byte()) for batch in batches]
-    return in_order(plan.image_ids, _of_all_ranks(made) if trainer.world_size > 1 else made)
+    module = SteeringModule(model, keeper, edit=edit, record=record)
+    trainer.predict(module, loader, return_predictions=False)
+    trainer.strategy.barrier()
+
+
+def generate(
+    trainer: lightning.Trainer, model: DiffusionModel, plan: GenerationPlan, *, edit: Edit | None = None
+) -> Tensor:
+    """The plan's images in memory, uint8 [N, 3, H, W], in the order of its ids.
+
+    Raises:
+        ValueError: the plan repeats an id.
+    """
+    memory = InMemory()
+    sample(trainer, model, plan, memory, edit=edit)
+    alone = trainer.world_size == 1 or not len(plan.image_ids)
+    return in_order(plan.image_ids, memory.made if alone else _of_all_ranks(memory.made))
 
 
 def _of_all_ranks(made: Numbered) -> Numbered:
@@ -77,10 +132,3 @@ def _of_all_ranks(made: Numbered) -> Numbered:
     parts: list[Numbered] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(parts, made)
     return [batch for part in parts for batch in part]
-
-
-def in_order(image_ids: Int[Tensor, "images"], made: Numbered) -> Tensor:
-    """Images of the batches by id; a micro-batch that two ranks both made counts once."""
-    position = {int(image_id): row for row, image_id in enumerate(torch.cat([ids for ids, _ in made]))}
-    images = torch.cat([images for _, images in made])
-    return images[[position[int(image_id)] for image_id in image_ids]]

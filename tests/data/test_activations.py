@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from difflens.data.activations import ActivationStore, as_tokens, collect_activations, expected_bytes, split_by_image
+from difflens.data.activations import ActivationStore, as_tokens, expected_bytes, split_by_image
 from difflens.data.mixing import OnlineTokens, StoredTokens, TokenBatch, mixed_batches
+from difflens.data.sampled import Shards
 from difflens.models.unconditional import UnconditionalModel
 from difflens.types import GenerationPlan, Site
 
@@ -15,7 +16,9 @@ PLAN = GenerationPlan(1, torch.arange(10))
 
 @pytest.fixture
 def store(model: UnconditionalModel, tmp_path: Path) -> ActivationStore:
-    list(collect_activations(model, PLAN, site=Site(), folder=tmp_path))
+    shards = Shards(tmp_path, Site())
+    for number, batch in enumerate(model.sample(PLAN, record=Site())):
+        shards.keep(number, batch)
     return ActivationStore(tmp_path)
 
 
@@ -29,26 +32,6 @@ def test_the_store_gives_back_what_the_model_recorded(model: UnconditionalModel,
     assert torch.equal(store.images, (images * 255).round().byte())
     size = sum(store.at_step(step).nbytes for step in range(5))
     assert size == expected_bytes(model, Site(), 10)
-
-
-def test_a_second_run_makes_only_the_missing_shards(
-    model: UnconditionalModel, store: ActivationStore, tmp_path: Path
-) -> None:
-    before = {path.name: path.read_bytes() for path in store.shards}
-    store.shards[1].unlink()
-    made = []
-    sample = model.sample
-    model.sample = lambda plan, **named: made.append(plan.image_ids.tolist()) or sample(plan, **named)  # type: ignore[method-assign]
-    assert list(collect_activations(model, PLAN, site=Site(), folder=tmp_path)) == [4, 8, 10]
-    assert made == [[4, 5, 6, 7]]
-    assert {path.name: path.read_bytes() for path in ActivationStore(tmp_path).shards} == before
-
-
-def test_activations_that_are_not_finite_are_refused(model: UnconditionalModel, tmp_path: Path) -> None:
-    with torch.no_grad():
-        model.unet.mid_block.resnets[0].conv1.weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match="not finite"):
-        list(collect_activations(model, PLAN, site=Site(), folder=tmp_path))
 
 
 def test_an_empty_folder_names_the_task_that_fills_it(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import difflens
 from difflens.miniature.fit import FitSettings, Recipe, fit, learning_rate_factor
 
 
@@ -42,6 +43,26 @@ def test_the_loop_learns_and_leaves_its_figures(tmp_path: Path) -> None:
     assert figures["slope"] == pytest.approx(3, abs=0.05)
     assert json.loads((tmp_path / "out" / "training.json").read_text())["settings"]["steps"] == 300
     assert len((tmp_path / "work" / "report.csv").read_text().splitlines()) == 4
+
+
+def test_a_finished_fit_run_again_leaves_the_same_log(tmp_path: Path) -> None:
+    for _ in range(2):
+        fit(Line(), SETTINGS, workspace=tmp_path / "work", export_to=tmp_path / "out")
+        log = (tmp_path / "out" / "training_log.csv").read_text().splitlines()
+        assert [row.split(",")[0] for row in log] == ["step", "100", "200", "300"]
+
+
+@pytest.mark.parametrize("stop_at", [240, 200])
+def test_a_resumed_fit_reports_each_step_once_and_as_an_uninterrupted_one(stop_at: int, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, checkpoint_every=160)
+    fit(Line(), settings, workspace=tmp_path / "a", export_to=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(Line(stop_at=stop_at), settings, workspace=tmp_path / "b", export_to=tmp_path / "resumed")
+    fit(Line(), settings, workspace=tmp_path / "b", export_to=tmp_path / "resumed")
+    whole, resumed = ((tmp_path / name / "training_log.csv").read_text() for name in ("whole", "resumed"))
+    assert whole == resumed
+    steps = [row.split(",")[0] for row in (tmp_path / "b" / "log.csv").read_text().splitlines()]
+    assert steps == ["step", "50", "100", "150", "200", "250", "300"]
 
 
 @pytest.mark.parametrize("restarts", [(), (150,)])
@@ -82,3 +103,11 @@ def test_a_restart_begins_a_new_cycle_from_the_averaged_weights(tmp_path: Path) 
     state = torch.load(tmp_path / "work" / "checkpoint.pt", weights_only=True)
     moved = state["model"]["weight"] - average["weight"]
     assert 0 < moved.abs() <= 1.01 * longer.lr * learning_rate_factor(150, longer)
+
+
+def test_no_shipped_log_repeats_a_step() -> None:
+    logs = sorted((Path(difflens.__file__).parent / "miniature" / "weights").rglob("training_log.csv"))
+    assert len(logs) > 5
+    for log in logs:
+        steps = [row.split(",")[0] for row in log.read_text().splitlines()]
+        assert len(steps) == len(set(steps)) > 1, log

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from program import Program, undisturbed
+from program import Program, count_samples, undisturbed
 
 from difflens.exits import INTERRUPTED
 from difflens.locks import read_owner
@@ -26,9 +26,10 @@ def begun(program: Program, stage: str, process: BaseProcess) -> bool:
 
 def results(program: Program) -> dict[str, bytes]:
     """Every file of every artifact, and what the last run says."""
+    said = [program.latest / name for name in ("metrics.json", "report.json")]
     files = [path for folder in program.artifacts() for path in sorted(folder.rglob("*")) if path.is_file()]
     found = {str(path.relative_to(program.folder)): path.read_bytes() for path in files}
-    return found | {name: (program.latest / name).read_bytes() for name in ("metrics.json", "report.json")}
+    return found | {path.name: path.read_bytes() for path in said if path.exists()}
 
 
 STOPS = [(stage, signal.SIGINT) for stage in STAGES]
@@ -52,6 +53,24 @@ def test_a_study_stopped_in_every_stage_ends_as_one_that_was_never_stopped(tmp_p
     assert ended.code == 0, ended.err
     assert not program.unfinished()
     assert results(program) == results(undisturbed())
+
+
+def test_no_finished_micro_batch_and_no_dose_is_sampled_again_however_often_it_is_killed(tmp_path: Path) -> None:
+    settings = ["task=steer", "mitigation.assignment=exact", "metric.images=48"]
+    settings += ["mitigation.calibration.first=2", "mitigation.calibration.largest=8"]
+    whole, torn = (undisturbed().copied(tmp_path / name) for name in ("whole", "torn"))
+    count = {program: program.folder / "sampled" for program in (whole, torn)}
+    assert whole(*settings, prepare=partial(count_samples, str(count[whole]))).code == 0
+    kills = 0
+    while (ended := torn(*settings, prepare=partial(count_samples, str(count[torn]), 6))).code == -signal.SIGKILL:
+        kills += 1
+    assert ended.code == 0, ended.err
+    sampled = count[whole].stat().st_size
+    assert sampled > 3 + 3 + 2, "one dose alone"
+    assert kills == (sampled - 1) // 5
+    assert count[torn].stat().st_size == sampled + kills
+    assert not torn.unfinished()
+    assert results(torn) == results(whole)
 
 
 @pytest.fixture(scope="module")

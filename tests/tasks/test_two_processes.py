@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from program import Ended, Program
+from program import Ended, Program, count_samples
 
 from difflens.exits import INTERRUPTED
 
@@ -23,26 +23,28 @@ class TwoProcesses:
 
     def __init__(self, folder: Path) -> None:
         self.ranks = [Program(folder), Program(folder / "rank_1")]
+        self.counter = folder / "sampled"
         self.shared = ["trainer.devices=2", f"paths.outputs={folder}/outputs", f"hydra.run.dir={folder}/outputs/runs/x"]
 
-    def start(self, *overrides: str, spoil: int | None = None) -> list[BaseProcess]:
-        """Both processes, of which the rank `spoil` cannot make images."""
+    def start(self, *overrides: str, spoil: int | None = None, die_in: int | None = None) -> list[BaseProcess]:
+        """Both processes, of which the rank `spoil` cannot make images, and the second is killed in one micro-batch."""
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = int(found.getsockname()[1])
-        prepare = partial(as_rank, port=port, spoil=spoil)
+        prepare = partial(as_rank, port=port, spoil=spoil, die_in=die_in, counter=str(self.counter))
         return [
             program.start(*self.shared, *overrides, prepare=partial(prepare, rank))
             for rank, program in enumerate(self.ranks)
         ]
 
-    def __call__(self, *overrides: str, spoil: int | None = None) -> list[Ended]:
-        processes = self.start(*overrides, spoil=spoil)
+    def __call__(self, *overrides: str, spoil: int | None = None, die_in: int | None = None) -> list[Ended]:
+        processes = self.start(*overrides, spoil=spoil, die_in=die_in)
         return [program.ended(process) for program, process in zip(self.ranks, processes, strict=True)]
 
 
-def as_rank(rank: int, *, port: int, spoil: int | None) -> None:
+def as_rank(rank: int, *, port: int, spoil: int | None, die_in: int | None, counter: str) -> None:
     """Make this process one that Lightning's launcher has started."""
+    count_samples(counter, die_in if rank else None)
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if rank == spoil:
@@ -75,7 +77,8 @@ def files(folder: Path, pattern: str) -> dict[str, bytes]:
 
 def test_two_processes_make_the_images_and_the_metrics_of_one(both: TwoProcesses, tmp_path: Path) -> None:
     alone = both.ranks[0].copied(tmp_path / "alone")
-    for kind in ("calibration", "images", "steered", "metrics"):
+    remade = ("activations", "attribution", "calibration", "images", "steered", "metrics")
+    for kind in remade:
         shutil.rmtree(alone.folder / "outputs" / "artifacts" / kind)
     assert alone(*STRONG, prepare=take_half_the_threads).code == 0
     made, expected = (files(program.latest, "images/**/*.png") for program in (both.ranks[0], alone))
@@ -83,6 +86,27 @@ def test_two_processes_make_the_images_and_the_metrics_of_one(both: TwoProcesses
     assert made["images/original/1.png"] != made["images/difflens/1.png"]
     assert files(both.ranks[0].latest, "metrics.json") == files(alone.latest, "metrics.json")
     assert [path.name for path in both.ranks[0].artifacts()] == [path.name for path in alone.artifacts()]
+    for kind in remade:
+        one, two = (
+            files(program.folder / "outputs" / "artifacts" / kind, "*/**/*.safetensors")
+            for program in (alone, both.ranks[0])
+        )
+        assert one == two, kind
+
+
+def test_after_a_kill_two_processes_go_on_from_what_both_have_finished(both: TwoProcesses, tmp_path: Path) -> None:
+    settings = ["task=steer", *STRONG, "metric.base_seed=3003", "metric.images=64"]
+    alone = both.ranks[0].copied(tmp_path / "alone")
+    before = both.counter.stat().st_size
+    first, second = both(*settings, die_in=2)
+    assert (first.code, second.code) == (1, -signal.SIGKILL)
+    assert [end.code for end in both(*settings)] == [0, 0]
+    assert both.counter.stat().st_size == before + 4 + 4 + 1, "four originals, four edited, and the one in flight"
+    assert alone(*settings, prepare=take_half_the_threads).code == 0
+    one, two = (
+        files(program.folder / "outputs" / "artifacts", "*/*/shard-*.safetensors") for program in (alone, both.ranks[0])
+    )
+    assert one == two
 
 
 @pytest.mark.parametrize("rank", [0, 1])

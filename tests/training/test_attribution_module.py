@@ -26,7 +26,8 @@ def parts() -> tuple[TopKAutoencoder, LinearProbe]:
 def sweep(parts: tuple[TopKAutoencoder, LinearProbe], batch: int) -> AttributionResult:
     module = AttributionModule(*parts, GENDER, IntegratedGradients())
     loader = [
-        LabelledMaps(MAPS[i : i + batch], LABELS[i : i + batch], step) for step in range(2) for i in range(0, 12, batch)
+        [LabelledMaps(MAPS[i : i + batch], LABELS[i : i + batch], step) for i in range(0, 12, batch)]
+        for step in range(2)
     ]
     trainer = lightning.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, inference_mode=False
@@ -62,7 +63,7 @@ def test_where_the_whole_map_is_one_token_scores_are_complete_too(parts: tuple[T
 
 def test_a_class_without_images_is_named(parts: tuple[TopKAutoencoder, LinearProbe]) -> None:
     module = AttributionModule(*parts, GENDER, IntegratedGradients())
-    module.predict_step(LabelledMaps(MAPS, torch.ones(12, dtype=torch.int64), 0), 0)
+    module.predict_step([LabelledMaps(MAPS, torch.ones(12, dtype=torch.int64), 0)], 0)
     with pytest.raises(ValueError, match=r"no image is judged \['female'"):
         module.result()
 
@@ -74,7 +75,7 @@ def test_a_baseline_is_where_the_scores_start_and_they_stay_complete(
     module = AttributionModule(sae, probe, GENDER, IntegratedGradients())
     start = MAPS.flip(0)
     for step in range(2):
-        module.predict_step(LabelledMaps(MAPS, LABELS, step, start), step)
+        module.predict_step([LabelledMaps(MAPS, LABELS, step, start)], step)
     result = module.result()
     head = module.head(0, MAPS.shape[2:])
     p = [head.logits(sae.codes_of_map(maps)).softmax(-1)[LABELS == 0, 0].mean() for maps in (MAPS, start)]

@@ -1,10 +1,14 @@
+from pathlib import Path
+
 import lightning
 import pytest
 import torch
 
+from difflens.data.activations import ActivationStore
+from difflens.data.sampled import Shards
 from difflens.models.unconditional import UnconditionalModel
-from difflens.training.steering_module import MicroBatches, generate, in_order
-from difflens.types import GenerationPlan
+from difflens.training.steering_module import MicroBatches, generate, sample
+from difflens.types import GenerationPlan, Site
 
 
 def trainer() -> lightning.Trainer:
@@ -19,18 +23,27 @@ def test_images_come_in_the_order_of_the_plan(model: UnconditionalModel) -> None
     assert torch.equal(again[ids.argsort().argsort()], images)
 
 
-def test_an_item_is_a_whole_micro_batch(model: UnconditionalModel) -> None:
-    targets = torch.arange(10)
-    items = list(MicroBatches(GenerationPlan(0, torch.arange(10) + 5, targets), 4))
-    assert [item.image_ids.tolist() for item in items] == [[5, 6, 7, 8], [9, 10, 11, 12], [13, 14]]
-    assert items[2].targets is not None and items[2].targets.tolist() == [8, 9]
+def test_an_item_is_a_whole_micro_batch() -> None:
+    plan = GenerationPlan(0, torch.arange(10) + 5, torch.arange(10))
+    items = list(MicroBatches(plan, 4))
+    assert [item.number for item in items] == [0, 1, 2]
+    assert [item.plan.image_ids.tolist() for item in items] == [[5, 6, 7, 8], [9, 10, 11, 12], [13, 14]]
+    assert items[2].plan.targets is not None and items[2].plan.targets.tolist() == [8, 9]
+    assert [len(item.plan.image_ids) for item in MicroBatches(plan, 8, at_least=4)] == [8, 2, 0, 0]
 
 
-def test_a_micro_batch_made_by_two_ranks_counts_once() -> None:
-    one = (torch.tensor([0, 1]), torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 2, 2))
-    two = (torch.tensor([2, 0]), torch.tensor([51, 0], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 2, 2))
-    images = in_order(torch.tensor([2, 1, 0]), [one, two, one])
-    assert images[:, 0, 0, 0].tolist() == [51, 255, 0]
+def test_what_is_there_is_not_sampled_again(model: UnconditionalModel, tmp_path: Path) -> None:
+    plan, shards = GenerationPlan(1, torch.arange(10)), Shards(tmp_path, Site())
+    sample(trainer(), model, plan, shards, record=Site())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert torch.equal(shards.images(plan.image_ids), generate(trainer(), model, plan))
+    assert ActivationStore(tmp_path).sizes == [4, 4, 2]
+    (tmp_path / "shard-00001.safetensors").unlink()
+    made, whole = [], model.sample
+    model.sample = lambda part, **named: made.append(part.image_ids.tolist()) or whole(part, **named)  # type: ignore[method-assign]
+    sample(trainer(), model, plan, shards, record=Site())
+    assert made == [[4, 5, 6, 7]]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_repeated_id_is_refused_and_an_empty_plan_is_not(model: UnconditionalModel) -> None:
