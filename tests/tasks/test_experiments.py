@@ -65,6 +65,14 @@ def test_all_strengths_act_on_every_image(program: Program) -> None:
     assert "all classes" in (program.latest / "report.html").read_text()
 
 
+def test_a_probe_with_a_hidden_layer_locates_and_gates(program: Program) -> None:
+    # Nothing but the probe and what follows from it is made anew.
+    ended = program("task=steer", "probe=mlp", "probe.hidden=4", "mitigation.strength=1")
+    assert ended.code == 0, ended.err
+    made = {entry["kind"]: entry["reused"] for entry in program.json("manifest.json")["artifacts"]}
+    assert made["sae"] and not made["probe"] and not made["attribution"] and not made["steered"]
+
+
 def test_a_micro_batch_moves_as_one(program: Program) -> None:
     assert program(*FIXED, "mitigation.assignment=batch").code == 0
     made = {entry["kind"]: entry["fingerprint"] for entry in program.json("manifest.json")["artifacts"]}
