@@ -20,7 +20,7 @@ from difflens.mitigation.assignment import assign_exact
 from difflens.mitigation.base import Window
 from difflens.mitigation.sae_features import SaeFeatureMitigation
 from difflens.models.live_pipeline import edited_pipeline
-from difflens.probes.linear import LinearProbe
+from difflens.probes.storage import load_probe
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.storage import load_sae as read_sae
 from difflens.types import Attribute, FeatureSet, Site
@@ -108,7 +108,7 @@ def load_features(run: str | Path) -> Features:
         site=Site(**{key: value for key, value in activations.spec["site"].items() if key != "_target_"}),
         strength=torch.zeros(len(attribute.classes)),
         window=Window(window["start"], window["stop"]),
-        gate=_read_probe(probe) if settings["gate"] else None,
+        gate=load_probe(probe.folder)[0] if settings["gate"] else None,
         **{key: settings[key] for key in ("mode", "places", "suppress", "update", "protocol")},
     )
     strength = _strength(chain, steered.spec, attribute)
@@ -127,13 +127,6 @@ def _strength(chain: _Chain, spec: Mapping[str, Any], attribute: Attribute) -> T
     if strength.shape != (len(attribute.classes),):
         raise ValueError("the run's strengths were calibrated per prompt; use a run with one strength per class.")
     return strength
-
-
-def _read_probe(artifact: Artifact) -> LinearProbe:
-    stored = load_file(artifact.folder / "probe.safetensors")
-    probe = LinearProbe(*stored["weight"].shape)
-    probe.load_state_dict({name: stored[name] for name in ("weight", "bias")})
-    return probe
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Where a result comes from: commit, versions, machine, seeds, memory."""
 
 import importlib.metadata
+import os
 import platform
 import resource
 import subprocess
@@ -72,6 +73,11 @@ def seeds(node: Any, where: str = "") -> Iterator[tuple[str, int]]:
     elif isinstance(node, Sequence) and not isinstance(node, str):
         for i, value in enumerate(node):
             yield from seeds(value, f"{where}.{i}".lstrip("."))
+
+
+def main_memory() -> int:
+    """Bytes of main memory that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_memory() -> dict[str, float]:

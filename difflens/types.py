@@ -15,6 +15,9 @@ UNTOUCHED = -1
 NO_FACE = -2
 """Label of an image in which the judge finds no face."""
 
+EVERY_CLASS = -3
+"""Target of an image that is edited with the strengths of all classes."""
+
 Branch = Literal["none", "cond", "uncond", "both"]
 Where = Literal["output", "input", "update"]
 

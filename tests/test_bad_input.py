@@ -59,6 +59,28 @@ def test_a_value_no_stage_could_use_is_refused_by_name(composed: DictConfig, key
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "strength=auto"),
+        ({"strength": 2.0}, "mode=contrast"),
+        ({"strength": 2.0, "mode": "scale", "suppress": 0.5}, "suppress=0.5"),
+        ({"strength": 2.0, "mode": "scale"}, "hold.attributes=['age', 'race']"),
+    ],
+)
+def test_where_all_strengths_act_on_every_image_nothing_may_need_a_target_class(
+    composed: DictConfig, settings: dict[str, Any], words: str
+) -> None:
+    changed = composed.copy()
+    OmegaConf.update(changed, "mitigation", {"assignment": "everyone", **settings})
+    with pytest.raises(ValueError, match=r"needs a target class for each image.*choose another assignment") as error:
+        check_settings(changed)
+    assert f"mitigation.{words} needs" in str(error.value)
+    OmegaConf.update(changed, "mitigation", {"strength": 2.0, "mode": "scale", "suppress": None})
+    changed.mitigation.hold.attributes = []
+    check_settings(changed)
+
+
 def test_targets_and_feature_counts_have_a_shape() -> None:
     check_top({"female": 12, "male": 0}, classes=("female", "male"), width=12)
     for top in (0, -1, 13, "all", {"female": 3}, {"female": 0, "male": 0}):

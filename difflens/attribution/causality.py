@@ -4,17 +4,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difflens.attribution.select import contrast
+from difflens.attribution.select import ranked
 from difflens.types import FeatureScores
 
 
 def ablation_sets(
-    scores: FeatureScores, activation: Float[Tensor, "classes latents"], *, size: int, seed: int
+    scores: FeatureScores, activation: Float[Tensor, "classes latents"], *, size: int, seed: int, rank: str = "contrast"
 ) -> dict[str, dict[str, tuple[int, ...]]]:
-    """For each class, `size` latents: the highest contrast (`top`), the smallest |contrast| (`bottom`), and `random` ones.
+    """For each class, `size` latents: those of highest rank (`top`), of a score nearest 0 (`bottom`), and `random` ones.
 
     Bottom and random are drawn from latents that fire on images of the class and are not in `top`: ablating a silent
-    latent would prove nothing.
+    latent would prove nothing. `rank` says what they are ranked by, see `select.ranked`.
 
     Raises:
         ValueError: fewer than 2 × `size` latents fire on images of a class.
@@ -22,7 +22,7 @@ def ablation_sets(
     found = {}
     generator = torch.Generator().manual_seed(seed)
     for index, name in enumerate(scores.attribute.classes):
-        own = contrast(scores.total())[index]
+        own = ranked(scores.total(), rank)[index]
         top = own.argsort(descending=True)[:size]
         candidates = (activation[index] > 0).nonzero()[:, 0]
         candidates = candidates[~torch.isin(candidates, top)]

@@ -4,9 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difflens.attribution.base import AffineHead
-
-Codes = Float[Tensor, "images latents height width"]
+from difflens.attribution.base import Codes, Head
 
 
 class MeanActivation:
@@ -15,7 +13,7 @@ class MeanActivation:
     name = "mean_difference"
 
     def __call__(
-        self, head: AffineHead, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
+        self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
     ) -> Float[Tensor, "images latents"]:
         """See `Scorer`."""
         return (codes if baseline is None else codes - baseline).sum((-1, -2))
@@ -30,9 +28,9 @@ class RandomScores:
         self.seed = seed
 
     def __call__(
-        self, head: AffineHead, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
+        self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
     ) -> Float[Tensor, "images latents"]:
         """See `Scorer`; the same scores for every image of a class."""
-        rows = torch.empty(len(head.bias), codes.shape[1], device=codes.device)
+        rows = torch.empty(head.classes, codes.shape[1], device=codes.device)
         rows.uniform_(generator=torch.Generator(codes.device).manual_seed(self.seed))
         return rows[labels]

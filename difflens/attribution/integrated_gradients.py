@@ -1,45 +1,19 @@
-"""Integrated gradients of a class probability through an affine head: exact with one vector–Jacobian product."""
+"""Integrated gradients of a class probability: through an affine head exact with one vector–Jacobian product."""
 
 from collections.abc import Callable
-from functools import cache
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difflens.attribution.base import AffineHead
-
-Codes = Float[Tensor, "images latents height width"]
-
-
-@cache
-def _gauss_legendre(nodes: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1], float64."""
-    x, w = np.polynomial.legendre.leggauss(nodes)
-    return torch.from_numpy((x + 1) / 2), torch.from_numpy(w / 2)
-
-
-def mean_softmax_gradient(
-    start: Float[Tensor, "images classes"],
-    change: Float[Tensor, "images classes"],
-    labels: Int[Tensor, "images"],
-    nodes: int,
-) -> Float[Tensor, "images classes"]:
-    """G = ∫₀¹ p_c (e_c − p) dα along the logits ℓ(α) = start + α·change (METHOD section 4), in float64."""
-    points, weights = _gauss_legendre(nodes)
-    logits = start.double() + points[:, None, None].to(start.device) * change.double()
-    p = logits.softmax(-1)
-    own = torch.nn.functional.one_hot(labels, p.shape[-1]).double()
-    p_own = (p * own).sum(-1, keepdim=True)
-    return (weights[:, None, None].to(start.device) * p_own * (own - p)).sum(0)
+from difflens.attribution.base import Codes, Head
 
 
 class IntegratedGradients:
     """IG of F_c = softmax(probe(decode(z)))_c from a baseline (zero codes unless given) to z.
 
-    The head is affine, so the logits are affine along the path and the path integral shrinks to that of a C-vector
-    (METHOD section 4); `nodes` Gauss–Legendre nodes make it exact to rounding.
+    Where the head is affine, so are the logits along the path, and `nodes` Gauss–Legendre nodes make the integral exact to
+    rounding (METHOD section 4). Any other head takes as many backward passes.
     """
 
     name = "integrated_gradients"
@@ -50,13 +24,11 @@ class IntegratedGradients:
         self.nodes = nodes
 
     def __call__(
-        self, head: AffineHead, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
+        self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
     ) -> Float[Tensor, "images latents"]:
         """See `Scorer`; the scores of an image sum to F_c(z) − F_c(baseline)."""
         difference = codes if baseline is None else codes - baseline
-        start = head.zero_logits().expand(len(codes), -1) if baseline is None else head.logits(baseline)
-        g = mean_softmax_gradient(start, head.logits(codes) - start, labels, self.nodes)
-        return (difference * head.pullback(g.to(codes.dtype))).sum((-1, -2))
+        return (difference * head.mean_gradient(codes, baseline, labels, self.nodes)).sum((-1, -2))
 
 
 def riemann_integrated_gradients(
@@ -88,7 +60,7 @@ class OfficialIntegratedGradients:
     name = "integrated_gradients_official"
 
     def __call__(
-        self, head: AffineHead, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
+        self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
     ) -> Float[Tensor, "images latents"]:
         """See `Scorer`.
 
@@ -106,10 +78,8 @@ class GradientTimesActivation:
     name = "gradient_times_activation"
 
     def __call__(
-        self, head: AffineHead, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
+        self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
     ) -> Float[Tensor, "images latents"]:
         """See `Scorer`."""
-        logits = head.logits(codes)
-        g = mean_softmax_gradient(logits, torch.zeros_like(logits), labels, 4)
         difference = codes if baseline is None else codes - baseline
-        return (difference * head.pullback(g.to(codes.dtype))).sum((-1, -2))
+        return (difference * head.mean_gradient(codes, codes, labels, 4)).sum((-1, -2))

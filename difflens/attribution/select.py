@@ -1,12 +1,15 @@
 """From scores to features: the top latents of each class, kept apart from what drives other attributes."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from difflens.types import Attribute, FeatureScores, FeatureSet
+
+Rank = Literal["contrast", "plain"]
 
 
 def contrast(scores: Float[Tensor, "classes latents"]) -> Float[Tensor, "classes latents"]:
@@ -15,18 +18,34 @@ def contrast(scores: Float[Tensor, "classes latents"]) -> Float[Tensor, "classes
     return (scores * classes - scores.sum(0)) / (classes - 1)
 
 
+def ranked(scores: Float[Tensor, "classes latents"], rank: str) -> Float[Tensor, "classes latents"]:
+    """What latents are ranked by: `contrast` of the scores, or the `plain` scores.
+
+    Raises:
+        ValueError: another word.
+    """
+    if rank not in get_args(Rank):
+        raise ValueError(f"attribution.rank must be one of {', '.join(get_args(Rank))}, got {rank!r}.")
+    return contrast(scores) if rank == "contrast" else scores
+
+
 def select_features(
     scores: FeatureScores,
     *,
     top: int | Mapping[str, int],
+    rank: str = "contrast",
     others: Sequence[FeatureScores] = (),
     specificity: float = 0.0,
 ) -> FeatureSet:
-    """The latents with the largest contrast of each class (METHOD section 4), at most `top`, never one that scores ≤ 0.
+    """The latents that rank highest for each class (METHOD section 4).
+
+    By `contrast` they are at most `top`, never one whose contrast is ≤ 0; `plain` takes the `top` largest scores whatever
+    they are, as the released code does, so that one latent may belong to several classes.
 
     Args:
         scores: of the attribute under study.
         top: latents per class, one number or one per class name.
+        rank: see `ranked`.
         others: scores of other attributes.
         specificity: how much a latent's largest share of any other attribute's drive counts against it; both are
             measured as shares of their attribute's strongest latent, so that the scales agree.
@@ -35,15 +54,15 @@ def select_features(
         ValueError: `top` names an unknown class, lacks one, exceeds the width, or no latent is left for any class.
     """
     counts = _counts(top, scores.attribute, scores.scores.shape[-1])
-    own = _relative(contrast(scores.total()))
+    own = _relative(ranked(scores.total(), rank))
     worst = torch.zeros(own.shape[-1])
     for other in others:
-        worst = torch.maximum(worst, _relative(contrast(other.total())).abs().amax(0))
+        worst = torch.maximum(worst, _relative(ranked(other.total(), rank)).abs().amax(0))
     penalised = own - specificity * worst
     latents = {}
     for index, name in enumerate(scores.attribute.classes):
         order = penalised[index].argsort(descending=True)[: counts[name]]
-        latents[name] = tuple(int(i) for i in order if penalised[index, i] > 0)
+        latents[name] = tuple(int(i) for i in order if rank == "plain" or penalised[index, i] > 0)
     if not any(latents.values()):
         raise ValueError(
             f"no latent drives {scores.attribute.name!r} more than other attributes; "

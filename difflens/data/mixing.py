@@ -13,6 +13,12 @@ from difflens.types import GenerationPlan, Site
 
 Tokenise = Callable[[Tensor], Tensor]
 
+SAMPLE_BYTES = 2**29
+"""What the sample that statistics are taken from may hold in float32; in float64 they take up to seven times as much."""
+
+REFILL = 2.5
+"""How many times its own size a buffer takes while it is refilled: the old one, what is new, and both mixed."""
+
 
 class TokenBatch(NamedTuple):
     """Tokens [B, D] (float32) and the denoising step each was recorded at [B]."""
@@ -55,6 +61,46 @@ class StoredTokens:
                 if len(self._rows[shard]):
                     tokens = self.tokenise(self.store.shard_at(shard, step)[self._rows[shard]])
                     yield TokenBatch(tokens, torch.full((len(tokens),), step))
+
+
+class BufferSizes(NamedTuple):
+    """What mixing takes of main memory.
+
+    Attributes:
+        capacity: tokens in the buffer.
+        buffer: their bytes, in half precision as models record them.
+        refilling: bytes while it is refilled.
+        sample: tokens whose statistics are taken before the training.
+        sample_bytes: theirs in float32.
+    """
+
+    capacity: int
+    buffer: int
+    refilling: int
+    sample: int
+    sample_bytes: int
+
+    def describe(self) -> str:
+        """In words, for a log."""
+        return (
+            f"the mixing buffer holds {self.capacity:,} tokens, {in_gb(self.buffer)}, and takes {in_gb(self.refilling)} "
+            f"while it is refilled; statistics are those of {self.sample:,} tokens, {in_gb(self.sample_bytes)}"
+        )
+
+
+def buffer_sizes(tokens: int, *, batch: int, dim: int) -> BufferSizes:
+    """The sizes of a buffer of so many tokens of `dim` values, at least two batches.
+
+    The sample for statistics is half a buffer, but no more than `SAMPLE_BYTES` hold.
+    """
+    capacity = max(tokens, 2 * batch)
+    buffer, sample = 2 * dim * capacity, max(1, min(capacity // 2, SAMPLE_BYTES // (4 * dim)))
+    return BufferSizes(capacity, buffer, round(REFILL * buffer), sample, 4 * dim * sample)
+
+
+def in_gb(size: int) -> str:
+    """Bytes in GB."""
+    return f"{size / 1e9:,.1f} GB"
 
 
 class OnlineTokens:
@@ -108,9 +154,18 @@ def mixed_batches(source: TokenSource, *, batch: int, batches: int, capacity: in
             while size < capacity:
                 kept.append(next(chunks))
                 size += len(kept[-1].tokens)
-            order = torch.randperm(size, generator=generator)
-            tokens = torch.cat([chunk.tokens for chunk in kept])[order]
-            steps = torch.cat([chunk.steps for chunk in kept])[order]
+            tokens, steps = _in_order(kept, torch.randperm(size, generator=generator))
             used = 0
         yield TokenBatch(tokens[used : used + batch].float(), steps[used : used + batch])
         used += batch
+
+
+def _in_order(chunks: list[TokenBatch], order: Tensor) -> TokenBatch:
+    """All tokens of the chunks in this order, without a copy in the old one."""
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order))
+    tokens = chunks[0].tokens.new_empty(len(order), chunks[0].tokens.shape[1])
+    steps = torch.empty_like(order)
+    for chunk, rows in zip(chunks, places.split([len(chunk.tokens) for chunk in chunks]), strict=True):
+        tokens[rows], steps[rows] = chunk.tokens, chunk.steps
+    return TokenBatch(tokens, steps)

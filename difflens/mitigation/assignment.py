@@ -9,7 +9,7 @@ from torch import Tensor
 
 from difflens.types import UNTOUCHED
 
-Rule = Literal["affinity", "exact", "iid"]
+Rule = Literal["affinity", "exact", "iid", "batch", "everyone"]
 
 
 def largest_remainder(shares: Float[Tensor, "classes"], n: int) -> Int[Tensor, "classes"]:
@@ -31,6 +31,11 @@ def assign_iid(target: Float[Tensor, "classes"], n: int, *, seed: int) -> Int[Te
     """Every image draws its class independently."""
     generator = torch.Generator().manual_seed(seed)
     return torch.multinomial(target.float(), n, replacement=True, generator=generator)
+
+
+def assign_batches(target: Float[Tensor, "classes"], n: int, *, size: int, seed: int) -> Int[Tensor, "images"]:
+    """One class is drawn for every `size` images in a row, as in the released code; the last ones may be fewer."""
+    return assign_iid(target, -(-n // size), seed=seed).repeat_interleave(size)[:n]
 
 
 def assign_by_affinity(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difflens.attribution.statistics import CodeStatistics
 from difflens.mitigation.base import Mitigation, Window
-from difflens.probes.linear import LinearProbe
+from difflens.probes.base import Probe
 from difflens.sae.base import SparseAutoencoder
 from difflens.types import FeatureSet, Site
 
@@ -61,7 +61,7 @@ class SaeFeatureMitigation(Mitigation):
         suppress: float | None = None,
         update: str = "asymmetric",
         window: Window | None = None,
-        gate: LinearProbe | None = None,
+        gate: Probe | None = None,
         protocol: str = "difflens",
     ) -> None:
         super().__init__(features.attribute, site=site, update=update, window=window or Window())

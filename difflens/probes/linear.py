@@ -1,16 +1,16 @@
 """The paper's h-classifier: one linear softmax classifier per denoising step on the flattened activations."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from difflens.probes.base import Probe, ProbeFit, fit_each_step, standardised
 from difflens.types import Attribute
 
 
-class LinearProbe(nn.Module):
+class LinearProbe(Probe):
     """Weights [steps, C, D·H·W] and biases [steps, C] of one linear classifier per step."""
 
     weight: Tensor
@@ -21,44 +21,23 @@ class LinearProbe(nn.Module):
         self.register_buffer("weight", torch.zeros(steps, classes, features))
         self.register_buffer("bias", torch.zeros(steps, classes))
 
+    @property
+    def steps(self) -> int:
+        """See `Probe`."""
+        return len(self.weight)
+
+    def settings(self) -> Mapping[str, int]:
+        """See `Probe`."""
+        steps, classes, features = self.weight.shape
+        return {"steps": steps, "classes": classes, "features": features}
+
+    def affine_layer(self, step: int) -> tuple[Float[Tensor, "classes features"], Float[Tensor, "classes"]]:
+        """See `Probe`."""
+        return self.weight[step], self.bias[step]
+
     def forward(self, h: Float[Tensor, "images channels height width"], step: int) -> Float[Tensor, "images classes"]:
         """Logits of the attribute's classes at `step`."""
         return h.flatten(1).to(self.weight.dtype) @ self.weight[step].T + self.bias[step]
-
-
-class ProbeFit(NamedTuple):
-    """A fitted probe and its held-out accuracy per step [steps] (float64), with the images per class it was fitted on."""
-
-    probe: LinearProbe
-    accuracy: Float[Tensor, "steps"]
-    images_per_class: int
-
-
-def balanced_split(
-    labels: Int[Tensor, "images"], attribute: Attribute, *, held_out: float, seed: int
-) -> tuple[Int[Tensor, "train"], Int[Tensor, "test"]]:
-    """Positions with equal numbers per class, split into training and held-out images.
-
-    Raises:
-        ValueError: a class has fewer than five images.
-    """
-    counts = torch.bincount(labels[labels >= 0], minlength=len(attribute.classes))
-    smallest = int(counts.min())
-    if smallest < 5:
-        name = attribute.classes[int(counts.argmin())]
-        raise ValueError(
-            f"{smallest} of {len(labels)} images are {name!r} ({attribute.name}); "
-            "a probe needs at least 5 per class: collect more activations (data.images)."
-        )
-    generator = torch.Generator().manual_seed(seed)
-    test_size = max(1, round(smallest * held_out))
-    train, test = [], []
-    for index in range(len(attribute.classes)):
-        rows = (labels == index).nonzero()[:, 0]
-        rows = rows[torch.randperm(len(rows), generator=generator)][:smallest]
-        test.append(rows[:test_size])
-        train.append(rows[test_size:])
-    return torch.cat(train), torch.cat(test)
 
 
 def fit_linear_probe(
@@ -89,28 +68,29 @@ def fit_linear_probe(
     Raises:
         ValueError: see `balanced_split`.
     """
-    train, test = balanced_split(labels, attribute, held_out=held_out, seed=seed)
-    probe, accuracy = None, torch.zeros(steps, dtype=torch.float64)
-    for step in range(steps):
-        h = maps(step).flatten(1).float()
-        probe = probe or LinearProbe(steps, len(attribute.classes), h.shape[1])
-        probe.weight[step], probe.bias[step] = _softmax_regression(
-            h[train], labels[train], len(attribute.classes), l2=l2, iterations=iterations
-        )
-        predicted = (h[test] @ probe.weight[step].T + probe.bias[step]).argmax(-1)
-        accuracy[step] = (predicted == labels[test]).double().mean()
-        progress(step)
-    assert probe is not None
-    return ProbeFit(probe, accuracy, len(train) // len(attribute.classes))
+    classes = len(attribute.classes)
+
+    def fit_step(probe: LinearProbe, step: int, x: Tensor, known: Tensor) -> None:
+        probe.weight[step], probe.bias[step] = _softmax_regression(x, known, classes, l2=l2, iterations=iterations)
+
+    return fit_each_step(
+        lambda features: LinearProbe(steps, classes, features),
+        fit_step,
+        maps,
+        labels,
+        attribute,
+        steps=steps,
+        held_out=held_out,
+        seed=seed,
+        progress=progress,
+    )
 
 
 def _softmax_regression(
     x: Tensor, labels: Tensor, classes: int, *, l2: float, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Weights and biases on raw features, fitted on features centred and scaled to unit mean square."""
-    mean = x.mean(0)
-    scale = (x - mean).square().mean().sqrt().clamp_min(1e-12)
-    x = (x - mean) / scale
+    """Weights and biases on raw features, fitted on standardised ones."""
+    x, mean, scale = standardised(x)
     weight = torch.zeros(classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
     optimiser = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")

@@ -28,7 +28,8 @@ def ablation(cfg: DictConfig, run: Run) -> None:
     bench = Workbench(cfg, run)
     located = locate_features(bench)
     activation = located.result.activation.sum(1)
-    sets = ablation_sets(located.result.scores, activation, size=cfg.task.size, seed=cfg.seed)
+    rank = cfg.attribution.rank
+    sets = ablation_sets(located.result.scores, activation, size=cfg.task.size, seed=cfg.seed, rank=rank)
     with run.stage("ablation"):
         kept = {name: {kind: _kept(bench, located, name, group) for kind, group in sets[name].items()} for name in sets}
     data = {"size": cfg.task.size, "images": cfg.task.images, "kept": kept, "latents": sets}

@@ -60,7 +60,8 @@ def locate_features(bench: Workbench) -> Located:
     if settings.specificity:
         others = [sweep(bench, other)[1].scores for other in bench.others()]
     top = settings.top if isinstance(settings.top, int) else plain(settings.top)
-    features = select_features(result.scores, top=top, others=others, specificity=settings.specificity)
+    rule = {"rank": settings.rank, "specificity": settings.specificity}
+    features = select_features(result.scores, top=top, others=others, **rule)
     found, statistics = usual_activity(bench, artifact, autoencoder, features)
     return Located(found, result, features, statistics, autoencoder)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from difflens.artifacts import Artifact, fingerprint, is_finished, read_shard, write_shard
 from difflens.data.prompts import UNNAMED
 from difflens.data.sampled import Shards
-from difflens.mitigation.assignment import assign_by_affinity, assign_exact, assign_iid, check_rule
+from difflens.mitigation.assignment import assign_batches, assign_by_affinity, assign_exact, assign_iid, check_rule
 from difflens.mitigation.base import Mitigation
 from difflens.mitigation.calibration import Calibration, Dose, read_dose
 from difflens.mitigation.calibration import calibrate as find_strength
@@ -28,7 +28,7 @@ from difflens.tasks.plans import groups, learning_plan, named_classes
 from difflens.tasks.tracked import track_calibration
 from difflens.tasks.workbench import Workbench, plain
 from difflens.training.steering_module import sample
-from difflens.types import NO_FACE, UNTOUCHED, GenerationPlan
+from difflens.types import EVERY_CLASS, NO_FACE, UNTOUCHED, GenerationPlan
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Prepared:
     calibration: Calibration | None
     spec: dict[str, Any]
     located: Located
+    attached: bool = True
+    """False where the edit is asked for no times: then no image is touched, whatever the method does at strength 0."""
 
 
 def calibrate(cfg: DictConfig, run: Run) -> None:
@@ -66,9 +68,8 @@ def prepare(bench: Workbench) -> Prepared:
     times, neutral = bench.cfg.mitigation.times, mitigation.neutral
     if bench.fixed_strength is not None:
         strength = neutral + times * (bench.fixed_strength - neutral)
-        return Prepared(
-            mitigation.with_strength(strength), strength, None, {**spec, "strength": strength.tolist()}, located
-        )
+        spec["strength"] = strength.tolist()
+        return Prepared(mitigation.with_strength(strength), strength, None, spec, located, attached=times != 0)
     if bench.per_prompt:
         mitigation = PerPromptMitigation(mitigation, bench.per_prompt)
     artifact, calibration = _calibrated(bench, mitigation, spec)
@@ -85,6 +86,7 @@ def prepare(bench: Workbench) -> Prepared:
         calibration,
         {**spec, "calibration": artifact.fingerprint, **({} if times == 1 else {"times": times})},
         located,
+        attached=times != 0,
     )
 
 
@@ -105,6 +107,11 @@ def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int)
                 targets[rows] = assign_exact(target, len(rows), seed=seed + number)
             case "iid":
                 targets[rows] = assign_iid(target, len(rows), seed=seed + number)
+            case "batch":
+                size = bench.model.micro_batch
+                targets[rows] = assign_batches(target, len(rows), size=size, seed=seed + number)
+            case "everyone":
+                targets[rows] = EVERY_CLASS
     return targets, labels
 
 

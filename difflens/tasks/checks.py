@@ -4,9 +4,11 @@ from typing import TYPE_CHECKING
 
 from hydra.utils import instantiate
 
+from difflens.data.mixing import buffer_sizes
 from difflens.mitigation.assignment import check_rule
 from difflens.mitigation.sae_features import check_mode
-from difflens.tasks.settings import check_settings, check_top
+from difflens.provenance import main_memory
+from difflens.tasks.settings import check_buffer, check_settings, check_top
 from difflens.tasks.values import blaming, plain
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ def check(bench: "Workbench") -> None:
     if held:
         check_top(cfg.mitigation.hold.top, classes=(), width=autoencoder.width, key="mitigation.hold.top")
     with blaming("sae.training"):
-        instantiate(cfg.sae.training)(autoencoder, steps=bench.model.steps)
+        module = instantiate(cfg.sae.training)(autoencoder, steps=bench.model.steps)
+    if cfg.sae.saved is None:
+        sizes = buffer_sizes(cfg.data.buffer, batch=module.hparams["batch"], dim=autoencoder.dim)
+        check_buffer(sizes, dim=autoencoder.dim, memory=main_memory())
     with blaming("trainer"):
         bench.trainer()

@@ -28,6 +28,7 @@ def dose(cfg: DictConfig, run: Run) -> None:
             mitigation=prepared.mitigation.with_strength(strength),
             strength=strength,
             spec={**spec, "strength": strength.tolist()},
+            attached=multiple != 0,
         )
         metrics = evaluate(bench, generate_pairs(bench, edit))
         rows.append({"dose": multiple, "strength": strength.tolist(), **metrics["rows"][1]})

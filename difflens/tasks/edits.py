@@ -7,6 +7,7 @@ import torch
 from hydra.utils import instantiate
 
 from difflens.mitigation.base import Mitigation
+from difflens.mitigation.everyone import EveryClassMitigation
 from difflens.mitigation.holding import HoldingMitigation
 from difflens.mitigation.sae_features import SaeFeatureMitigation
 from difflens.tasks import probe as probe_task
@@ -17,6 +18,8 @@ from difflens.tasks.workbench import Workbench, plain
 def build_mitigation(bench: Workbench, located: Located, held: Sequence[Located]) -> Mitigation:
     """The mitigation the configuration describes, of no strength yet."""
     edit = feature_edit(bench, located)
+    if bench.cfg.mitigation.assignment == "everyone":
+        return EveryClassMitigation(edit)
     if not held:
         return edit
     holders = [_holder(bench, other) for other in held]

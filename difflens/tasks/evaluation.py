@@ -84,6 +84,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, 
             **protocol(study),
             "extractor": bench.extractor.name,
             "resize": bench.extractor.resize,
+            "clip": getattr(bench.extractor, "embeddings", bench.extractor).name,
             "reference": None
             if reference is None
             else _described(reference.statistics, bench.cfg.metric.reference_name),

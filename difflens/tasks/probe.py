@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.progress import Progress
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from difflens.artifacts import Artifact
-from difflens.probes.linear import LinearProbe
+from difflens.probes.base import Probe
+from difflens.probes.storage import load_probe, save_probe
 from difflens.run import Run
 from difflens.tasks.activations import open_store
 from difflens.tasks.plans import learning_labels
@@ -27,13 +26,13 @@ def probe(cfg: DictConfig, run: Run) -> None:
     )
 
 
-def fit(bench: Workbench, attribute: Attribute | None = None) -> tuple[Artifact, LinearProbe, Tensor]:
+def fit(bench: Workbench, attribute: Attribute | None = None) -> tuple[Artifact, Probe, Tensor]:
     """The probe of an attribute (the one under study if None) and its held-out accuracy per step."""
     studied = attribute or bench.attribute
     return bench.once(f"probe {studied.name}", lambda: _fit(bench, studied))
 
 
-def _fit(bench: Workbench, attribute: Attribute) -> tuple[Artifact, LinearProbe, Tensor]:
+def _fit(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Probe, Tensor]:
     activations, store = open_store(bench)
     spec = {
         "activations": activations.fingerprint,
@@ -55,16 +54,13 @@ def _fit(bench: Workbench, attribute: Attribute) -> tuple[Artifact, LinearProbe,
                 seed=bench.cfg.seed,
                 progress=lambda step: progress.update(bar, completed=step + 1),
             )
-        if not fitted.probe.weight.isfinite().all():
+        if not all(learnt.isfinite().all() for learnt in fitted.probe.buffers()):
             raise ValueError(f"the probe of {attribute.name} did not converge; raise probe.l2 or data.images.")
-        tensors = {"weight": fitted.probe.weight, "bias": fitted.probe.bias, "accuracy": fitted.accuracy}
-        save_file({**tensors, "images_per_class": torch.tensor(fitted.images_per_class)}, folder / "probe.safetensors")
+        save_probe(fitted, folder)
 
     with bench.run.stage("probe"):
         artifact = bench.run.artifact("probe", spec, make)
-    stored = load_file(artifact.folder / "probe.safetensors")
-    fitted = LinearProbe(*stored["weight"].shape)
-    fitted.load_state_dict({name: stored[name] for name in ("weight", "bias")})
+    fitted, accuracy = load_probe(artifact.folder)
     if attribute == bench.attribute:
-        track_probe(bench, stored["accuracy"])
-    return artifact, fitted, stored["accuracy"]
+        track_probe(bench, accuracy)
+    return artifact, fitted, accuracy

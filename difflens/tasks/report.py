@@ -22,7 +22,7 @@ from difflens.tasks.evaluation import check_measures, evaluate
 from difflens.tasks.steer import Steered, generate_pairs
 from difflens.tasks.tracked import track_pictures
 from difflens.tasks.workbench import Workbench
-from difflens.types import NO_FACE
+from difflens.types import EVERY_CLASS, NO_FACE
 
 
 def report(cfg: DictConfig, run: Run) -> None:
@@ -68,7 +68,7 @@ def edits(bench: Workbench, steered: Steered) -> list[dict[str, Any]]:
     rows = zip(
         steered.image_ids[steered.edited], steered.labels[steered.edited], steered.targets[steered.edited], strict=True
     )
-    names = {**dict(enumerate(classes)), NO_FACE: "no face"}
+    names = {**dict(enumerate(classes)), NO_FACE: "no face", EVERY_CLASS: "all classes"}
     return [{"id": int(i), "from": names[int(a)], "to": names[int(b)]} for i, a, b in rows]
 
 

@@ -19,7 +19,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from difflens.artifacts import Artifact, require_equal
 from difflens.data.activations import ActivationStore, split_by_image
-from difflens.data.mixing import OnlineTokens, StoredTokens, TokenBatch, Tokenise, TokenSource, mixed_batches
+from difflens.data.mixing import (
+    OnlineTokens,
+    StoredTokens,
+    TokenBatch,
+    Tokenise,
+    TokenSource,
+    buffer_sizes,
+    mixed_batches,
+)
 from difflens.models.base import DiffusionModel
 from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
@@ -137,8 +145,10 @@ def _fit(
     source = _token_source(bench, store, training, module.sae.tokens_of_map)
     batch = int(module.hparams["batch"])
     stream = {"batch": batch, "batches": module.updates, "seed": bench.cfg.seed}
-    stream["capacity"] = max(bench.cfg.data.buffer, 2 * batch)
-    sample = next(mixed_batches(source, **{**stream, "batch": stream["capacity"] // 2, "batches": 1}))
+    sizes = buffer_sizes(bench.cfg.data.buffer, batch=batch, dim=module.sae.dim)
+    bench.run.say(f"sae: {sizes.describe()}")
+    stream["capacity"] = sizes.capacity
+    sample = next(mixed_batches(source, **{**stream, "batch": sizes.sample, "batches": 1}))
     module.calibrate_input(sample.tokens, sample.steps)
     checkpoint = workspace / "last.ckpt"
     first = updates_done(checkpoint)

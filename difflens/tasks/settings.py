@@ -9,6 +9,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from difflens.attribution.select import Rank
+from difflens.data.mixing import BufferSizes, in_gb
 from difflens.types import Branch, Where
 
 
@@ -72,6 +74,7 @@ WORDS: Mapping[str, tuple[Any, ...]] = {
     "data.source": ("shards", "online"),
     "mitigation.calibration.per_prompt": (True, False),
     "attribution.baseline": ("zero", "contrast"),
+    "attribution.rank": get_args(Rank),
     "data.site.tensor": get_args(Where),
     "data.site.branch": get_args(Branch),
     "mitigation.unit": ("level", "code"),
@@ -121,11 +124,52 @@ def check_agreement(cfg: DictConfig) -> None:
             f"mitigation.calibration needs 0 < first ≤ largest, got first={calibration.first}, "
             f"largest={calibration.largest}."
         )
+    check_everyone(cfg)
     name = cfg.mitigation.name
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w-]*", name) or name in TAKEN:
         raise ValueError(
             f"mitigation.name must be a word of letters, digits, '_' and '-' other than {', '.join(TAKEN)}, got {name!r}."
         )
+
+
+def check_buffer(sizes: BufferSizes, *, dim: int, memory: int) -> None:
+    """Check that the buffer that mixes an SAE's tokens of `dim` values fits into `memory` bytes.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if sizes.refilling > memory:
+        least = int(sizes.capacity * memory / sizes.refilling / 2)
+        raise ValueError(
+            f"data.buffer and sae.training.batch ask for {sizes.capacity} tokens of {dim} values in a buffer: "
+            f"{in_gb(sizes.buffer)}, and {in_gb(sizes.refilling)} while it is refilled, but this machine has "
+            f"{in_gb(memory)} of memory; lower data.buffer to {least} or less, and sae.training.batch to half of it."
+        )
+
+
+def check_everyone(cfg: DictConfig) -> None:
+    """Check that the edits of all classes can act on one image, where `mitigation.assignment=everyone` asks for that.
+
+    Raises:
+        ValueError: the strength is to be calibrated, or something else needs a target class for each image.
+    """
+    settings = cfg.mitigation
+    if settings.assignment != "everyone":
+        return
+    studied = str(cfg.attribute.name).split("+")
+    held = [name for name in settings.hold.attributes if name not in studied]
+    needs = {
+        "strength=auto": (settings.strength == "auto", "give strengths, such as {female: 1, male: 1.43}"),
+        "mode=contrast": (settings.mode == "contrast", "take scale, add or clamp"),
+        f"suppress={settings.suppress}": (settings.suppress is not None, "set it to null"),
+        f"hold.attributes={held}": (bool(held), "set it to []"),
+    }
+    for setting, (is_set, remedy) in needs.items():
+        if is_set:
+            raise ValueError(
+                f"mitigation.{setting} needs a target class for each image, and mitigation.assignment=everyone gives "
+                f"none: {remedy}, or choose another assignment, such as affinity."
+            )
 
 
 def check_target(target: Any) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -67,6 +68,8 @@ def generate_pairs(bench: Workbench, prepared: Prepared, *, unseen: bool = False
     source, before = originals(bench, plan)
     targets, labels = assign(bench, before, plan, seed=bench.cfg.metric.base_seed)
     spec: dict[str, Any] = {**prepared.spec, "originals": source.fingerprint}
+    if not prepared.attached:
+        targets, spec["attached"] = torch.full_like(targets, UNTOUCHED), False
 
     def make(folder: Path) -> None:
         asked = aimed(bench, prepared.mitigation, plan, before, targets)

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difflens.attribution.base import AffineHead, Scorer
-from difflens.probes.linear import LinearProbe
+from difflens.attribution.autograd import AutogradHead
+from difflens.attribution.base import AffineHead, Head, Scorer
+from difflens.probes.base import Probe
 from difflens.sae.base import SparseAutoencoder
 from difflens.types import Attribute, FeatureScores
 
@@ -33,7 +34,7 @@ class AttributionModule(lightning.LightningModule):
     def __init__(
         self,
         sae: SparseAutoencoder,
-        probe: LinearProbe,
+        probe: Probe,
         attribute: Attribute,
         scorer: Scorer,
         *,
@@ -42,7 +43,7 @@ class AttributionModule(lightning.LightningModule):
         super().__init__()
         self.temperature = temperature
         self.sae, self.probe, self.attribute, self.scorer = sae, probe, attribute, scorer
-        shape = (len(attribute.classes), probe.weight.shape[0], sae.width)
+        shape = (len(attribute.classes), probe.steps, sae.width)
         self.register_buffer("score_sum", torch.zeros(shape, dtype=torch.float64), persistent=False)
         self.register_buffer("activation_sum", torch.zeros(shape, dtype=torch.float64), persistent=False)
         self.register_buffer("images", torch.zeros(shape[:2], dtype=torch.float64), persistent=False)
@@ -51,19 +52,24 @@ class AttributionModule(lightning.LightningModule):
         self.activation_sum: Tensor
         self.images: Tensor
         self.gap: Tensor
-        self._last: tuple[tuple[int, torch.Size], AffineHead] | None = None
+        self._last: tuple[tuple[int, torch.Size], Head] | None = None
 
-    def head(self, step: int, positions: torch.Size) -> AffineHead:
+    def head(self, step: int, positions: torch.Size) -> Head:
         """Probe after decoder at one step, its logits divided by the temperature.
 
         `positions` are those of the codes: the map's height and width, or 1 × 1 where a whole map is one token. Batches
         come step by step, so the last head is kept.
         """
         if self._last is None or self._last[0] != (step, positions):
-            weight, bias = (values[step] / self.temperature for values in (self.probe.weight, self.probe.bias))
-            shaped = weight.reshape(-1, self.sae.dim, *positions)
-            self._last = (step, positions), AffineHead(self.sae.decoder.detach(), self.sae.b_dec.detach(), shaped, bias)
+            self._last = (step, positions), self._new_head(step, positions)
         return self._last[1]
+
+    def _new_head(self, step: int, positions: torch.Size) -> Head:
+        decoder, layer = (self.sae.decoder.detach(), self.sae.b_dec.detach()), self.probe.affine_layer(step)
+        if layer is None:
+            return AutogradHead(*decoder, lambda maps: self.probe(maps, step) / self.temperature, tuple(positions))
+        weight, bias = (values / self.temperature for values in layer)
+        return AffineHead(*decoder, weight.reshape(-1, self.sae.dim, *positions), bias)
 
     def predict_step(self, batches: Iterable[LabelledMaps], batch_idx: int) -> None:
         """Add the batches of one step to the sums."""

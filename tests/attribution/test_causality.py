@@ -18,6 +18,13 @@ def test_the_sets_are_disjoint_from_top_alive_and_ranked() -> None:
     assert not set(sets["female"]["random"]) & {18, 19, 36, 37, 38, 39}
 
 
+def test_plain_scores_may_give_other_sets_than_contrast() -> None:
+    scores = FeatureScores(GENDER, torch.tensor([[9.0, 2.0, 1.0, 0.5, 0.0], [9.0, 0.0, 0.0, 0.0, 0.0]])[:, None])
+    for rank, top in (("contrast", {1, 2}), ("plain", {0, 1})):
+        sets = ablation_sets(scores, torch.ones(2, 5), size=2, seed=0, rank=rank)
+        assert set(sets["female"]["top"]) == top
+
+
 def test_too_few_living_latents_are_an_error() -> None:
     scores = FeatureScores(GENDER, torch.randn(2, 1, 10))
     activation = torch.zeros(2, 10)

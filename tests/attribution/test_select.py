@@ -17,6 +17,14 @@ def test_a_latent_that_drives_every_class_alike_is_not_selected() -> None:
     assert found.latents == {"female": (1, 3), "male": (2,)}
 
 
+def test_plain_ranking_takes_the_top_scores_whatever_drives_the_other_classes_and_whatever_their_sign() -> None:
+    found = select_features(scores([9.0, 1.0, -1.0, 0.2], [9.0, -4.0, -1.0, -2.0]), top=3, rank="plain")
+    assert found.latents == {"female": (0, 1, 3), "male": (0, 2, 3)}
+    assert {len(latents) for latents in found.latents.values()} == {3}
+    with pytest.raises(ValueError, match="contrast, plain, got 'sum'"):
+        select_features(scores([1.0, 0.0], [0.0, 1.0]), top=1, rank="sum")
+
+
 def test_contrast_of_a_class_is_against_the_mean_of_the_others() -> None:
     values = torch.tensor([[3.0], [1.0], [2.0]])
     torch.testing.assert_close(contrast(values), torch.tensor([[1.5], [-1.5], [0.0]]))

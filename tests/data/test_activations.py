@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from difflens.data.activations import ActivationStore, as_tokens, expected_bytes, split_by_image
-from difflens.data.mixing import OnlineTokens, StoredTokens, TokenBatch, mixed_batches
+from difflens.data.mixing import SAMPLE_BYTES, OnlineTokens, StoredTokens, TokenBatch, buffer_sizes, mixed_batches
 from difflens.data.sampled import Shards
 from difflens.models.unconditional import UnconditionalModel
 from difflens.types import GenerationPlan, Site
@@ -71,6 +71,25 @@ def test_batches_mix_many_chunks_and_lose_no_token() -> None:
     assert sum(count == 40 for count in counts.values()) > 10
     for batch in batches:
         assert torch.equal(batch.tokens[:, 0].long() % 7, batch.steps)
+
+
+def test_the_order_of_a_buffer_is_one_random_permutation_of_its_chunks() -> None:
+    batches = list(mixed_batches(Numbered(), batch=50, batches=3, capacity=200, seed=4))
+    chunks = list(islice(Numbered().chunks(seed=4), 5))
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(4))
+    whole = torch.cat([chunk.tokens for chunk in chunks])[order]
+    assert torch.equal(torch.cat([batch.tokens for batch in batches[:2]]), whole[:100])
+    assert torch.equal(batches[0].steps, torch.cat([chunk.steps for chunk in chunks])[order][:50])
+
+
+def test_the_sample_for_statistics_is_bounded_by_bytes() -> None:
+    small = buffer_sizes(262_144, batch=4096, dim=512)
+    assert (small.sample, small.sample_bytes) == (131_072, 2**28)
+    large = buffer_sizes(262_144, batch=4096, dim=81_920)
+    assert large.sample == 1638 and large.sample_bytes <= SAMPLE_BYTES
+    assert large.buffer == 262_144 * 81_920 * 2 and large.refilling == 2.5 * large.buffer
+    assert buffer_sizes(100, batch=4096, dim=8).capacity == 8192
+    assert "262,144 tokens, 42.9 GB, and takes 107.4 GB" in large.describe()
 
 
 def test_the_stream_can_be_entered_in_the_middle(store: ActivationStore) -> None:

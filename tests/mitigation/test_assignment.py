@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from difflens.mitigation.assignment import assign_by_affinity, assign_exact, assign_iid, check_rule, largest_remainder
+from difflens.mitigation.assignment import (
+    assign_batches,
+    assign_by_affinity,
+    assign_exact,
+    assign_iid,
+    check_rule,
+    largest_remainder,
+)
 from difflens.types import UNTOUCHED
 
 
@@ -22,6 +29,13 @@ def test_exact_quota_is_exact_and_shuffled() -> None:
 def test_iid_draws_follow_the_target() -> None:
     shares = torch.bincount(assign_iid(torch.tensor([0.2, 0.8]), 20_000, seed=0)) / 20_000
     assert abs(float(shares[0]) - 0.2) < 0.01
+
+
+def test_a_batch_has_one_class_and_classes_follow_the_target() -> None:
+    targets = assign_batches(torch.tensor([0.2, 0.8]), 16 * 5_000 + 3, size=16, seed=0)
+    whole = targets[:-3].reshape(-1, 16)
+    assert (whole == whole[:, :1]).all() and len(targets[-3:].unique()) == 1
+    assert abs(float((whole[:, 0] == 0).double().mean()) - 0.2) < 0.02
 
 
 def test_affinity_moves_the_fewest_images_and_the_nearest_ones() -> None:

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from difflens.probes.linear import balanced_split, fit_linear_probe
+from difflens.probes.base import balanced_split
+from difflens.probes.linear import fit_linear_probe
 from difflens.types import Attribute
 
 AGE = Attribute("age", ("young", "adult", "old"))

@@ -1,4 +1,4 @@
-"""Published beside measured: differences only where the protocols agree."""
+"""Published beside measured: a difference is formed where what decides a number was alike, and nowhere else."""
 
 from pathlib import Path
 from typing import Any
@@ -8,35 +8,112 @@ import pytest
 from difflens.report.published import beside_published
 from difflens.report.run_folder import RunFolder
 
-PUBLISHED = {
-    "source": "a paper",
-    "protocol": {"model": "p2", "n": 100, "judge": "fairface"},
-    "rows": [{"method": "original", "fd": 0.226, "fid": 33.38}, {"method": "difflens", "fd": 0.002, "fid": 31.93}],
+ALIKE = {
+    "steps": 50,
+    "assignment": "everyone",
+    "judge": "fairface",
+    "judge_protocol": "official",
+    "faces": "whole image",
+    "extractor": "inception",
+    "resize": "clean",
+    "clip": "ViT-L-14 openai",
 }
+THERE = [
+    {"method": "original", "fd": 0.226, "fid": 33.38},
+    {"method": "difflens", "fd": 0.002, "fid": 31.93, "clip_i_paper": 0.95},
+]
+HERE = [
+    {"method": "original", "fd": 0.25, "fid": 30.0},
+    {"method": "difflens", "fd": 0.01, "fid": 32.0, "clip_i_paper": 0.9},
+]
 
 
-def run(**protocol: Any) -> RunFolder:
-    rows = [{"method": "original", "fd": 0.25}, {"method": "difflens", "fd": 0.01, "clip_i_paper": 0.9}]
+def compared(*, n: int = 100, there: dict[str, Any] | None = None, **here: Any) -> dict[str, Any]:
+    """The comparison of a run whose protocol is `ALIKE` but for `here`, with a table whose is `ALIKE` but for `there`."""
+    stated = {"model": "p2", "n": 100, **ALIKE, "reference": "celeba", **(there or {})}
     metrics = {
         "model": "p2",
-        "n": 100,
-        "protocol": {"judge": "fairface", **protocol},
-        "rows": rows,
-        "published": PUBLISHED,
+        "n": n,
+        "protocol": {**ALIKE, "reference": {"name": "celeba", "n": 30, "sha256": "abc"}, "seed": 5, **here},
+        "rows": HERE,
+        "published": {
+            "source": "a paper",
+            "protocol": {key: value for key, value in stated.items() if value is not None},
+            "rows": THERE,
+        },
     }
-    return RunFolder(path=Path("."), metrics=metrics, unseen={}, report={}, manifest={}, status={}, config="", edits={})
+    folder = RunFolder(path=Path(), metrics=metrics, unseen={}, report={}, manifest={}, status={}, config="", edits={})
+    found = beside_published(folder)
+    assert found is not None
+    return dict(found)
 
 
-def test_alike_protocols_give_differences() -> None:
-    found = beside_published(run())
-    assert found is not None and found["differing"] == ""
-    lines = {line[0]: line[1:] for line in found["lines"]}
-    assert lines["FD, soft"] == ("0.226", "0.002", "0.250", "0.010", "+0.024", "+0.008")
-    assert lines["FID"][2:] == ("–",) * 4 and lines["CLIP-I, (cos + 1) / 2"][3] == "0.900"
+def gaps(found: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    return {line.label: line.gaps for line in found["lines"]}
 
 
-@pytest.mark.parametrize(("protocol", "name"), [({"judge": "clip"}, "judge"), ({"n": 3}, "n")])
-def test_different_protocols_give_none(protocol: dict[str, Any], name: str) -> None:
-    found = beside_published(run(**protocol))
-    assert found is not None and found["differing"] == name
-    assert all(line[5:] == ("–", "–") for line in found["lines"])
+CLIP_I = "CLIP-I, (cos + 1) / 2"
+FD_GAPS, FID_GAPS, CLIP_GAPS = ("+0.024", "+0.008"), ("−3.380", "+0.070"), ("–", "−0.050")
+NONE = ("–", "–")
+
+
+def test_alike_protocols_give_every_difference() -> None:
+    found = compared()
+    assert found["barred"] == [] and all(condition.same for condition in found["conditions"])
+    assert gaps(found) == {"FD, soft": FD_GAPS, "FID": FID_GAPS, CLIP_I: CLIP_GAPS}
+    assert found["lines"][0].cells == ("0.226", "0.002", "0.250", "0.010")
+    assert found["lines"][2].cells == ("–", "0.950", "–", "0.900")
+
+
+@pytest.mark.parametrize("differing", [{"n": 3}, {"steps": 20}])
+def test_what_decides_every_number_bars_every_difference(differing: dict[str, Any]) -> None:
+    found = compared(**differing)
+    assert set(gaps(found).values()) == {NONE}
+    (name,) = differing
+    assert found["barred"] == [f"FD, soft: {name}", f"FID: {name}", f"{CLIP_I}, DiffLens: {name}"]
+
+
+def test_the_assignment_decides_nothing_about_the_original() -> None:
+    found = compared(assignment="iid")
+    assert gaps(found) == {"FD, soft": (FD_GAPS[0], "–"), "FID": (FID_GAPS[0], "–"), CLIP_I: NONE}
+    assert found["barred"] == [
+        "FD, soft, DiffLens: assignment",
+        "FID, DiffLens: assignment",
+        f"{CLIP_I}, DiffLens: assignment",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("differing", "barred"),
+    [
+        ({"judge": "clip"}, "FD, soft"),
+        ({"judge_protocol": None}, "FD, soft"),
+        ({"faces": "dlib"}, "FD, soft"),
+        ({"extractor": "clip"}, "FID"),
+        ({"resize": "bilinear"}, "FID"),
+        ({"reference": {"name": "ffhq", "n": 30, "sha256": "abc"}}, "FID"),
+        ({"clip": "ViT-B-32 openai"}, CLIP_I),
+    ],
+)
+def test_an_instrument_decides_its_own_measures_alone(differing: dict[str, Any], barred: str) -> None:
+    found = gaps(compared(**differing))
+    expected = {"FD, soft": FD_GAPS, "FID": FID_GAPS, CLIP_I: CLIP_GAPS}
+    assert found == {**expected, barred: NONE}
+
+
+def test_a_distance_to_a_reference_that_was_not_published_is_never_subtracted() -> None:
+    found = compared(there={"reference": None})
+    assert gaps(found) == {"FD, soft": FD_GAPS, "FID": NONE, CLIP_I: CLIP_GAPS}
+    assert found["barred"] == ["FID: reference"]
+    assert [(c.there, c.here) for c in found["conditions"] if c.name == "reference"] == [("–", "celeba")]
+    assert gaps(compared(there={"clip": None}))[CLIP_I] == NONE
+
+
+def test_a_reference_is_compared_by_what_was_published_of_it() -> None:
+    for described, same in (({"n": 30}, True), ({"name": "celeba", "n": 31}, False), ({"sha256": "abc"}, True)):
+        assert (gaps(compared(there={"reference": described}))["FID"] == FID_GAPS) == same
+
+
+def test_a_run_that_compares_with_nothing_has_no_such_section() -> None:
+    folder = RunFolder(path=Path(), metrics={}, unseen={}, report={}, manifest={}, status={}, config="", edits={})
+    assert beside_published(folder) is None

@@ -1,11 +1,14 @@
 """The first experiments (METHOD section 10) on the tiny study: their numbers are there, consistent, and drawn."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
-from program import Ended, Program, undisturbed
+from program import TINY, Ended, Program, undisturbed
+from safetensors.torch import load_file
 
+from difflens.data.sampled import Shards
 from difflens.tasks.evolution import describe
 
 
@@ -47,9 +50,60 @@ def test_doses_run_from_no_edit_to_twice_the_calibrated_strength(program: Progra
     assert ended.code == 0 and says_where(ended, "dose"), ended.err + ended.out
     none, calibrated = program.json("dose.json")["rows"]
     study = undisturbed().json("metrics.json")["rows"]
-    assert none["fd"] == pytest.approx(study[0]["fd"]) and none["clip_i"] == pytest.approx(1)
+    assert none["fd"] == study[0]["fd"] and none["clip_i"] == pytest.approx(1) and none["edited"] == 0
     assert calibrated["fd"] == pytest.approx(study[1]["fd"]) and calibrated["shares"] == study[1]["shares"]
     assert (program.latest / "dose.svg").is_file()
+
+
+def made_by(program: Program, kind: str) -> Path:
+    """The artifact of a kind that the last run made or used."""
+    made = {entry["kind"]: entry["fingerprint"] for entry in program.json("manifest.json")["artifacts"]}
+    return program.folder / "outputs" / "artifacts" / kind / made[kind]
+
+
+def images_of(program: Program) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images of the last run without an edit, and with it."""
+    ids = torch.arange(TINY["metric.images"])
+    before = Shards(made_by(program, "images")).images(ids)
+    return before, Shards(made_by(program, "steered")).replaced(before, ids)
+
+
+FIXED = ["task=steer", "mitigation.mode=scale", "mitigation.protocol=official", "mitigation.strength=3"]
+
+
+def test_no_times_the_strength_is_the_plain_model_though_the_official_protocol_adds_a_bias(program: Program) -> None:
+    assert program(*FIXED, "mitigation.assignment=exact", "mitigation.times=0").code == 0
+    assert torch.equal(*images_of(program))
+    rows = program.json("metrics.json")["rows"]
+    assert rows[1]["edited"] == 0 and rows[1]["fd"] == rows[0]["fd"]
+    # The strength that changes no code still adds the bias: only without an edit is nothing added.
+    assert program(*FIXED, "mitigation.assignment=exact", "mitigation.strength=1").code == 0
+    assert not torch.equal(*images_of(program))
+
+
+def test_all_strengths_act_on_every_image(program: Program) -> None:
+    ended = program(*FIXED, "task=report", "mitigation.assignment=everyone", "mitigation.strength={female: 1, male: 3}")
+    assert ended.code == 0, ended.err
+    before, after = images_of(program)
+    assert (before != after).flatten(1).any(1).all()
+    metrics, moves = program.json("metrics.json"), program.json("images/edited.json")
+    assert metrics["rows"][1]["edited"] == len(before) == len(moves) and metrics["protocol"]["assignment"] == "everyone"
+    assert {move["to"] for move in moves} == {"all classes"}
+    assert "all classes" in (program.latest / "report.html").read_text()
+
+
+def test_a_probe_with_a_hidden_layer_locates_and_gates(program: Program) -> None:
+    # Nothing but the probe and what follows from it is made anew.
+    ended = program("task=steer", "probe=mlp", "probe.hidden=4", "mitigation.strength=1")
+    assert ended.code == 0, ended.err
+    made = {entry["kind"]: entry["reused"] for entry in program.json("manifest.json")["artifacts"]}
+    assert made["sae"] and not made["probe"] and not made["attribution"] and not made["steered"]
+
+
+def test_a_micro_batch_moves_as_one(program: Program) -> None:
+    assert program(*FIXED, "mitigation.assignment=batch").code == 0
+    stored = load_file(made_by(program, "steered") / "targets.safetensors")["targets"]
+    assert (stored.reshape(-1, 16) == stored[::16, None]).all() and (stored >= 0).all()
 
 
 def test_evolution_follows_fresh_images(program: Program) -> None:

@@ -1,6 +1,7 @@
 """The experiments of the paper run on the miniature with only the model exchanged."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,12 @@ def test_a_table_runs_on_the_miniature_and_never_mixes_protocols(
         assert reused["calibration"] and not reused["steered"]
     if metrics["published"]["rows"]:
         assert "Published and measured" in page
-        assert "The two protocols differ in model, judge, judge protocol" in page
+        assert "<small>differs</small>" in page
+        numbers = page.split("difference: DiffLens")[1].split("</table>")[0]
+        assert "<td>" in numbers and "<td>+" not in numbers and "<td>−" not in numbers
+        if metrics["published"]["rows"][0].get("fid"):
+            assert "No difference is formed where the two were not measured alike" in page
+            assert re.search(r"<li>FID, original: model, n, steps, .*reference</li>", page)
 
 
 @pytest.mark.parametrize("name", SWEEPS)

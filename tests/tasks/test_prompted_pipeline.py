@@ -1,10 +1,17 @@
 """The whole program on a text-to-image model: random weights, so that the way is tested and not the outcome."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from program import Program
+from safetensors.torch import load_file
 from tiny_pipeline import tiny_pipeline
+
+from difflens.data.activations import ActivationStore
+from difflens.miniature.judges import load_judge
 
 TINY = [
     "model.source=model",
@@ -87,6 +94,68 @@ def test_prompts_kept_apart_are_measured_apart(program: Program) -> None:
     }
     seen = program.json("metrics.json")
     assert not set(unseen["rows"][0]["prompts"]) & set(seen["rows"][0]["prompts"])
+
+
+DRAWN = [
+    "task=attribution",
+    "model=mini_sd",
+    "model.micro_batch=8",
+    "data.images=96",
+    "attribution.images_per_class=4",
+]
+"""Of the shipped text-to-image model, which obeys its prompts."""
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    program = Program(tmp_path_factory.mktemp("drawn"))
+    done = program(*DRAWN)
+    assert done.code == 0, done.err + done.out
+    return program
+
+
+def last(program: Program, kind: str) -> Path:
+    """The artifact of a kind that the last run made or used last."""
+    made = {entry["kind"]: entry["fingerprint"] for entry in program.json("manifest.json")["artifacts"]}
+    return program.folder / "outputs" / "artifacts" / kind / made[kind]
+
+
+def probed(program: Program) -> int:
+    """How many images of each class the last run's probe was fitted on."""
+    return int(load_file(last(program, "probe") / "probe.safetensors")["images_per_class"])
+
+
+def complete(program: Program) -> bool:
+    """Whether the last run's scores sum to the probe's change of output."""
+    return float((last(program, "attribution") / "completeness.json").read_text()) < 1e-4
+
+
+def test_labels_by_the_judge_take_in_the_images_whose_prompts_name_no_class(drawn: Program) -> None:
+    assert drawn(*DRAWN).code == 0
+    assert probed(drawn) == round(0.8 * 96 / 2 / 2)
+    done = drawn(*DRAWN, "prompt.labels=judge")
+    assert done.code == 0, done.err
+    assert probed(drawn) > round(0.8 * 96 / 2 / 2) and complete(drawn)
+    reused = {entry["kind"]: entry["reused"] for entry in drawn.json("manifest.json")["artifacts"]}
+    assert reused["sae"] and not reused["probe"]
+
+
+@pytest.mark.parametrize("labels", ["prompt", "judge"])
+def test_a_contrast_starts_from_the_same_noise_under_a_prompt_of_another_class(drawn: Program, labels: str) -> None:
+    done = drawn(*DRAWN, "attribution.baseline=contrast", f"prompt.labels={labels}")
+    assert done.code == 0, done.err
+    own, other = sorted(drawn.artifacts("activations"), key=lambda path: -len(ActivationStore(path)))
+    spec = json.loads((last(drawn, "attribution") / "spec.json").read_text())
+    assert spec["baseline"] == other.name and complete(drawn)
+    texts = {path: json.loads((path / "spec.json").read_text())["prompts"] for path in (own, other)}
+    ids = ActivationStore(other).image_ids.tolist()
+    swapped = {"female": "male", "male": "female"}
+    for image, text in zip(ids, texts[other], strict=True):
+        words = texts[own][image].split()
+        assert text.split() == [swapped.get(word, word) for word in words] != words
+    judge = load_judge("package:miniature/weights/text_to_image/judge")
+    shown = [judge(ActivationStore(path).images.float() / 255)["gender"].argmax(1) for path in (own, other)]
+    assert (shown[0][ids] != shown[1]).double().mean() > 0.9
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@ import pytest
 import torch
 
 from difflens.attribution.integrated_gradients import IntegratedGradients
+from difflens.probes.base import Probe
 from difflens.probes.linear import LinearProbe
+from difflens.probes.mlp import MlpProbe
 from difflens.sae.topk import TopKAutoencoder
 from difflens.training.attribution_module import AttributionModule, AttributionResult, LabelledMaps
 from difflens.types import Attribute
@@ -23,7 +25,7 @@ def parts() -> tuple[TopKAutoencoder, LinearProbe]:
     return sae, probe
 
 
-def sweep(parts: tuple[TopKAutoencoder, LinearProbe], batch: int) -> AttributionResult:
+def sweep(parts: tuple[TopKAutoencoder, Probe], batch: int) -> AttributionResult:
     module = AttributionModule(*parts, GENDER, IntegratedGradients())
     loader = [
         [LabelledMaps(MAPS[i : i + batch], LABELS[i : i + batch], step) for i in range(0, 12, batch)]
@@ -59,6 +61,25 @@ def test_where_the_whole_map_is_one_token_scores_are_complete_too(parts: tuple[T
     zero = parts[1](sae.map_of_tokens(sae.b_dec.expand(1, -1), MAPS[:1]), 1).softmax(-1)[0, 0]
     assert codes.shape == (12, 12, 1, 1) and result.completeness_gap < 1e-5
     torch.testing.assert_close(result.scores.scores[0, 1].sum(), (head - zero).mean().detach(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("token", ["position", "map"])
+def test_through_a_probe_that_is_not_affine_scores_are_complete_too(token: str) -> None:
+    torch.manual_seed(0)
+    sae, probe = TopKAutoencoder(6, expansion=2, k=4, token=token, positions=4).eval(), MlpProbe(2, 2, 24, 5)
+    for values in probe.buffers():
+        values.normal_().mul_(0.3)
+    whole, split = sweep((sae, probe), 12), sweep((sae, probe), 5)
+    torch.testing.assert_close(whole.scores.scores, split.scores.scores, rtol=1e-4, atol=1e-6)
+    read = [
+        probe(h, 1).softmax(-1)[LABELS == 0, 0]
+        for h in (
+            sae.reconstruct_map(MAPS),
+            sae.map_of_tokens(sae.b_dec.expand(len(MAPS) * (1 if token == "map" else 4), -1), MAPS),
+        )
+    ]
+    torch.testing.assert_close(whole.scores.scores[0, 1].sum(), (read[0] - read[1]).mean().detach(), rtol=0, atol=1e-5)
+    assert whole.completeness_gap < 1e-4
 
 
 def test_a_class_without_images_is_named(parts: tuple[TopKAutoencoder, LinearProbe]) -> None:

@@ -1,0 +1,120 @@
+"""The interface of a probe: one classifier per denoising step on the flattened activations."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from difflens.types import Attribute
+
+
+class Probe(nn.Module, ABC):
+    """Reads an attribute's classes off the activations [N, D, H, W] of a step; its buffers are all that it learnt."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Number of denoising steps."""
+
+    @abstractmethod
+    def settings(self) -> Mapping[str, int]:
+        """The constructor's arguments."""
+
+    def affine_layer(self, step: int) -> tuple[Float[Tensor, "classes features"], Float[Tensor, "classes"]] | None:
+        """Weights and biases where the logits are affine in the activations; else None.
+
+        With them attribution has a closed form, without them it goes by autograd.
+        """
+        return None
+
+    @abstractmethod
+    def forward(self, h: Float[Tensor, "images channels height width"], step: int) -> Float[Tensor, "images classes"]:
+        """Logits of the attribute's classes at `step`."""
+
+
+Fitted = TypeVar("Fitted", bound=Probe)
+
+
+class ProbeFit(NamedTuple):
+    """A fitted probe and its held-out accuracy per step [steps] (float64), with the images per class it was fitted on."""
+
+    probe: Probe
+    accuracy: Float[Tensor, "steps"]
+    images_per_class: int
+
+
+def balanced_split(
+    labels: Int[Tensor, "images"], attribute: Attribute, *, held_out: float, seed: int
+) -> tuple[Int[Tensor, "train"], Int[Tensor, "test"]]:
+    """Positions with equal numbers per class, split into training and held-out images.
+
+    Raises:
+        ValueError: a class has fewer than five images.
+    """
+    counts = torch.bincount(labels[labels >= 0], minlength=len(attribute.classes))
+    smallest = int(counts.min())
+    if smallest < 5:
+        name = attribute.classes[int(counts.argmin())]
+        raise ValueError(
+            f"{smallest} of {len(labels)} images are {name!r} ({attribute.name}); "
+            "a probe needs at least 5 per class: collect more activations (data.images)."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    test_size = max(1, round(smallest * held_out))
+    train, test = [], []
+    for index in range(len(attribute.classes)):
+        rows = (labels == index).nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=generator)][:smallest]
+        test.append(rows[:test_size])
+        train.append(rows[test_size:])
+    return torch.cat(train), torch.cat(test)
+
+
+def fit_each_step(
+    new: Callable[[int], Fitted],
+    fit_step: Callable[[Fitted, int, Tensor, Tensor], None],
+    maps: Callable[[int], Float[Tensor, "images channels height width"]],
+    labels: Int[Tensor, "images"],
+    attribute: Attribute,
+    *,
+    steps: int,
+    held_out: float,
+    seed: int,
+    progress: Callable[[int], None],
+) -> ProbeFit:
+    """A probe fitted step by step on equal numbers of images per class, and its accuracy on held-out ones.
+
+    Args:
+        new: features → a probe that knows nothing yet.
+        fit_step: teaches it one step: (probe, step, features [n, D·H·W], labels [n]).
+        maps: gives the activations of all labelled images at a step.
+        labels: class index per image, negative where it is unknown.
+        attribute: whose classes are read.
+        steps: number of denoising steps.
+        held_out: share of each class kept for the accuracy.
+        seed: of the split.
+        progress: called with each step done.
+
+    Raises:
+        ValueError: see `balanced_split`.
+    """
+    train, test = balanced_split(labels, attribute, held_out=held_out, seed=seed)
+    probe, accuracy = None, torch.zeros(steps, dtype=torch.float64)
+    for step in range(steps):
+        h = maps(step).float()
+        probe = probe or new(h[0].numel())
+        fit_step(probe, step, h[train].flatten(1), labels[train])
+        accuracy[step] = (probe(h[test], step).argmax(-1) == labels[test]).double().mean()
+        progress(step)
+    assert probe is not None
+    return ProbeFit(probe, accuracy, len(train) // len(attribute.classes))
+
+
+def standardised(x: Float[Tensor, "images features"]) -> tuple[Float[Tensor, "images features"], Tensor, Tensor]:
+    """Features centred and scaled to unit mean square, their mean [features], and what they were divided by."""
+    mean = x.mean(0)
+    scale = (x - mean).square().mean().sqrt().clamp_min(1e-12)
+    return (x - mean) / scale, mean, scale

@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from difflens.probes.base import Probe, ProbeFit
+from difflens.probes.linear import LinearProbe, fit_linear_probe
+from difflens.probes.mlp import MlpProbe, fit_mlp_probe
+from difflens.probes.storage import FILE, load_probe, save_probe
+from difflens.types import Attribute
+
+GENDER = Attribute("gender", ("female", "male"))
+
+
+def exclusive_or(n: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
+    """The class is the sign of a product of two channels: nothing that a linear probe reads."""
+    generator = torch.Generator().manual_seed(0)
+    maps = 3 + 0.2 * torch.randn(n, 3, 2, 2, generator=generator)
+    signs = torch.randint(2, (n, 2), generator=generator) * 2 - 1
+    maps[:, :2, 0, 0] += signs
+    return maps, (signs.prod(1) > 0).long()
+
+
+def test_a_hidden_layer_reads_what_no_linear_probe_does() -> None:
+    maps, labels = exclusive_or()
+    linear = fit_linear_probe(lambda _: maps, labels, GENDER, steps=1)
+    hidden = fit_mlp_probe(lambda _: maps, labels, GENDER, steps=1, hidden=16, l2=1e-3, iterations=100)
+    assert linear.accuracy[0] < 0.7 and hidden.accuracy[0] > 0.95
+    assert linear.probe.affine_layer(0) is not None and hidden.probe.affine_layer(0) is None
+    again = fit_mlp_probe(lambda _: maps, labels, GENDER, steps=1, hidden=16, l2=1e-3, iterations=100)
+    assert torch.equal(hidden.probe(maps, 0), again.probe(maps, 0))
+
+
+@pytest.mark.parametrize("fit", [fit_linear_probe, fit_mlp_probe])
+def test_a_saved_probe_comes_back_as_what_it_was(fit, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    maps, labels = exclusive_or(60)
+    fitted = fit(lambda _: maps, labels, GENDER, steps=2, iterations=3)
+    save_probe(fitted, tmp_path)
+    probe, accuracy = load_probe(tmp_path)
+    assert type(probe) is type(fitted.probe) and probe.steps == 2
+    assert torch.equal(probe(maps, 1), fitted.probe(maps, 1)) and torch.equal(accuracy, fitted.accuracy)
+
+
+def test_a_probe_saved_without_its_class_is_linear_and_a_foreign_class_is_refused(tmp_path: Path) -> None:
+    probe = LinearProbe(2, 2, 12)
+    probe.weight.normal_()
+    save_probe(ProbeFit(probe, torch.zeros(2, dtype=torch.float64), 5), tmp_path)
+    tensors = load_file(tmp_path / FILE)
+    save_file(tensors, tmp_path / FILE)
+    found, _ = load_probe(tmp_path)
+    assert isinstance(found, LinearProbe) and torch.equal(found.weight, probe.weight)
+    for name in ("os.path", "difflens.types.Attribute"):
+        save_file(tensors, tmp_path / FILE, metadata={"class": name, "settings": "{}"})
+        with pytest.raises(ValueError, match="is no Probe"):
+            load_probe(tmp_path)
+
+
+def test_a_hidden_layer_needs_units() -> None:
+    assert issubclass(MlpProbe, Probe)
+    with pytest.raises(ValueError, match=r"probe\.hidden must be a whole number of at least 1, got 0"):
+        MlpProbe(1, 2, 12, 0)
