@@ -29,7 +29,7 @@ REVISIONS = {
     "activations": 1,
     "attribution": 2,
     "calibration": 2,
-    "cards": 2,
+    "cards": 3,
     "images": 1,
     "metrics": 2,
     "probe": 1,
