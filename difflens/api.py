@@ -13,17 +13,21 @@ from jaxtyping import Float, Num
 from safetensors.torch import load_file
 from torch import Tensor
 
-from difflens.artifacts import Artifact, ArtifactStore
+from difflens.artifacts import Artifact
 from difflens.attribution.statistics import CodeStatistics
 from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult
-from difflens.mitigation.assignment import assign_exact
 from difflens.mitigation.base import Window
+from difflens.mitigation.quota import Quota
 from difflens.mitigation.sae_features import SaeFeatureMitigation
 from difflens.models.live_pipeline import edited_pipeline
 from difflens.probes.storage import load_probe
+from difflens.run_artifacts import RunArtifacts
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.storage import load_sae as read_sae
 from difflens.types import Attribute, FeatureSet, Site
+
+DECIDES_EDIT = ("mitigation", "attribution", "latents", "strength", "calibration", "times")
+"""Entries of the spec of steered images that decide the edit; the others say of which images it was."""
 
 
 @dataclass(frozen=True)
@@ -44,53 +48,24 @@ class Features:
         return self.mitigation.attribute
 
 
-class _Chain:
-    """The artifacts of a run, found from one to the next by the fingerprints in their specs."""
-
-    def __init__(self, run: str | Path) -> None:
-        self.run = Path(run).resolve()
-        try:
-            entries = json.loads((self.run / "manifest.json").read_text())["artifacts"]
-        except (OSError, ValueError, KeyError):
-            raise ValueError(
-                f"{str(run)!r} is no run folder; give one that difflens made, such as 'outputs/latest'."
-            ) from None
-        self.made: dict[str, str] = {entry["kind"]: entry["fingerprint"] for entry in entries}
-        self.root = next((folder / "artifacts" for folder in self.run.parents if (folder / "artifacts").is_dir()), None)
-
-    def read(self, kind: str, fingerprint: str | None = None) -> Artifact:
-        """An artifact of the run, every file of it checked; the last one of its kind where no fingerprint is given.
-
-        Raises:
-            ValueError: the run has none, or it is not there any more.
-        """
-        mark = fingerprint or self.made.get(kind)
-        folder = None if self.root is None or mark is None else self.root / kind / mark
-        if folder is None or not folder.is_dir():
-            raise ValueError(f"the run {str(self.run)!r} has no {kind}; run `difflens task=steer`, or the whole study.")
-        assert self.root is not None
-        found = ArtifactStore(self.root).find(kind, json.loads((folder / "spec.json").read_text()))
-        assert found is not None
-        return found
-
-
 def load_sae(run: str | Path) -> SparseAutoencoder:
     """The sparse autoencoder of a run; it takes raw activations of the run's site.
 
     Raises:
         ValueError: the folder is no run, or the run trained or used none.
     """
-    return read_sae(_Chain(run).read("sae").folder / "autoencoder")
+    artifacts = RunArtifacts(run)
+    return read_sae(artifacts.read("sae", artifacts.of("sae")[-1]).folder / "autoencoder")
 
 
 def load_features(run: str | Path) -> Features:
     """The features that a run located, as the edit it made of them; without what it held the other attributes by.
 
     Raises:
-        ValueError: the folder is no run, it steered nothing, or its strengths belong to prompts.
+        ValueError: the folder is no run, it steered nothing or with several strengths, or its strengths belong to prompts.
     """
-    chain = _Chain(run)
-    steered = chain.read("steered")
+    chain = RunArtifacts(run)
+    steered = _steered(chain)
     statistics = chain.read("statistics", steered.spec["attribution"])
     attribution = chain.read("attribution", statistics.spec["attribution"])
     sae, probe = (chain.read(kind, attribution.spec[kind]) for kind in ("sae", "probe"))
@@ -117,7 +92,19 @@ def load_features(run: str | Path) -> Features:
     return Features(mitigation.with_strength(strength), tuple(activations.spec["model"]["timesteps"]))
 
 
-def _strength(chain: _Chain, spec: Mapping[str, Any], attribute: Attribute) -> Tensor:
+def _steered(chain: RunArtifacts) -> Artifact:
+    """The steered images of a run; of several sets any one, since all must be of the same edit."""
+    found = [chain.read("steered", fingerprint) for fingerprint in chain.of("steered")]
+    edits = {json.dumps([artifact.spec.get(key) for key in DECIDES_EDIT], sort_keys=True) for artifact in found}
+    if len(edits) > 1:
+        raise ValueError(
+            f"the run {str(chain.run)!r} steered with {len(edits)} different strengths, as task=dose does; give a run that "
+            "steered with one, such as that of `difflens task=steer`."
+        )
+    return found[-1]
+
+
+def _strength(chain: RunArtifacts, spec: Mapping[str, Any], attribute: Attribute) -> Tensor:
     if "strength" in spec:
         strength = torch.tensor(spec["strength"])
     else:
@@ -140,7 +127,8 @@ def steer(
 ) -> Iterator[DiffusionPipeline]:
     """Inside the block every call of the pipeline pushes its images towards a target distribution of classes.
 
-    The images of one call get classes in exact quota, shuffled. The pipeline is as it was after the block.
+    All images of the block together get classes in exact quota, shuffled, also where each call makes few of them or one.
+    The pipeline is as it was after the block.
 
     Args:
         pipeline: a diffusers pipeline with a U-Net, unconditional or text-to-image, such as the one the run studied.
@@ -165,12 +153,7 @@ def steer(
             f"the asymmetric update needs a DDIMScheduler, the pipeline has {type(pipeline.scheduler).__name__}; give it "
             "one, or take a run with mitigation.update=symmetric."
         )
-    calls = iter(range(seed, 2**31))
-
-    def assign(images: int) -> Tensor:
-        return assign_exact(shares, images, seed=next(calls))
-
-    with edited_pipeline(pipeline, mitigation, timesteps=features.timesteps, assign=assign):
+    with edited_pipeline(pipeline, mitigation, timesteps=features.timesteps, assign=Quota(shares, seed=seed)):
         yield pipeline
 
 
@@ -187,6 +170,7 @@ def fairness_discrepancy(
         target: share per class; None for equal shares.
     """
     shares = Attribute("attribute", tuple(classes)).target(target) if isinstance(target, Mapping) else target
+    shares = None if shares is None else shares.cpu()
     metric = FairnessDiscrepancy(classes, shares, missing="count")
     metric.update(logits)
     return metric.compute()

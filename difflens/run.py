@@ -31,7 +31,7 @@ REVISIONS = {
     "activations": 1,
     "attribution": 2,
     "calibration": 2,
-    "cards": 2,
+    "cards": 3,
     "images": 2,
     "metrics": 3,
     "probe": 1,

@@ -1,5 +1,6 @@
 """The Python interface reads a finished run and steers a pipeline with it; importing it costs nothing."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,10 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from program import undisturbed
+from torch import Tensor
 
 import difflens
+from difflens.api import Features
+from difflens.artifacts import ArtifactStore
+from difflens.attribution.statistics import CodeStatistics
 from difflens.metrics.functional import chance_discrepancy
+from difflens.mitigation.sae_features import SaeFeatureMitigation
+from difflens.sae.topk import TopKAutoencoder
+from difflens.types import Attribute, FeatureSet, Site
 
 EXAMPLE = Path(__file__).parents[1] / "experiments" / "steer_a_pipeline.py"
 
@@ -50,6 +59,73 @@ def test_a_run_gives_back_its_sae_and_its_features_and_the_example_runs_on_it() 
     )
     shares = [[float(share) for share in re.findall(r"male (\d\.\d+)", line)] for line in lines]
     assert all(sum(pair) == pytest.approx(1) for pair in shares)
+
+
+@pytest.mark.parametrize(("size", "calls"), [(1, 100), (3, 5)])
+def test_all_calls_of_a_block_share_the_quota(
+    unet: UNet2DModel, monkeypatch: pytest.MonkeyPatch, size: int, calls: int
+) -> None:
+    given: list[int] = []
+
+    def note(edit: SaeFeatureMitigation, h: Tensor, step: int, targets: Tensor) -> Tensor:
+        given.extend(targets.tolist())
+        return h
+
+    monkeypatch.setattr(SaeFeatureMitigation, "__call__", note)
+    nothing = CodeStatistics(torch.tensor([1, 2]), torch.zeros(2, 1, 2, 4, 4), torch.zeros(1, 2))
+    mitigation = SaeFeatureMitigation(
+        TopKAutoencoder(16, expansion=2, k=4),
+        FeatureSet(Attribute("gender", ("female", "male")), {"female": (1,), "male": (2,)}),
+        nothing,
+        site=Site(),
+        mode="contrast",
+        strength=torch.ones(2),
+    )
+    pipe = DDIMPipeline(unet, DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    with difflens.steer(pipe, Features(mitigation, (0,)), target={"female": 0.75, "male": 0.25}):
+        for call in range(calls):
+            pipe(size, num_inference_steps=1, output_type="np")
+            images = size * (call + 1)
+            assert len(given) == images and abs(given.count(0) - 0.75 * images) <= 0.5
+    assert given.count(0) == round(0.75 * size * calls)
+
+
+def test_a_run_is_read_wherever_its_artifacts_are(tmp_path: Path) -> None:
+    program = undisturbed().copied(tmp_path / "study")
+    outputs, elsewhere = program.folder / "outputs", tmp_path / "elsewhere" / "store"
+    elsewhere.parent.mkdir()
+    (outputs / "artifacts").rename(elsewhere)
+    with pytest.raises(ValueError, match=r"steered \w+ of the run .* is not there any more"):
+        difflens.load_features(program.latest)
+    config = program.latest / "config.yaml"
+    config.write_text(re.sub(r"artifacts: .*", f"artifacts: {elsewhere}", config.read_text()))
+    assert difflens.load_features(program.latest).attribute.name == "gender"
+    # A relative path counts from where the program was started, not from where it is read.
+    config.write_text(config.read_text().replace(str(elsewhere), "../elsewhere/store"))
+    assert difflens.load_sae(program.latest).width == difflens.load_sae(undisturbed().latest).width
+
+
+def recorded(folder: Path, kind: str, *specs: dict[str, object]) -> Path:
+    """A run that made artifacts of one kind."""
+    store, run = ArtifactStore(folder / "artifacts"), folder / "runs" / "a"
+    made = [store.get_or_create(kind, spec, lambda place: None)[0] for spec in specs]
+    run.mkdir(parents=True)
+    entries = [{"kind": kind, "fingerprint": artifact.fingerprint} for artifact in made]
+    (run / "manifest.json").write_text(json.dumps({"artifacts": entries}))
+    return run
+
+
+def test_a_run_that_steered_with_several_strengths_is_refused(tmp_path: Path) -> None:
+    doses = recorded(tmp_path / "doses", "steered", {"strength": [1.0, 1.0]}, {"strength": [2.0, 2.0]})
+    with pytest.raises(ValueError, match="steered with 2 different strengths"):
+        difflens.load_features(doses)
+    # The images of seen and of unseen prompts, edited alike.
+    twice = [{"attribution": "x", "calibration": "y", "originals": name} for name in ("seen", "unseen")]
+    with pytest.raises(ValueError, match="statistics x of the run"):
+        difflens.load_features(recorded(tmp_path / "prompts", "steered", *twice))
+    with pytest.raises(ValueError, match="has no sae"):
+        difflens.load_sae(doses)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

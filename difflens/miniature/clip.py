@@ -61,20 +61,22 @@ class ClipModel:
     @torch.inference_mode()
     def embed_images(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n embed"]:
         """Unit-norm float32 embeddings of images in [0, 1]."""
-        return torch.cat([self.network.encode_image(x, normalize=True) for x in self._prepared(images)]).float()
+        parts = [self.network.encode_image(x, normalize=True) for x in self._prepared(images)]
+        return torch.cat(parts).float().cpu()
 
     @torch.inference_mode()
     def embed_texts(self, texts: list[str]) -> Float[Tensor, "n embed"]:
         """Unit-norm float32 embeddings of texts."""
         tokens = self.tokenizer(texts).to(self.network.logit_scale.device)
-        return torch.cat([self.network.encode_text(x, normalize=True) for x in torch.split(tokens, self.batch)]).float()
+        parts = [self.network.encode_text(x, normalize=True) for x in torch.split(tokens, self.batch)]
+        return torch.cat(parts).float().cpu()
 
     @torch.inference_mode()
     def __call__(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim"]:
         """Features [N, dim] (float32) of images in [0, 1]."""
         options = {"indices": 1, "intermediates_only": True, "normalize_intermediates": True, "output_fmt": "NLC"}
         parts = [self.network.visual.forward_intermediates(x, **options) for x in self._prepared(images)]
-        return torch.cat([part["image_intermediates"][-1].mean(1) for part in parts]).float()
+        return torch.cat([part["image_intermediates"][-1].mean(1) for part in parts]).float().to(images.device)
 
     def _prepared(self, images: Tensor) -> Iterator[Tensor]:
         for chunk in torch.split(images.to(self.network.logit_scale.device).float(), self.batch):

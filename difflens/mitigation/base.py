@@ -70,4 +70,4 @@ class Mitigation(ABC):
     def __call__(
         self, h: Float[Tensor, "images channels height width"], step: int, targets: Int[Tensor, "images"]
     ) -> Float[Tensor, "images channels height width"]:
-        """The edited activations; rows whose target is `UNTOUCHED` come back bit for bit."""
+        """The edited activations, on the device where `h` lies; rows whose target is `UNTOUCHED` come back bit for bit."""

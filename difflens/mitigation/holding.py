@@ -61,15 +61,14 @@ class HoldingMitigation(Mitigation):
     ) -> Float[Tensor, "images channels height width"]:
         """See `Mitigation`."""
         own, shown = self._parts(targets)
-        latents = self._latents.to(h.device)
-        codes = self.edit.sae.codes_of_latents(h.float(), latents)
+        codes = self.edit.codes(h, self._latents)
         distance = (self.edit.strength.to(codes) - self.neutral).abs()[own.clamp_min(0)] * self.ratio
         total = torch.zeros_like(codes)
         members, weights = (self.edit, *self._holders), (torch.ones_like(distance), *[distance] * len(self._holders))
         for member, columns, aim, weight in zip(members, self._columns, (own, *shown), weights, strict=True):
             delta = member.change(codes[:, columns], step, aim, shown=member.shown(h, step))
             total[:, columns] += weight[:, None, None, None] * delta
-        return self.edit.write(h, torch.maximum(total, -codes), own, latents)
+        return self.edit.write(h, torch.maximum(total, -codes), own, self._latents)
 
     def _parts(self, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The target class of each image, and the class it shows of each held attribute: the inverse of `aims`."""

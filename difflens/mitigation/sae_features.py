@@ -10,6 +10,7 @@ from torch import Tensor
 
 from difflens.attribution.statistics import CodeStatistics
 from difflens.mitigation.base import Mitigation, Window
+from difflens.models.devices import placed
 from difflens.probes.base import Probe
 from difflens.sae.base import SparseAutoencoder
 from difflens.types import FeatureSet, Site
@@ -88,15 +89,21 @@ class SaeFeatureMitigation(Mitigation):
         self, h: Float[Tensor, "images channels height width"], step: int, targets: Int[Tensor, "images"]
     ) -> Float[Tensor, "images channels height width"]:
         """See `Mitigation`."""
-        latents = self.statistics.latents.to(h.device)
-        codes = self.sae.codes_of_latents(h.float(), latents)
-        return self.write(h, self.change(codes, step, targets, shown=self.shown(h, step)), targets, latents)
+        latents = self.statistics.latents
+        delta = self.change(self.codes(h, latents), step, targets, shown=self.shown(h, step))
+        return self.write(h, delta, targets, latents)
+
+    def codes(
+        self, h: Float[Tensor, "images channels height width"], latents: Int[Tensor, "latents"]
+    ) -> Float[Tensor, "images latents codes_height codes_width"]:
+        """The codes of these latents."""
+        return placed(self.sae, h.device).codes_of_latents(h.float(), latents)
 
     def shown(
         self, h: Float[Tensor, "images channels height width"], step: int
     ) -> Float[Tensor, "images classes"] | None:
         """What the gate reads in each image, None without one."""
-        return None if self.gate is None else self.gate(h, step).softmax(-1)
+        return None if self.gate is None else placed(self.gate, h.device)(h, step).softmax(-1)
 
     def write(
         self,
@@ -106,9 +113,10 @@ class SaeFeatureMitigation(Mitigation):
         latents: Int[Tensor, "latents"],
     ) -> Float[Tensor, "images channels height width"]:
         """The activations with Δz of these latents added, and under `official` the decoder's bias in every edited image."""
-        edited = self.sae.add_to_map(h, delta, latents)
+        sae = placed(self.sae, h.device)
+        edited = sae.add_to_map(h, delta, latents)
         if self.protocol == "official":
-            bias = self.sae.b_dec.detach().to(h.dtype)[None, :, None, None]
+            bias = sae.b_dec.detach().to(h.dtype)[None, :, None, None]
             edited = torch.where((targets >= 0)[:, None, None, None], edited + bias, edited)
         return edited
 

@@ -1,14 +1,18 @@
 """One feature at a time: what a single latent does to an image when it is raised where its class usually has it."""
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from difflens.mitigation.base import Mitigation, Window
 from difflens.mitigation.sae_features import SaeFeatureMitigation
+from difflens.models.devices import placed
 
 
 class SingleFeature(Mitigation):
-    """Raises one latent per image; an image's target is the position of its latent among the selected ones.
+    """Raises one latent per image, or lowers it but never below zero.
+
+    An image's target is the position of its latent among the selected ones.
 
     Args:
         whole: the mitigation whose latents and statistics are used.
@@ -28,9 +32,9 @@ class SingleFeature(Mitigation):
         self, h: Float[Tensor, "images channels height width"], step: int, targets: Int[Tensor, "images"]
     ) -> Float[Tensor, "images channels height width"]:
         """See `Mitigation`."""
-        statistics = self.whole.statistics
-        maps = statistics.mean[self.owner, step, range(len(self.owner))].to(h)
-        chosen = targets.clamp_min(0)
-        delta = h.new_zeros(len(h), len(maps), *maps.shape[1:])
-        delta[range(len(h)), chosen] = self.strength * maps[chosen] * (targets >= 0).to(h)[:, None, None]
-        return self.whole.sae.add_to_map(h, delta, statistics.latents.to(h.device))
+        statistics, latents = self.whole.statistics, self.whole.statistics.latents
+        codes = self.whole.codes(h, latents)
+        maps = statistics.mean[self.owner, step, range(len(self.owner))].to(codes)
+        chosen = torch.nn.functional.one_hot(targets.clamp_min(0), len(maps)) * (targets >= 0)[:, None]
+        delta = self.strength * maps * chosen[:, :, None, None]
+        return placed(self.whole.sae, h.device).add_to_map(h, torch.maximum(delta, -codes), latents)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from difflens.models.base import Edit
 from difflens.models.blocks import find_module
+from difflens.models.edits import change_by
 from difflens.models.guidance import BATCHED, UNGUIDED, Guidance
 from difflens.models.hooks import SiteHooks
 from difflens.models.schedulers import AsymmetricScheduler, scheduler_of
@@ -47,11 +48,7 @@ class EditedDenoiser(nn.Module):
         if self._targets is None or float(torch.as_tensor(timestep).flatten()[0]) == first:
             self._check_grid()
             self.__dict__["_targets"] = self._assign(images)
-        targets = self._targets.to(sample.device)
-
-        def change(h: Tensor, step: int) -> Tensor | None:
-            return self._edit(h, step, targets) if self._edit.active(step, len(self._timesteps)) else None
-
+        change = change_by(self._edit, self._targets.to(sample.device), steps=len(self._timesteps))
         scheduler = self._scheduler
         if scheduler is not None:
             scheduler.guidance = guidance

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from difflens.models.base import DiffusionModel, Edit, Generated, weights_fingerprint
 from difflens.models.driven_pipeline import DrivenPipeline
+from difflens.models.edits import change_by
 from difflens.models.hooks import SiteHooks
 from difflens.models.latents import add_noise, encode_images, squared_error
 from difflens.models.noise import image_generator, normal
 from difflens.models.prompts import cut_off, vocabulary_fingerprint
 from difflens.models.schedulers import AsymmetricScheduler, scheduler_of
-from difflens.types import UNTOUCHED, Branch, GenerationPlan, Site
+from difflens.types import Branch, GenerationPlan, Site
 
 log = logging.getLogger(__name__)
 
@@ -187,17 +188,9 @@ class TextToImageModel(DiffusionModel):
         """Edit one micro-batch's images for as long as the stack is open; where none has a target, attach nothing."""
         if plan.targets is None:
             raise ValueError("an edit needs plan.targets: one class per image, UNTOUCHED where it must not act.")
-        wanted = plan.targets[rows].to(self.device)
-        if not bool((wanted != UNTOUCHED).any()):
+        change = change_by(edit, plan.targets[rows].to(self.device), steps=self.steps)
+        if change is None:
             return
-
-        def change(h: Tensor, step: int) -> Tensor | None:
-            if not edit.active(step, self.steps):
-                return None
-            edited = edit(h, step, wanted)
-            # Where nothing changed, the plain pipeline goes on at its own batch size, and so to the same bits.
-            return None if torch.equal(edited, h) else edited
-
         if edit.update == "symmetric":
             stack.enter_context(self.driven.hooks(edit.site, images=len(rows), change=change))
             return

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from difflens.locations import locate
 from difflens.models.base import DiffusionModel, Edit, Generated, weights_fingerprint
+from difflens.models.edits import change_by
 from difflens.models.hooks import SiteHooks
 from difflens.models.noise import image_generator, normal
 from difflens.models.precision import choose_precision
 from difflens.models.sampling import ddim_step, estimate
-from difflens.types import UNTOUCHED, GenerationPlan, Site
+from difflens.types import GenerationPlan, Site
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -160,12 +161,7 @@ class UnconditionalModel(DiffusionModel):
     def _edit_hooks(self, edit: Edit, targets: Tensor | None, full: int) -> SiteHooks:
         if targets is None:
             raise ValueError("an edit needs plan.targets: one class per image, UNTOUCHED where it must not act.")
-        wanted = targets[torch.arange(full) % len(targets)].to(self.device)
-        touched = bool((wanted != UNTOUCHED).any())
-
-        def change(h: Tensor, step: int) -> Tensor | None:
-            return edit(h, step, wanted) if touched and edit.active(step, self.steps) else None
-
+        change = change_by(edit, targets[torch.arange(full) % len(targets)].to(self.device), steps=self.steps)
         fork = edit.update == "asymmetric"
         return SiteHooks(self.unet, edit.site, timesteps=self.timesteps, change=change, fork=fork)
 

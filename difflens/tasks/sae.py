@@ -29,6 +29,7 @@ from difflens.data.mixing import (
     mixed_batches,
 )
 from difflens.models.base import DiffusionModel
+from difflens.models.devices import placed
 from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.health import DENSITY_EDGES, HealthMeter, SaeHealth
@@ -176,7 +177,7 @@ def _held_out(store: ActivationStore, validation: list[int], tokenise: Tokenise)
 def updates_done(checkpoint: Path) -> int:
     """After how many updates a checkpoint was written; 0 where there is none, or one that cannot be read."""
     try:
-        return int(torch.load(checkpoint, weights_only=True)["global_step"])
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
     except (OSError, EOFError, KeyError, RuntimeError, UnpicklingError):
         return 0
 
@@ -220,10 +221,13 @@ def loss_recovered(
     rows = list(positions)[: bench.model.micro_batch // 2]
     images, prompts = store.images[rows].float() / 255, learning_plan(bench).take(torch.tensor(rows)).prompts
     losses = torch.zeros(3, store.steps, dtype=torch.float64)
+
+    def reconstruct(h: Tensor) -> Tensor:
+        return placed(autoencoder, h.device).reconstruct_map(h)
+
     for step in track(range(store.steps), description="denoising loss recovered"):
         mean = store.at_step(step).float().mean(0)
-        changes = (None, autoencoder.reconstruct_map, lambda h, mean=mean: mean.to(h.dtype).expand_as(h))
-        for row, change in enumerate(changes):
+        for row, change in enumerate((None, reconstruct, lambda h, mean=mean: mean.to(h).expand_as(h))):
             losses[row, step] = bench.model.denoising_loss(
                 images, step, site=bench.site, change=change, seed=bench.cfg.seed, prompts=prompts
             )

@@ -7,6 +7,7 @@ from torch import Tensor
 from difflens.attribution.separation import monosemanticity, paired_auc, separation
 from difflens.miniature.faces import FACTORS, render
 from difflens.miniature.population import Population
+from difflens.models.devices import placed
 from difflens.report.experiment_figures import draw_separation
 from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
@@ -70,7 +71,7 @@ def summed_codes(bench: Workbench, autoencoder: SparseAutoencoder, images: Tenso
         sums: list[Tensor] = []
 
         def keep(h: Tensor, sums: list[Tensor] = sums) -> Tensor:
-            sums.append(autoencoder.codes_of_map(h.float()).sum((-1, -2)))
+            sums.append(placed(autoencoder, h.device).codes_of_map(h.float()).sum((-1, -2)))
             return h
 
         for share in bench.cfg.task.steps:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import lightning
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.progress import track
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
 from difflens.tasks.attributes import class_words, read_attribute
 from difflens.tasks.checks import check
+from difflens.tasks.devices import trainer_settings
 from difflens.tasks.settings import check_target, read_strength
 from difflens.tasks.tracking import open_tracker
 from difflens.tasks.values import blaming, plain
@@ -228,12 +229,10 @@ class Workbench:
     def trainer(self, *, alone: bool = False, **settings: Any) -> lightning.Trainer:
         """A Lightning trainer without logger and checkpoints unless `settings` ask for them.
 
-        It spreads over the configured devices, all ranks taking part, unless `alone`.
+        It spreads over the configured devices, all ranks taking part, unless `alone` (see `trainer_settings`).
         """
         quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-        described: Any = OmegaConf.to_container(self.cfg.trainer, resolve=True)
-        if alone:
-            described |= {"devices": 1, "strategy": "auto"}
+        described = trainer_settings(self.cfg, alone=alone)
         callbacks = [OwnSigterm(), *settings.pop("callbacks", [])]
         return lightning.Trainer(**{**quiet, **described, **settings}, callbacks=callbacks)
 

@@ -38,6 +38,26 @@ def test_an_unconditional_pipeline_is_edited_as_the_model_is(model: Unconditiona
 
 
 @pytest.mark.parametrize("update", ["asymmetric", "symmetric"])
+@pytest.mark.parametrize(("amount", "target"), [(0.0, 0), (1.5, -1)])
+def test_a_neutral_edit_changes_no_bit_and_pays_nothing(
+    model: UnconditionalModel, update: str, amount: float, target: int
+) -> None:
+    pipe, rows = DDIMPipeline(model.unet, model.scheduler), []
+    pipe.set_progress_bar_config(disable=True)
+
+    def call() -> Tensor:
+        return torch.from_numpy(
+            pipe(4, torch.Generator().manual_seed(1), num_inference_steps=5, output_type="np").images
+        )
+
+    plain, edit = call(), Shift(amount, update=update, site=Site())
+    model.unet.conv_out.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    with edited_pipeline(pipe, edit, timesteps=model.timesteps, assign=lambda n: torch.full((n,), target)):
+        assert torch.equal(call(), plain)
+    assert rows == [4] * 5
+
+
+@pytest.mark.parametrize("update", ["asymmetric", "symmetric"])
 def test_a_guided_text_to_image_pipeline_is_edited_as_the_model_is(update: str) -> None:
     pipe = tiny_pipeline()
     model, edit = tiny_text_to_image(pipe), Shift(2.0, update=update)

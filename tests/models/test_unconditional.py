@@ -69,10 +69,20 @@ def test_touched_images_change_and_untouched_ones_do_not(model: UnconditionalMod
         assert (made[i] - plain[i]).abs().max() > 1e-3
 
 
-def test_a_neutral_symmetric_edit_changes_no_bit(model: UnconditionalModel) -> None:
-    made = images(model, [0, 1, 2, 3], edit=Add("symmetric", 0.0), targets=torch.zeros(4, dtype=torch.int64))
-    for i, image in images(model, [0, 1, 2, 3]).items():
+@pytest.mark.parametrize("update", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize(("amount", "target"), [(0.0, 0), (0.5, UNTOUCHED)])
+def test_a_neutral_edit_and_untouched_images_change_no_bit_and_pay_nothing(
+    model: UnconditionalModel, update: str, amount: float, target: int
+) -> None:
+    plain, rows = images(model, [0, 1, 2, 3]), []
+    model.unet.conv_out.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    made = images(model, [0, 1, 2, 3], edit=Add(update, amount), targets=torch.full((4,), target))
+    assert rows == [model.micro_batch] * 5
+    for i, image in plain.items():
         assert torch.equal(made[i], image)
+    rows.clear()
+    images(model, [0, 1, 2, 3], edit=Add(update), targets=torch.tensor([UNTOUCHED, 0, 1, UNTOUCHED]))
+    assert rows == [4, *([8] * 4 if update == "asymmetric" else [4] * 4)]  # the first step lies outside the window
 
 
 def test_the_updates_differ(model: UnconditionalModel) -> None:

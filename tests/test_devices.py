@@ -1,0 +1,239 @@
+"""Everything that happens while a model samples happens on its device; what it gives back lies on the CPU."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from second_device import SECOND, second_device
+from tiny_pipeline import MIDDLE, plan, tiny_pipeline, tiny_text_to_image
+from torch import Tensor, nn
+
+from difflens.attribution.base import Scorer
+from difflens.attribution.controls import MeanActivation
+from difflens.attribution.integrated_gradients import GradientTimesActivation, IntegratedGradients
+from difflens.attribution.statistics import CodeStatistics
+from difflens.data.activations import ActivationStore, collect_activations
+from difflens.mitigation.base import Mitigation
+from difflens.mitigation.holding import HoldingMitigation
+from difflens.mitigation.per_prompt import PerPromptMitigation
+from difflens.mitigation.sae_features import SaeFeatureMitigation, selected_latents
+from difflens.mitigation.single_feature import SingleFeature
+from difflens.models.base import DiffusionModel
+from difflens.models.devices import placed
+from difflens.models.live_pipeline import edited_pipeline
+from difflens.models.noise import image_generator
+from difflens.models.unconditional import UnconditionalModel
+from difflens.probes.linear import LinearProbe
+from difflens.sae.base import SparseAutoencoder
+from difflens.sae.batch_topk import BatchTopKAutoencoder
+from difflens.sae.topk import TopKAutoencoder
+from difflens.tasks.sae import loss_recovered
+from difflens.tasks.separation import summed_codes
+from difflens.tasks.workbench import Workbench
+from difflens.training.attribution_module import AttributionModule, LabelledMaps
+from difflens.training.health_callback import HealthOverTraining
+from difflens.training.loggers import Tracker
+from difflens.training.sae_module import SaeModule
+from difflens.types import UNTOUCHED, Attribute, FeatureSet, GenerationPlan, Site
+
+GENDER, AGE = Attribute("gender", ("female", "male")), Attribute("age", ("young", "old"))
+STEPS, CHANNELS, POSITIONS = 5, 16, 16
+TARGETS = torch.tensor([0, 1, UNTOUCHED, 1])
+SHOWN = torch.tensor([[1], [0], [1], [-1]])
+
+
+def autoencoder(**settings: Any) -> TopKAutoencoder:
+    torch.manual_seed(0)
+    return TopKAutoencoder(CHANNELS, expansion=2, k=16, **settings).requires_grad_(False).eval()
+
+
+def edit(sae: TopKAutoencoder, attribute: Attribute = GENDER, **settings: Any) -> SaeFeatureMitigation:
+    """A gated edit by 8 latents."""
+    generator = torch.Generator().manual_seed(1)
+    features = FeatureSet(attribute, dict(zip(attribute.classes, ((1, 3, 5, 7), (2, 4, 6, 8)), strict=True)))
+    side = 1 if sae.token == "map" else 4
+    usual = CodeStatistics(
+        selected_latents(features),
+        torch.rand(2, STEPS, 8, side, side, generator=generator),
+        torch.rand(STEPS, 8, generator=generator),
+    )
+    gate = LinearProbe(STEPS, 2, CHANNELS * POSITIONS)
+    gate.weight.normal_(generator=generator).mul_(0.1)
+    described = {"site": Site(), "mode": "contrast", "strength": torch.tensor([3.0, 2.0]), "gate": gate}
+    return SaeFeatureMitigation(sae, features, usual, **{**described, **settings})
+
+
+def holding(sae: TopKAutoencoder, **settings: Any) -> HoldingMitigation:
+    return HoldingMitigation(edit(sae, **settings), [edit(sae, AGE)], ratio=1.5)
+
+
+EDITS = {
+    "contrast": lambda: edit(autoencoder()),
+    "symmetric": lambda: edit(autoencoder(), update="symmetric"),
+    "scale": lambda: edit(autoencoder(), mode="scale", suppress=0.5, protocol="official"),
+    "add": lambda: edit(autoencoder(), mode="add", places="fired"),
+    "clamp": lambda: edit(autoencoder(), mode="clamp", gate=None),
+    "whole map": lambda: edit(autoencoder(token="map", positions=POSITIONS)),
+    "holding": lambda: holding(autoencoder()),
+    "single": lambda: SingleFeature(edit(autoencoder()), torch.zeros(8, dtype=torch.int64), strength=-2.0),
+}
+
+
+def tiny(unet: UNet2DModel, device: torch.device | str) -> UnconditionalModel:
+    scheduler = DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
+    return UnconditionalModel(unet, scheduler, name="tiny", steps=STEPS, micro_batch=4, eta=1.0, device=str(device))
+
+
+def sampled(model: DiffusionModel, wanted: GenerationPlan, made_by: Mitigation) -> tuple[Tensor, Tensor]:
+    (made,) = model.sample(wanted, record=made_by.site, edit=made_by)
+    assert made.activations is not None
+    assert made.images.device.type == made.activations.device.type == "cpu"
+    return made.images, made.activations
+
+
+def test_the_second_device_tells_a_mixture() -> None:
+    with second_device() as device:
+        x = torch.ones(3, device=device)
+        assert x.device == SECOND and (x + torch.tensor(1.0)).tolist() == [2, 2, 2]
+        assert x[torch.tensor([0, 2])].cpu().tolist() == [1, 1]
+        with pytest.raises(RuntimeError, match="both devices"):
+            x + torch.ones(3)
+        with pytest.raises(RuntimeError, match="indexed by"):
+            torch.ones(3)[torch.zeros(2, dtype=torch.int64, device=device)]
+        with pytest.raises(RuntimeError, match="both devices"):
+            nn.Linear(3, 3)(x)
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_sample_is_the_same_on_another_device(unet: UNet2DModel, name: str) -> None:
+    made_by = EDITS[name]()
+    targets = made_by.aims(TARGETS, SHOWN, None)
+    wanted = GenerationPlan(3, torch.arange(4), targets)
+    expected = sampled(tiny(unet, "cpu"), wanted, made_by)
+    (plain,) = tiny(unet, "cpu").sample(GenerationPlan(3, torch.arange(4)))
+    assert (expected[0] - plain.images)[0].abs().max() > 1e-3
+    with second_device() as device:
+        found = sampled(tiny(unet, device), wanted, made_by)
+    for mine, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("update", ["asymmetric", "symmetric"])
+def test_an_edited_text_to_image_sample_is_the_same_on_another_device(update: str) -> None:
+    kind = holding(autoencoder(), site=MIDDLE, update=update)
+    made_by = PerPromptMitigation(kind, ["a face of a doctor"]).with_strength(torch.tensor([3.0, 2.0]))
+    wanted = plan([0, 1])
+    wanted = wanted.towards(made_by.aims(TARGETS[:2], SHOWN[:2], wanted.prompts))
+    expected = sampled(tiny_text_to_image(), wanted, made_by)
+    (plain,) = tiny_text_to_image().sample(plan([0, 1]))
+    assert (expected[0] - plain.images).abs().amax((1, 2, 3)).min() > 1e-3
+    with second_device() as device:
+        found = sampled(tiny_text_to_image(tiny_pipeline().to(device)), wanted, made_by)
+    for mine, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=0, atol=2e-3)
+
+
+def test_a_users_own_pipeline_is_edited_on_its_device(unet: UNet2DModel) -> None:
+    made_by = edit(autoencoder())
+
+    def call(pipe: Any) -> Tensor:
+        pipe.set_progress_bar_config(disable=True)
+        timesteps = [int(t) for t in tiny(unet, pipe.device).timesteps]
+        generators = [image_generator(3, image_id) for image_id in range(4)]
+        with edited_pipeline(pipe, made_by, timesteps=timesteps, assign=lambda _: TARGETS):
+            made = pipe(4, generators, num_inference_steps=STEPS, output_type="np").images
+        return torch.from_numpy(made)
+
+    scheduler = DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
+    expected = call(DDIMPipeline(unet, scheduler))
+    with second_device() as device:
+        torch.testing.assert_close(call(DDIMPipeline(unet, scheduler).to(device)), expected, rtol=0, atol=1e-3)
+
+
+def bench(model: DiffusionModel) -> Workbench:
+    made = Workbench.__new__(Workbench)
+    task, data = SimpleNamespace(steps=[0.2, 0.6]), SimpleNamespace(base_seed=0, images=4)
+    made.__dict__.update(model=model, site=Site(), prompts=None, cfg=SimpleNamespace(seed=0, task=task, data=data))
+    return made
+
+
+def test_an_sae_on_the_cpu_is_measured_inside_a_model_on_another_device(unet: UNet2DModel, tmp_path: Path) -> None:
+    list(collect_activations(tiny(unet, "cpu"), GenerationPlan(0, torch.arange(4)), site=Site(), folder=tmp_path))
+    store, sae = ActivationStore(tmp_path), autoencoder()
+
+    def measured(model: DiffusionModel) -> tuple[list[float], Tensor]:
+        return loss_recovered(bench(model), sae, store, range(4)), summed_codes(bench(model), sae, store.images / 255)
+
+    expected = measured(tiny(unet, "cpu"))
+    with second_device() as device:
+        recovered, codes = measured(tiny(unet, device))
+    assert recovered == pytest.approx(expected[0], rel=1e-3)
+    torch.testing.assert_close(codes, expected[1], rtol=1e-4, atol=1e-3)
+
+
+SCORERS = [IntegratedGradients(), GradientTimesActivation(), MeanActivation()]
+
+
+@pytest.mark.parametrize("scorer", SCORERS, ids=lambda scorer: scorer.name)
+@pytest.mark.parametrize("contrast", [True, False])
+def test_attribution_computes_where_lightning_puts_it(scorer: Scorer, contrast: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps, start = (torch.randn(4, CHANNELS, 4, 4, generator=generator) for _ in range(2))
+
+    def scored(device: torch.device) -> Tensor:
+        found_by = edit(autoencoder())
+        assert found_by.gate is not None
+        module = AttributionModule(found_by.sae, found_by.gate, GENDER, scorer).to(device)
+        labels = torch.tensor([0, 1, 0, 1], device=device)
+        baseline = start.half().to(device) if contrast else None
+        with torch.no_grad():
+            for step in range(STEPS):
+                module.predict_step(LabelledMaps(maps.half().to(device), labels, step, baseline), 0)
+        return module.cpu().result().scores.scores
+
+    expected = scored(torch.device("cpu"))
+    with second_device() as device:
+        torch.testing.assert_close(scored(device), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [TopKAutoencoder, BatchTopKAutoencoder])
+@pytest.mark.parametrize("variance", ["dataset", "batch", "step"])
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_an_sae_trains_where_lightning_puts_it(kind: type[SparseAutoencoder], variance: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens, steps = torch.randn(64, 8, generator=generator), torch.randint(STEPS, (64,), generator=generator)
+
+    def trained(device: torch.device) -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
+        # A latent counts as dead after 3 tokens, so that the auxiliary loss takes part.
+        module = SaeModule(kind(8, expansion=4, k=2), steps=STEPS, tokens=64, batch=32, variance=variance)
+        module.calibrate_input(tokens, steps)
+        module = module.to(device)
+        batch = [tokens.to(device), steps.to(device)]
+        with torch.no_grad():
+            losses = [module.training_step(batch, index).cpu() for index in range(3)]
+        module.sae.normalise_decoder()
+        module.sae.eval()
+        HealthOverTraining(tokens, steps, Tracker())._measure(module, 3)
+        return (*losses, module.health.squared_error.cpu(), module.cpu().fold_scale().w_dec.detach())
+
+    expected = trained(torch.device("cpu"))
+    with second_device() as device:
+        torch.testing.assert_close(trained(device), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_copy_is_made_once_and_serves_outside_of_inference_mode() -> None:
+    sae = BatchTopKAutoencoder(4, expansion=2, k=2)
+    assert placed(sae, torch.device("cpu")) is sae
+    with torch.inference_mode():
+        there = placed(sae, SECOND)
+    assert placed(sae, SECOND) is there and there is not sae
+    assert {tensor.device for tensor in there.state_dict().values()} == {SECOND}
+    assert not any(tensor.is_inference() for tensor in there.state_dict(keep_vars=True).values())
+    assert [name for name, _ in there.named_buffers()] == ["threshold", "batches_seen"]
+    assert {tensor.device.type for tensor in sae.state_dict().values()} == {
+        "cpu"
+    } and there.settings() == sae.settings()
