@@ -31,7 +31,7 @@ REVISIONS = {
     "calibration": 2,
     "cards": 2,
     "images": 1,
-    "metrics": 2,
+    "metrics": 3,
     "probe": 1,
     "reading": 1,
     "sae": 1,

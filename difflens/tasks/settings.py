@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from difflens.training.loggers import MODES
+from difflens.training.modes import MODES
 from difflens.types import Branch, Where
 
 

@@ -11,7 +11,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 from difflens.artifacts import Artifact
 from difflens.errors import one_line
-from difflens.training.loggers import MODES, RunIdentity, Tracker
+from difflens.training.loggers import RunIdentity, Tracker
+from difflens.training.modes import MODES
 
 STEP = "denoising_step"
 SECONDS_TO_CONNECT = 20.0

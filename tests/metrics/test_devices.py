@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from torch import nn
 
+from difflens.metrics.clip_weights import ClipWeights
 from difflens.metrics.embeddings import OpenClipModel
 from difflens.metrics.fairface import FairFaceJudge
 from difflens.metrics.inception import load_inception
@@ -22,7 +23,7 @@ def stable_diffusion(device: str) -> object:
 
 BUILT: dict[str, Callable[[str], object]] = {
     "judge": lambda device: FairFaceJudge(nn.Linear(1, 1), device=device),
-    "embeddings": lambda device: OpenClipModel(nn.Linear(1, 1), None, name="clip", device=device),
+    "embeddings": lambda device: OpenClipModel(ClipWeights.__new__(ClipWeights), None, name="clip", device=device),
     "extractor": inception,
     "miniature": lambda device: load_clip("package:miniature/weights/clip", device=device),
     "pipeline": stable_diffusion,
