@@ -3,7 +3,8 @@
 Writes a P2 CelebA-HQ checkpoint, FairFace's ResNet-34, open_clip's ViT-B/32 and Inception v3 with random weights as files of
 the published formats, runs the program on a few images, and prints seconds and peak memory of each run. What it measures
 means nothing here: the judge is even shifted so that it sees both classes. `--folders 300 900` runs `task=evaluate` alone on
-folders of so many images, whose peaks should be about equal.
+folders of so many images, whose peaks should be about equal; `--clip ViT-L-14` with another of open_clip's models;
+`--images-only` without the networks, which shows what memory the images themselves take.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -35,13 +37,15 @@ from guided_diffusion import GuidedUNet  # noqa: E402
 
 FEMALE, MALE, OUTPUTS = 8, 7, 18
 """Outputs of FairFace."""
-NETWORKS = [
-    "model=p2_celebahq",
+CLIP = "ViT-B-32"
+NETWORKS = ["model=p2_celebahq", "attribute=gender", "metric.extractor.features.sha256=null"]
+STAND_IN = [
     "attribute=gender",
-    "metric.extractor.embeddings.model=ViT-B-32",
-    "metric.extractor.features.sha256=null",
+    "judge=miniature",
+    "metric=default",
+    "metric.extractor._target_=stand_in.Thumbnails",
+    "~metric.extractor.folder",
 ]
-JUDGES = ("judge=fairface", "judge.scores.clip.model=ViT-B-32")
 SMALL = [
     "model.steps=2",
     "model.micro_batch=4",
@@ -72,16 +76,16 @@ class Published(nn.Module):
 
 
 @torch.no_grad()
-def write_weights(folder: Path) -> None:
-    """All four files, where the configuration looks for them."""
+def write_weights(folder: Path, clip: str) -> None:
+    """All four files, where the configuration looks for them; CLIP's numbers are of half precision, as OpenAI's are."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     network = GuidedUNet(128, (1, 1, 2, 2, 4, 4), 1, (16,), 64)
     network(torch.zeros(1, 3, 64, 64), torch.zeros(1))
     torch.save(network.state, folder / "celebahq_p2.pt")
     torch.save(resnet34(num_classes=OUTPUTS).state_dict(), fairface(folder))
-    clip = open_clip.create_model("ViT-B-32").state_dict()
-    save_file({name: value.contiguous() for name, value in clip.items()}, folder / "ViT-B-32-openai.safetensors")
+    state = open_clip.create_model(clip).half().float().state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / f"{clip}-openai.safetensors")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         inception = torch.jit.trace(Published().eval(), torch.zeros(1, 3, 299, 299))
@@ -89,7 +93,7 @@ def write_weights(folder: Path) -> None:
     write_images(folder / "reference_images", 8, seed=0)
 
 
-def apart(work: Callable[..., None], *arguments: Path) -> None:
+def apart(work: Callable[..., None], *arguments: Any) -> None:
     """Do something in a process of its own: Linux counts the memory of whoever starts a process as that process's peak."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         pool.submit(work, *arguments).result()
@@ -120,12 +124,13 @@ def centre_judge(weights: Path, activations: Path) -> None:
     torch.save(state, fairface(weights))
 
 
-def difflens(folder: Path, *overrides: str, judges: Sequence[str] = JUDGES) -> None:
+def difflens(folder: Path, *overrides: str) -> None:
     """Run the program in a process of its own, and print its seconds and its peak memory."""
     places = [f"paths.outputs={folder / 'outputs'}", f"paths.weights={folder / 'weights'}"]
-    command = [sys.executable, "-m", "difflens.main", *NETWORKS, *judges, *SMALL, *places, *overrides]
+    command = [sys.executable, "-m", "difflens.main", *SMALL, *places, *overrides]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "DIFFLENS_ALLOW_TARGETS": "stand_in"}
     start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     seconds, peak = time.perf_counter() - start, usage.ru_maxrss / 2**10
     name = " ".join(part for part in overrides if part.startswith(("task=", "images=", "judge=")))
@@ -136,21 +141,31 @@ def difflens(folder: Path, *overrides: str, judges: Sequence[str] = JUDGES) -> N
     print("  " + ", ".join(f"{stage} {spent:.1f} s" for stage, spent in manifest["seconds"].items()), flush=True)
 
 
-def study(folder: Path) -> None:
+def study(folder: Path, clip: str) -> None:
     """Convert, sample what is learnt from, run all stages, and evaluate the images by the paper's protocol."""
-    difflens(folder, "task=convert")
-    difflens(folder, "task=activations")
+    networks = [*NETWORKS, f"metric.extractor.embeddings.model={clip}"]
+    labelled = [*networks, "judge=fairface", f"judge.scores.clip.model={clip}"]
+    difflens(folder, *labelled, "task=convert")
+    difflens(folder, *labelled, "task=activations")
     (made,) = (folder / "outputs" / "artifacts" / "activations").glob("*/spec.json")
     apart(centre_judge, folder / "weights", made.parent)
-    difflens(folder, "task=pipeline")
+    difflens(folder, *labelled, "task=pipeline")
     images = (folder / "outputs" / "latest" / "images").resolve()
-    evaluate(folder, images / "difflens", f"originals={images / 'original'}")
-
-
-def evaluate(folder: Path, images: Path, originals: str) -> None:
     reference = folder / "weights" / "reference_images"
-    asked = ("task=evaluate", f"images={images}", f"reference={reference}", originals)
-    difflens(folder, *asked, judges=["judge=official"])
+    evaluate(folder, networks, images / "difflens", reference, f"originals={images / 'original'}")
+
+
+def evaluate(folder: Path, networks: Sequence[str], images: Path, reference: Path, originals: str) -> None:
+    judges = [] if "judge=miniature" in networks else ["judge=official"]
+    difflens(folder, *networks, *judges, "task=evaluate", f"images={images}", f"reference={reference}", originals)
+
+
+def folders(folder: Path, counts: Sequence[int], networks: Sequence[str]) -> None:
+    """Evaluate folders of so many images, each with itself as its reference."""
+    for count in counts:
+        images = folder / f"images_{count}"
+        write_images(images, count, seed=count)
+        evaluate(folder, networks, images, images, "originals=null")
 
 
 def main() -> None:
@@ -158,15 +173,19 @@ def main() -> None:
     parser.add_argument(
         "--folders", type=int, nargs="+", metavar="IMAGES", help="only evaluate folders of so many images"
     )
+    parser.add_argument("--clip", default=CLIP, metavar="MODEL", help=f"open_clip's model (default {CLIP})")
+    parser.add_argument("--images-only", action="store_true", help="evaluate folders with a stand-in for all networks")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="difflens-") as name:
         folder = Path(name)
-        apart(write_weights, folder / "weights")
-        if not asked.folders:
-            study(folder)
-        for count in asked.folders or ():
-            write_images(folder / f"images_{count}", count, seed=count)
-            evaluate(folder, folder / f"images_{count}", "originals=null")
+        if asked.images_only:
+            folders(folder, asked.folders or (300, 10_000), STAND_IN)
+            return
+        apart(write_weights, folder / "weights", asked.clip)
+        if asked.folders:
+            folders(folder, asked.folders, [*NETWORKS, f"metric.extractor.embeddings.model={asked.clip}"])
+        else:
+            study(folder, asked.clip)
 
 
 if __name__ == "__main__":

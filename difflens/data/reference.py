@@ -11,6 +11,7 @@ from torch import Tensor
 from difflens.artifacts import ArtifactStore
 from difflens.data.folder import ImageFolder
 from difflens.metrics.judges import FeatureExtractor, ReferenceStatistics
+from difflens.metrics.weights import free
 
 
 class Reference(NamedTuple):
@@ -42,6 +43,7 @@ def collect_reference(
 
     def make(folder: Path) -> None:
         save_file({"features": collect_features(images, extractor, batch=batch)}, folder / "features.safetensors")
+        free(extractor)
 
     artifact, _ = store.get_or_create("reference", spec, make)
     features = load_file(artifact.folder / "features.safetensors")["features"]

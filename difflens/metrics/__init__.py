@@ -1,17 +1,21 @@
 """What the images are scored with: pure functions in `functional`, metrics over them, judges and feature extractors."""
 
-from difflens.metrics.clip import ClipSimilarity, PromptSimilarity, SimilarityResult
-from difflens.metrics.fairness import (
-    FairnessDiscrepancy,
-    FairnessResult,
-    IntersectionalFairnessDiscrepancy,
-    PerPromptFairnessDiscrepancy,
-    PerPromptFairnessResult,
-    Share,
-)
-from difflens.metrics.frechet import FrechetDistance, FrechetResult, KernelDistance, KernelResult
-from difflens.metrics.judges import FeatureExtractor, Judge, ReferenceStatistics, select_classes
-from difflens.metrics.leakage import AttributeLeakage, Leakage, LeakageResult
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from difflens.metrics.clip import ClipSimilarity, PromptSimilarity, SimilarityResult
+    from difflens.metrics.fairness import (
+        FairnessDiscrepancy,
+        FairnessResult,
+        IntersectionalFairnessDiscrepancy,
+        PerPromptFairnessDiscrepancy,
+        PerPromptFairnessResult,
+        Share,
+    )
+    from difflens.metrics.frechet import FrechetDistance, FrechetResult, KernelDistance, KernelResult
+    from difflens.metrics.judges import FeatureExtractor, Judge, ReferenceStatistics, select_classes
+    from difflens.metrics.leakage import AttributeLeakage, Leakage, LeakageResult
 
 __all__ = [
     "AttributeLeakage",
@@ -35,3 +39,14 @@ __all__ = [
     "SimilarityResult",
     "select_classes",
 ]
+
+MODULES = ("clip", "fairness", "frechet", "judges", "leakage")
+
+
+def __getattr__(name: str) -> Any:
+    """A name of `__all__`, imported when it is asked for: torchmetrics alone takes 100 MB, beside a network too much."""
+    if name in __all__:
+        for module in map(import_module, (f"{__name__}.{module}" for module in MODULES)):
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
 """CLIP by open_clip, for CLIP-I, CLIP-T and zero-shot judges: always trained weights, never a silent download."""
 
 import os
-import pickle
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,12 @@ from jaxtyping import Float
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from difflens.fingerprints import fingerprint
+from difflens.metrics.clip_weights import ClipWeights
 from difflens.metrics.pixels import as_photographs
-from difflens.metrics.weights import find_weights
-from difflens.models.base import weights_fingerprint
+from difflens.metrics.weights import OnDemand, find_weights
 from difflens.models.precision import check_device
 from difflens.models.quiet import quietly
 
@@ -29,8 +28,10 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 class OpenClipModel:
     """Image and text embeddings of one space, with the preparation of images that the model was trained with.
 
+    One tower is in memory at a time, read when it is first asked for.
+
     Args:
-        network: a model made by open_clip.
+        weights: of a model of open_clip.
         tokenizer: texts → token ids [N, length].
         name: what the model is called in tables.
         device: where the network runs.
@@ -40,25 +41,43 @@ class OpenClipModel:
         ValueError: there is no such device.
     """
 
-    def __init__(self, network: nn.Module, tokenizer: Any, *, name: str, device: str = "cpu", batch: int = 64) -> None:
-        self.network, self.tokenizer = network.to(check_device(device)).eval().requires_grad_(False), tokenizer
-        self.name, self.device, self.batch = name, device, batch
-        vision: Any = network.visual
-        preparation: dict[str, Any] = vision.preprocess_cfg
-        self._prepare: Any = image_transform_v2(PreprocessCfg(**preparation), is_train=False)
-        described = {"weights": weights_fingerprint(network), "preparation": _plain(preparation), "name": name}
+    def __init__(
+        self, weights: ClipWeights, tokenizer: Any, *, name: str, device: str = "cpu", batch: int = 64
+    ) -> None:
+        self.tokenizer, self.name, self.device, self.batch = tokenizer, name, check_device(device), batch
+        self._images = OnDemand(partial(weights.read, "images", device=self.device))
+        self._texts = OnDemand(partial(weights.read, "texts", device=self.device))
+        self._prepare: Any = image_transform_v2(PreprocessCfg(**weights.preparation), is_train=False)
+        described = {"weights": weights.fingerprint, "preparation": _plain(weights.preparation), "name": name}
         self.fingerprint = fingerprint(described)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network with its image tower."""
+        self._texts.free()
+        return self._images()
+
+    @property
+    def text_network(self) -> nn.Module:
+        """The network with all but its image tower."""
+        self._images.free()
+        return self._texts()
 
     @property
     def scale(self) -> float:
         """What cosines are multiplied by before a softmax."""
-        return float(self.network.logit_scale.exp())  # type: ignore[operator, union-attr]
+        return float(self.text_network.logit_scale.exp())  # type: ignore[operator, union-attr]
+
+    def free(self) -> None:
+        """Give the memory back; what is needed again is read again."""
+        self._images.free()
+        self._texts.free()
 
     @torch.inference_mode()
     def embed_photographs(self, photographs: Sequence[Image.Image]) -> Float[Tensor, "n embed"]:
         """Unit-norm float32 embeddings of RGB images."""
         pixels = torch.stack([self._prepare(photograph) for photograph in photographs])
-        return torch.cat([self._encode("encode_image", x) for x in torch.split(pixels, self.batch)])
+        return torch.cat([self._encode(self.network.encode_image, x) for x in torch.split(pixels, self.batch)])
 
     def embed_images(self, images: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n embed"]:
         """Unit-norm float32 embeddings of images in [0, 1]."""
@@ -67,10 +86,11 @@ class OpenClipModel:
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed"]:
         """Unit-norm float32 embeddings of texts."""
-        return torch.cat([self._encode("encode_text", x) for x in torch.split(self.tokenizer(list(texts)), self.batch)])
+        encode = self.text_network.encode_text
+        return torch.cat([self._encode(encode, x) for x in torch.split(self.tokenizer(list(texts)), self.batch)])
 
-    def _encode(self, method: str, batch: Tensor) -> Tensor:
-        embeddings: Tensor = getattr(self.network, method)(batch.to(self.device), normalize=True)
+    def _encode(self, encode: Any, batch: Tensor) -> Tensor:
+        embeddings: Tensor = encode(batch.to(self.device), normalize=True)
         return embeddings.float().cpu()
 
 
@@ -107,10 +127,10 @@ def load_open_clip(
         raise ValueError(f"{model} reads texts with files of the hub; set download=true, or take one like 'ViT-L-14'.")
     tag = open_clip.get_pretrained_cfg(model, pretrained)
     path = _fetch(model, pretrained, tag) if tag and download else find_pretrained(model, pretrained, folder)
-    path = str(find_weights(path, obtain=f"open_clip {model} {pretrained}", sha256=sha256))
-    network = _build(model, path, tag)
-    name = f"{model} {pretrained if tag else Path(path).name}"
-    return OpenClipModel(network, open_clip.get_tokenizer(model), name=name, device=device, batch=batch)
+    found = find_weights(path, obtain=f"open_clip {model} {pretrained}", sha256=sha256)
+    weights = ClipWeights(model, found, tag)
+    name = f"{model} {pretrained if tag else found.name}"
+    return OpenClipModel(weights, open_clip.get_tokenizer(model), name=name, device=device, batch=batch)
 
 
 def _fetch(model: str, pretrained: str, tag: dict[str, Any]) -> str:
@@ -122,21 +142,6 @@ def _fetch(model: str, pretrained: str, tag: dict[str, Any]) -> str:
         raise ValueError(
             f"open_clip's {model} {pretrained!r} could not be fetched ({reason}); try again where there is a network."
         ) from error
-
-
-def _build(model: str, path: str, tag: dict[str, Any]) -> Any:
-    """The network with the weights of a file; the tag decides its activation function and the preparation of images."""
-    try:
-        return open_clip.create_model(
-            model,
-            pretrained=path,
-            force_quick_gelu=tag.get("quick_gelu", False),
-            force_preprocess_cfg=tag,
-            require_pretrained=True,
-        )
-    except (RuntimeError, OSError, KeyError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path!r} holds no weights of open_clip's {model}: {reason}") from error
 
 
 def find_pretrained(model: str, pretrained: str, folder: str) -> str:

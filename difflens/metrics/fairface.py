@@ -13,7 +13,7 @@ from difflens.fingerprints import fingerprint
 from difflens.metrics.faces import FaceCropper, WholeImage
 from difflens.metrics.official import OUTPUTS
 from difflens.metrics.pixels import read_faces
-from difflens.metrics.weights import find_weights, load_weights
+from difflens.metrics.weights import OnDemand, find_weights, load_weights
 from difflens.models.base import weights_fingerprint
 from difflens.models.precision import check_device
 
@@ -46,7 +46,7 @@ class FairFaceJudge:
     """FairFace as a `Judge`; an image without a face has rows of NaN.
 
     Args:
-        network: images [N, 3, 224, 224], standardised → [N, 18].
+        network: images [N, 3, 224, 224], standardised → [N, 18]; or what builds it when it is needed.
         faces: what of an image the network sees.
         protocol: `mapped`: what tables print is measured on the classes of `GROUPS`. `official`: they print
             `official_discrepancies` of `outputs` (METHOD section 9). A call answers the same under both.
@@ -62,7 +62,7 @@ class FairFaceJudge:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: nn.Module | OnDemand,
         *,
         faces: FaceCropper | None = None,
         protocol: str = "mapped",
@@ -71,9 +71,10 @@ class FairFaceJudge:
     ) -> None:
         if protocol not in PROTOCOLS:
             raise ValueError(f"FairFace's protocol is one of {', '.join(PROTOCOLS)}, got {protocol!r}.")
-        self.network, self.faces, self.protocol = network.to(check_device(device)), faces or WholeImage(), protocol
-        self.device, self.batch = device, batch
-        described = {"weights": weights_fingerprint(network), "faces": self.faces.name, "protocol": protocol}
+        self._network = network if isinstance(network, OnDemand) else OnDemand(lambda: network)
+        self.faces, self.protocol = faces or WholeImage(), protocol
+        self.device, self.batch = check_device(device), batch
+        described = {"weights": weights_fingerprint(self._network()), "faces": self.faces.name, "protocol": protocol}
         self.fingerprint = fingerprint(described)
         self._prepare = v2.Compose(
             [
@@ -93,8 +94,13 @@ class FairFaceJudge:
         """See `Judge`."""
         return group_outputs(self.outputs(images))
 
+    def free(self) -> None:
+        """Give the network's memory back."""
+        self._network.free()
+
     def _read(self, photographs: Sequence[Image.Image]) -> Tensor:
-        answer: Tensor = self.network(torch.stack([self._prepare(p) for p in photographs]).to(self.device))
+        network = self._network().to(self.device)
+        answer: Tensor = network(torch.stack([self._prepare(p) for p in photographs]).to(self.device))
         return answer
 
 
@@ -114,5 +120,7 @@ def load_fairface(
         ValueError: the file is absent, has another SHA-256 than asked for, or holds another network.
     """
     path = find_weights(weights, obtain=obtain, sha256=sha256)
-    network = load_weights(resnet34(weights=None, num_classes=OUTPUTS), path)
-    return FairFaceJudge(network, faces=faces, protocol=protocol, device=device, batch=batch)
+    network = OnDemand(lambda: load_weights(resnet34(weights=None, num_classes=OUTPUTS), path))
+    judge = FairFaceJudge(network, faces=faces, protocol=protocol, device=device, batch=batch)
+    judge.free()  # it was looked at; images may be long in coming
+    return judge

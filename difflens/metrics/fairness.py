@@ -65,12 +65,14 @@ class _Tally(SumMetric):
         super().__init__()
         missing_faces(torch.ones(0, dtype=torch.bool), policy=missing)
         self.classes, self.missing = tuple(classes), missing
-        q = valid_target(torch.ones(len(self.classes)).double() / len(self.classes) if target is None else target)
-        if len(q) != len(self.classes):
-            raise ValueError(f"a target of {len(q)} shares was given for {len(self.classes)} classes {self.classes}.")
+        size = len(self.classes)
+        asked = torch.ones(size).double() / size if target is None else target
+        if asked.shape not in ((size,), (groups, size)):
+            raise ValueError(f"a target of {asked.shape[-1]} shares was given for {size} classes {self.classes}.")
+        q = torch.stack([valid_target(each) for each in asked.expand(groups, size)])
         self.register_buffer("target", q, persistent=False)
-        self.add_sum("fairness_probabilities", groups, len(q))
-        self.add_sum("fairness_counts", groups, len(q), dtype=torch.int64)
+        self.add_sum("fairness_probabilities", groups, size)
+        self.add_sum("fairness_counts", groups, size, dtype=torch.int64)
         self.add_sum("fairness_missing", groups, dtype=torch.int64)
 
     def _add(self, probabilities: Tensor, labels: Tensor, *, found: Tensor, groups: Tensor) -> None:
@@ -84,11 +86,11 @@ class _Tally(SumMetric):
         self.fairness_counts = self.fairness_counts + (present[:, :, None] * hard[:, None, :]).sum(0)
         self.fairness_missing = self.fairness_missing + absent.sum(0)
 
-    def _result(self, probabilities: Tensor, counts: Tensor, missing: Tensor) -> FairnessResult:
+    def _result(self, probabilities: Tensor, counts: Tensor, missing: Tensor, target: Tensor) -> FairnessResult:
         n = int(counts.sum())
         if n == 0:
             raise ValueError(f"no image was judged for {self.classes} ({int(missing)} without a face).")
-        mean, shares, target = probabilities.cpu() / n, counts.cpu().double() / n, self.target.cpu()
+        mean, shares, target = probabilities.cpu() / n, counts.cpu().double() / n, target.cpu()
         low, high = wilson_interval(counts.cpu(), n)
         bounds = zip(shares.tolist(), low.tolist(), high.tolist(), strict=True)
         return FairnessResult(
@@ -104,8 +106,16 @@ class _Tally(SumMetric):
         )
 
     def _pooled(self) -> FairnessResult:
+        """All images together, held to the mean of their groups' targets."""
+        images = (self.fairness_counts.sum(1) + self.fairness_missing).double()
+        # Groups of one target keep it bit for bit.
+        shared = bool((self.target == self.target[0]).all()) or not bool(images.any())
+        target = self.target[0] if shared else (images / images.sum())[None] @ self.target
         return self._result(
-            self.fairness_probabilities.sum(0), self.fairness_counts.sum(0), self.fairness_missing.sum()
+            self.fairness_probabilities.sum(0),
+            self.fairness_counts.sum(0),
+            self.fairness_missing.sum(),
+            target.flatten(),
         )
 
 
@@ -142,7 +152,7 @@ class PerPromptFairnessDiscrepancy(_Tally):
 
     Args:
         classes: as in `FairnessDiscrepancy`.
-        target: as in `FairnessDiscrepancy`.
+        target: as in `FairnessDiscrepancy`, or one per prompt [P, C].
         prompts: the prompts, each at least once judged before `compute`.
         missing: what to do with images without a face.
     """
@@ -150,7 +160,7 @@ class PerPromptFairnessDiscrepancy(_Tally):
     def __init__(
         self,
         classes: Sequence[str],
-        target: Num[Tensor, "classes"] | None = None,
+        target: Num[Tensor, "*prompts classes"] | None = None,
         *,
         prompts: Sequence[str],
         missing: str = "error",
@@ -171,7 +181,7 @@ class PerPromptFairnessDiscrepancy(_Tally):
 
     def compute(self) -> PerPromptFairnessResult:
         """Both aggregates, under different names."""
-        states = zip(self.fairness_probabilities, self.fairness_counts, self.fairness_missing, strict=True)
+        states = zip(self.fairness_probabilities, self.fairness_counts, self.fairness_missing, self.target, strict=True)
         results = {prompt: self._result(*state) for prompt, state in zip(self.prompts, states, strict=True)}
         soft, hard = ([getattr(r, field) for r in results.values()] for field in ("fd", "fd_hard"))
         return PerPromptFairnessResult(

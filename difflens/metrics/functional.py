@@ -29,7 +29,6 @@ __all__ = [
     "flip_rate",
     "frechet_distance",
     "hard_fairness_discrepancy",
-    "intersectional_discrepancy",
     "kernel_distance",
     "kernel_subsets",
     "maximum_discrepancy",
@@ -37,7 +36,6 @@ __all__ = [
     "official_discrepancies",
     "paired_cosine",
     "paper_scale",
-    "product_index",
     "product_probabilities",
     "share_shift",
     "unbiased_squared_discrepancy",
@@ -161,24 +159,10 @@ def wilson_interval(counts: Int[Tensor, "classes"], n: int, *, confidence: float
     return Interval((centre - half).clamp(min=0), (centre + half).clamp(max=1))
 
 
-def product_index(labels: Sequence[Int[Tensor, "images"]], sizes: Sequence[int]) -> Int[Tensor, "images"]:
-    """Row-major index of each image's product class, the last attribute varying fastest.
-
-    Raises:
-        ValueError: a label is not below its attribute's size.
-    """
-    index = torch.zeros_like(labels[0])
-    for label, size in zip(labels, sizes, strict=True):
-        if bool(((label < 0) | (label >= size)).any()):
-            raise ValueError(f"labels of {size} classes must lie in 0…{size - 1}, got {torch.unique(label).tolist()}.")
-        index = index * size + label
-    return index
-
-
 def product_probabilities(
     probabilities: Sequence[Float[Tensor, "rows _"]],
 ) -> Float[Tensor, "rows products"]:
-    """Product-class probabilities per row, the attributes taken as independent given the row; order of `product_index`.
+    """Product-class probabilities per row, the attributes taken as independent given the row; the last varies fastest.
 
     With one row per attribute it also turns marginal targets into a product target.
     """
@@ -186,15 +170,6 @@ def product_probabilities(
     for factor in probabilities[1:]:
         joint = (joint.unsqueeze(-1) * factor.double().unsqueeze(-2)).flatten(1)
     return joint
-
-
-def intersectional_discrepancy(
-    labels: Sequence[Int[Tensor, "images"]], targets: Sequence[Num[Tensor, "_"]]
-) -> Float[Tensor, ""]:
-    """Hard FD over product classes against the product of the attributes' targets."""
-    sizes = [len(target) for target in targets]
-    target = product_probabilities([valid_target(target)[None] for target in targets])[0]
-    return discrepancy(_shares(product_index(labels, sizes), classes=math.prod(sizes)), target)
 
 
 def paired_cosine(a: Num[Tensor, "pairs dim"], b: Num[Tensor, "pairs dim"]) -> Float[Tensor, "pairs"]:

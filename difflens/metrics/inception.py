@@ -1,6 +1,9 @@
 """FID's Inception network on clean-fid's conventions (Parmar et al., 2022), from a local file."""
 
 import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +15,7 @@ from difflens.fingerprints import fingerprint
 from difflens.metrics.embeddings import OpenClipModel
 from difflens.metrics.judges import FeatureExtractor
 from difflens.metrics.pixels import as_photographs
-from difflens.metrics.weights import find_weights
+from difflens.metrics.weights import OnDemand, find_weights, free
 from difflens.models.precision import check_device
 from difflens.storage import sha256_of
 
@@ -24,7 +27,7 @@ class InceptionFeatures:
     """The 2048 pooled features of Inception v3 as a `FeatureExtractor`.
 
     Args:
-        layers: images [N, 3, 299, 299] in [-1, 1) → features of 2048 values each.
+        layers: gives the network when it is needed: images [N, 3, 299, 299] in [-1, 1) → features of 2048 values each.
         fingerprint: of the weights.
         device: where the network runs.
         batch: images at once.
@@ -32,7 +35,7 @@ class InceptionFeatures:
 
     name, dim, resize = "inception-2015-12-05", 2048, "clean-fid: 8 bit, Pillow bicubic in float32 to 299"
 
-    def __init__(self, layers: nn.Module, *, fingerprint: str, device: str = "cpu", batch: int = 16) -> None:
+    def __init__(self, layers: OnDemand, *, fingerprint: str, device: str = "cpu", batch: int = 16) -> None:
         self.layers, self.fingerprint, self.device, self.batch = layers, fingerprint, device, batch
         self._resize = build_resizer("clean")
 
@@ -41,10 +44,14 @@ class InceptionFeatures:
         """Features [N, 2048] (float32, the images' device) of images in [0, 1]."""
         return torch.cat([self._features(chunk) for chunk in torch.split(images, self.batch)]).to(images.device)
 
+    def free(self) -> None:
+        """Give the network's memory back."""
+        self.layers.free()
+
     def _features(self, images: Tensor) -> Tensor:
         resized = np.stack([self._resize(np.asarray(photograph)) for photograph in as_photographs(images)])
         pixels = torch.from_numpy(resized).permute(0, 3, 1, 2).to(self.device)
-        features: Tensor = self.layers((pixels - 128) / 128)
+        features: Tensor = self.layers()((pixels - 128) / 128)
         return features.reshape(len(images), self.dim).float()
 
 
@@ -58,16 +65,23 @@ def load_inception(
             device.
     """
     path = find_weights(weights, obtain=obtain, sha256=sha256)
+    layers = OnDemand(partial(_load, path, check_device(device), obtain=obtain))
+    layers()
+    layers.free()  # it was looked at; images may be long in coming
+    return InceptionFeatures(layers, fingerprint=sha256_of(path)[:16], device=device, batch=batch)
+
+
+def _load(path: Path, device: torch.device, *, obtain: str) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            layers = torch.jit.load(str(path), map_location=check_device(device)).eval().layers
+            layers: nn.Module = torch.jit.load(str(path), map_location=device).eval().layers
     except (RuntimeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"{str(path)!r} is no TorchScript Inception with `layers` ({reason}); get: {obtain}"
         ) from error
-    return InceptionFeatures(layers, fingerprint=sha256_of(path)[:16], device=device, batch=batch)
+    return layers
 
 
 class PhotographFeatures:
@@ -90,3 +104,16 @@ class PhotographFeatures:
     def embed_texts(self, texts: list[str]) -> Float[Tensor, "n embed"]:
         """See `OpenClipModel.embed_texts`."""
         return self.embeddings.embed_texts(texts)
+
+    @property
+    def parts(self) -> Mapping[str, tuple[Callable[[Tensor], dict[str, Tensor]], Callable[[], None]]]:
+        """What is read off images by each network alone, and how its memory is given back."""
+        return {
+            "features": (lambda images: {"features": self.features(images)}, partial(free, self.features)),
+            "embeddings": (lambda images: {"embeddings": self.embed_images(images)}, self.embeddings.free),
+        }
+
+    def free(self) -> None:
+        """Give both networks' memory back."""
+        for _, give_back in self.parts.values():
+            give_back()

@@ -4,13 +4,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from difflens.metrics.distances import mean_and_covariance
@@ -158,40 +155,3 @@ class ReferenceStatistics:
         for tensor in (self.mean, self.covariance):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
-
-    def require(self, extractor: FeatureExtractor) -> None:
-        """Refuses features that these statistics cannot be compared with.
-
-        Raises:
-            ValueError: name, resize or dimension of the extractor differ.
-        """
-        made = (self.extractor, self.resize, len(self.mean))
-        given = (extractor.name, extractor.resize, extractor.dim)
-        if made != given:
-            raise ValueError(
-                f"the reference comes from extractor {made}, the features from {given}; use one extractor."
-            )
-
-    def save(self, path: Path) -> None:
-        """Writes one safetensors file with the hash in its metadata."""
-        metadata = {"n": str(self.n), "extractor": self.extractor, "resize": self.resize, "sha256": self.sha256}
-        tensors = {"mean": self.mean.contiguous(), "covariance": self.covariance.contiguous()}
-        save_file(tensors, path, metadata=metadata)
-        path.chmod(0o644)
-
-    @classmethod
-    def load(cls, path: Path) -> "ReferenceStatistics":
-        """Reads what `save` wrote.
-
-        Raises:
-            ValueError: there is no such file, or its contents do not match its hash.
-        """
-        if not path.is_file():
-            raise ValueError(f"no reference statistics at {path}; make them from reference images first.")
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            mean, covariance = file.get_tensor("mean"), file.get_tensor("covariance")
-        loaded = cls(mean, covariance, int(metadata["n"]), metadata["extractor"], metadata["resize"])
-        if loaded.sha256 != metadata["sha256"]:
-            raise ValueError(f"{path} is damaged (its contents do not match its hash); make it again.")
-        return loaded

@@ -1,6 +1,5 @@
 """Leakage: what a mitigation of one attribute does to all the others."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from difflens.metrics.functional import editing_precision, flip_rate, share_shift
 from difflens.metrics.judges import faces_found, missing_faces
 from difflens.metrics.sums import RowMetric
 
@@ -51,11 +51,8 @@ class Leakage(RowMetric):
         ValueError: the target is not among the attributes, there is no other one, or shapes do not agree.
     """
 
-    leakage_flips: Tensor
-    leakage_flips_edited: Tensor
-    leakage_shifts: Tensor
-    leakage_changes: Tensor
-    leakage_pairs: Tensor
+    leakage_after: Tensor
+    leakage_edited: Tensor
     before: Tensor
 
     def __init__(
@@ -76,12 +73,8 @@ class Leakage(RowMetric):
         self.register_buffer("before", self._join(before), persistent=False)
         if len(self.before) != len(image_ids):
             raise ValueError(f"{len(self.before)} rows of logits came with {len(image_ids)} image ids.")
-        attributes, width = len(self.classes), self.before.shape[1]
-        self.add_sum("leakage_flips", attributes, dtype=torch.int64)
-        self.add_sum("leakage_flips_edited", attributes, dtype=torch.int64)
-        self.add_sum("leakage_shifts", width, dtype=torch.int64)
-        self.add_sum("leakage_changes", width)
-        self.add_sum("leakage_pairs", 3, dtype=torch.int64)
+        self.add_sum("leakage_after", *self.before.shape)
+        self.add_sum("leakage_edited", len(image_ids), dtype=torch.int64)
 
     def update(
         self,
@@ -97,17 +90,9 @@ class Leakage(RowMetric):
         """
         new, edited = self._join(after).to(self.before), edited.to(self.before.device)
         rows = self.take_rows(image_ids, new, edited)
-        old = self.before[rows]
-        found = faces_found(old) & faces_found(new)
-        absent = missing_faces(found, policy=self.missing)
-        old, new, edited = old[found], new[found], edited[found]
-        chosen = self._one_hot(new) - self._one_hot(old)
-        flips = torch.stack([part.any(-1) for part in self._split(chosen)])
-        self.leakage_flips = self.leakage_flips + flips.sum(1)
-        self.leakage_flips_edited = self.leakage_flips_edited + (flips & edited).sum(1)
-        self.leakage_shifts = self.leakage_shifts + chosen.sum(0)
-        self.leakage_changes = self.leakage_changes + (new - old).abs().sum(0)
-        self.leakage_pairs = self.leakage_pairs + self.leakage_pairs.new_tensor([len(old), int(edited.sum()), absent])
+        missing_faces(faces_found(self.before[rows]) & faces_found(new), policy=self.missing)
+        self.leakage_after = self.leakage_after.index_add(0, rows, new)
+        self.leakage_edited = self.leakage_edited.index_add(0, rows, edited.long())
 
     def compute(self) -> LeakageResult:
         """Leakage into each other attribute.
@@ -115,22 +100,34 @@ class Leakage(RowMetric):
         Raises:
             ValueError: an original has no mitigated counterpart, or no pair has faces.
         """
-        self.require_all_rows()
-        n, edited, missing = self.leakage_pairs.tolist()
-        if n == 0:
+        n = self.require_all_rows()
+        found = faces_found(self.before) & faces_found(self.leakage_after)
+        missing = n - int(found.sum())
+        if missing == n:
             raise ValueError(f"leakage from {self.target!r} needs a pair with faces, got none ({missing} without).")
-        changes = dict(zip(self.classes, self._split(self.leakage_changes / n), strict=True))
+        old, new = self.before[found], self.leakage_after[found]
+        edited = self.leakage_edited[found].bool()
+        changes = dict(zip(self.classes, self._split(new - old), strict=True))
         moved = changes.pop(self.target)
-        others = {name: self._attribute(name, _ratio(moved, change)) for name, change in changes.items()}
-        return LeakageResult(others, _ratio(moved, torch.cat([*changes.values()])), n, edited, missing)
+        before, after = (dict(zip(self.classes, self._split(logits), strict=True)) for logits in (old, new))
+        others = {
+            name: self._attribute(name, before[name], after[name], edited, float(editing_precision(moved, change)))
+            for name, change in changes.items()
+        }
+        together = float(editing_precision(moved, torch.cat([*changes.values()], dim=1)))
+        return LeakageResult(others, together, len(old), int(edited.sum()), missing)
 
-    def _attribute(self, name: str, precision: float) -> AttributeLeakage:
-        index = list(self.classes).index(name)
-        n, edited, _ = self.leakage_pairs.tolist()
-        flips_edited = int(self.leakage_flips_edited[index]) / edited if edited else math.nan
-        shift = (self._split(self.leakage_shifts)[index] / n).tolist()
-        shifts = dict(zip(self.classes[name], shift, strict=True))
-        return AttributeLeakage(int(self.leakage_flips[index]) / n, flips_edited, shifts, precision)
+    def _attribute(
+        self, name: str, before: Tensor, after: Tensor, edited: Tensor, precision: float
+    ) -> AttributeLeakage:
+        old, new = before.argmax(-1), after.argmax(-1)
+        shift = share_shift(old, new, classes=len(self.classes[name])).tolist()
+        return AttributeLeakage(
+            float(flip_rate(old, new)),
+            float(flip_rate(old[edited], new[edited])),
+            dict(zip(self.classes[name], shift, strict=True)),
+            precision,
+        )
 
     def _join(self, logits: Mapping[str, Tensor]) -> Tensor:
         """Logits of all attributes side by side [N, ΣC]."""
@@ -143,11 +140,3 @@ class Leakage(RowMetric):
     def _split(self, joined: Tensor) -> tuple[Tensor, ...]:
         parts: tuple[Tensor, ...] = torch.split(joined, [len(names) for names in self.classes.values()], dim=-1)
         return parts
-
-    def _one_hot(self, logits: Tensor) -> Tensor:
-        parts = self._split(logits)
-        return torch.cat([torch.nn.functional.one_hot(part.argmax(-1), part.shape[-1]) for part in parts], dim=1)
-
-
-def _ratio(moved: Tensor, others: Tensor) -> float:
-    return float(moved.mean() / others.mean())

@@ -1,10 +1,12 @@
 """Weight files that a user brings: looked for where the configuration says, checked, never fetched."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from difflens.models.guided_diffusion import read_state_dict
+from difflens.models.tensor_files import read_state_dict
 from difflens.storage import sha256_of
 
 
@@ -42,3 +44,31 @@ def load_weights(network: nn.Module, path: Path) -> nn.Module:
     except RuntimeError as error:
         raise ValueError(f"{str(path)!r} holds another network: {' '.join(str(error).split())}") from error
     return network.eval().requires_grad_(False)
+
+
+class OnDemand:
+    """A network that is built when it is needed, and anew after its memory was given back.
+
+    Args:
+        build: gives the network.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module]) -> None:
+        self._build = build
+        self._network: nn.Module | None = None
+
+    def __call__(self) -> nn.Module:
+        """The network."""
+        if self._network is None:
+            with torch.inference_mode(False):  # whose tensors would be of no use outside
+                self._network = self._build()
+        return self._network
+
+    def free(self) -> None:
+        """Let go of the network."""
+        self._network = None
+
+
+def free(reader: object) -> None:
+    """Have a judge or an extractor give back the memory of its networks, if it can."""
+    getattr(reader, "free", lambda: None)()

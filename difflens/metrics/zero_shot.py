@@ -1,6 +1,7 @@
 """A judge that was never trained on labels: CLIP compares each face with descriptions of the classes."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -46,10 +47,7 @@ class ZeroShotJudge:
                 f"one {{}} each (not so: {unfilled}; {len(templates)} in all)."
             )
         self.classes: Mapping[str, tuple[str, ...]] = {a: tuple(classes) for a, classes in phrases.items()}
-        self._texts = {
-            a: torch.stack([self._ensemble(words, templates) for words in classes.values()])
-            for a, classes in phrases.items()
-        }
+        self._phrases, self._templates = phrases, list(templates)
         described = {
             "clip": clip.fingerprint,
             "prompts": phrases,
@@ -61,10 +59,25 @@ class ZeroShotJudge:
     @torch.inference_mode()
     def __call__(self, images: Float[Tensor, "images channels height width"]) -> dict[str, Tensor]:
         """See `Judge`."""
-        width = next(iter(self._texts.values())).shape[1]
+        texts, scale = self._described
+        width = next(iter(texts.values())).shape[1]
         embeddings = read_faces(images, self.faces, self.clip.embed_photographs, width=width, batch=self.clip.batch)
-        return {a: self.clip.scale * embeddings @ texts.to(embeddings).mT for a, texts in self._texts.items()}
+        return {a: scale * embeddings @ each.to(embeddings).mT for a, each in texts.items()}
 
-    def _ensemble(self, words: Sequence[str], templates: Sequence[str]) -> Tensor:
-        mean = self.clip.embed_texts([template.format(word) for word in words for template in templates]).mean(0)
+    def free(self) -> None:
+        """Give CLIP's memory back; the classes' embeddings are kept."""
+        self.clip.free()
+
+    @cached_property
+    def _described(self) -> tuple[dict[str, Tensor], float]:
+        """The classes' embeddings [C, embed] of each attribute, for which CLIP reads texts once, and CLIP's scale."""
+        texts = {
+            a: torch.stack([self._ensemble(words) for words in classes.values()])
+            for a, classes in self._phrases.items()
+        }
+        return texts, self.clip.scale
+
+    def _ensemble(self, words: Sequence[str]) -> Tensor:
+        texts = [template.format(word) for word in words for template in self._templates]
+        mean = self.clip.embed_texts(texts).mean(0)
         return mean / mean.norm()

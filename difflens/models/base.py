@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -104,8 +104,13 @@ def weights_fingerprint(module: nn.Module) -> str:
     config = getattr(module, "config", {})
     config = config if isinstance(config, Mapping) else config.to_dict()
     config = {key: value for key, value in config.items() if not key.startswith("_") and key not in PROVENANCE}
+    return tensors_fingerprint(sorted(module.state_dict().items()), config=config)
+
+
+def tensors_fingerprint(tensors: Iterable[tuple[str, Tensor]], *, config: Mapping[str, Any]) -> str:
+    """SHA-256 (16 hex digits) of a configuration and of tensors in the order of their names, never all needed at once."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in tensors:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -1,9 +1,7 @@
 """Checkpoints of the guided-diffusion family (Dhariwal & Nichol 2021; Choi et al. 2022) as a diffusers U-Net."""
 
-import pickle
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,27 +41,6 @@ SINGLE = {
 QKV = re.compile(r"\.to_([qkv])\.")
 CONVOLVED = re.compile(r"\.(?:to_[qkv]|to_out\.0)\.weight$")
 """Linear layers that guided-diffusion writes as convolutions of length 1."""
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint; nothing but tensors is ever unpickled from it.
-
-    Raises:
-        ValueError: there is no such file, or it holds anything but a flat state dict.
-    """
-    if not path.is_file():
-        raise ValueError(f"no checkpoint at {str(path)!r}; put the released file there or name another.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, UnicodeDecodeError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{path} is no checkpoint that can be read safely (weights_only): {reason}") from error
-    if not isinstance(state, Mapping):
-        raise ValueError(f"{path} holds a {type(state).__name__} instead of a state dict of named tensors.")
-    foreign = [str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if foreign:
-        raise ValueError(f"{path} is no flat state dict; not tensors: {', '.join(foreign)}.")
-    return dict(state)
 
 
 def convert_unet(

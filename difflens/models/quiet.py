@@ -5,15 +5,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import diffusers
-import transformers
-
 LOGGERS = ("diffusers", "transformers", "huggingface_hub")
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
     """In the block the libraries that models are loaded with log nothing, warn of nothing and show no progress."""
+    # Imported by need: what measures images has no room for them beside its networks.
+    import diffusers
+    import transformers
+
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     bars = (diffusers.utils.logging, transformers.utils.logging)

@@ -8,7 +8,8 @@ from diffusers import DDIMPipeline
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from difflens.models.guided_diffusion import convert_unet, read_state_dict
+from difflens.models.guided_diffusion import convert_unet
+from difflens.models.tensor_files import read_state_dict
 from difflens.run import Run
 from difflens.storage import TEMPORARY, sha256_of, sync, write_json
 

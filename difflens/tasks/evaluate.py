@@ -1,6 +1,7 @@
 """`task=evaluate`: measure a folder of images, whoever made them, and compare it with the originals of the same names."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,19 @@ from difflens.data.folder import ImageFolder, Pairs, pair_by_name, scan_folder
 from difflens.data.reference import Reference, collect_reference
 from difflens.metrics.judges import ReferenceStatistics, select_classes
 from difflens.mitigation.goals import read_goals
-from difflens.report import summary_table, write_report
+from difflens.models.memory import return_memory_at_once
 from difflens.run import Run
 from difflens.tasks.attributes import read_attribute
 from difflens.tasks.measures import Reading, Study, protocol, read_images
-from difflens.tasks.rows import build_row, pairs
 from difflens.tasks.settings import check_settings
-from difflens.tasks.workbench import plain
+from difflens.tasks.values import plain
 from difflens.types import Attribute
 
 
 def evaluate(cfg: DictConfig, run: Run) -> None:
     """Write `metrics.json` and `report.html` on the folders that `images`, `reference` and `originals` name."""
     check_settings(cfg)
+    return_memory_at_once()
     for role in ("images", "reference"):
         if not cfg[role]:
             raise ValueError(f"{role} is not given; name a folder: {role}=<folder>.")
@@ -40,6 +41,9 @@ def evaluate(cfg: DictConfig, run: Run) -> None:
     shared = None if originals is None else _pair(originals, folders["images"], cfg.pairs)
     metrics = measure(run, study, folders, shared)
     run.write_json("metrics.json", metrics)
+    # Not before the networks are gone, like all that is needed for the numbers alone.
+    from difflens.report import summary_table, write_report
+
     page = write_report(run.folder)
     Console().print(summary_table(metrics))
     run.say(f"report: {page}")
@@ -92,12 +96,15 @@ def measure(run: Run, study: Study, folders: dict[str, ImageFolder], shared: Pai
     images, originals = folders["images"], folders.get("originals")
     made = read_folder(run, images, study)
     first = None if originals is None else read_folder(run, originals, study)
+    same = originals is not None and originals.sha256 == folders["reference"].sha256
     with run.stage("metrics"):
-        same = originals is not None and originals.sha256 == folders["reference"].sha256
         if first is not None and same:
             reference = _reference_of(first, study)
         else:
             reference = collect_reference(folders["reference"], study.extractor, store=run.store)
+        # Not before the networks are gone: torchmetrics takes 100 MB.
+        from difflens.tasks.rows import build_row, pairs
+
         rows = [build_row("images", made, study, reference)]
         if first is not None and originals is not None and shared is not None:
             names = shared.names
@@ -114,8 +121,6 @@ def measure(run: Run, study: Study, folders: dict[str, ImageFolder], shared: Pai
         "n": len(images.files),
         "protocol": {
             **protocol(study),
-            "extractor": statistics.extractor,
-            "resize": statistics.resize,
             "reference": {"name": folders["reference"].path.name, "n": statistics.n, "sha256": statistics.sha256},
         },
         "folders": {role: folder.report() for role, folder in folders.items()},
@@ -134,7 +139,7 @@ def read_folder(run: Run, images: ImageFolder, study: Study) -> Reading:
     ids = torch.arange(len(images.files))
 
     def make(folder: Path) -> None:
-        reading = read_images(_pieces(images), ids, study, title=f"reading {images.path.name}")
+        reading = read_images(partial(_pieces, images), ids, study, title=f"reading {images.path.name}")
         save_file(reading.tensors(), folder / "reading.safetensors")
 
     with run.stage("read"):

@@ -1,6 +1,7 @@
 """Measuring a pair of image sets: one row per method, by the second judge, on images never used before."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from difflens.data.folder import ImageFolder
 from difflens.data.reference import Reference, collect_reference
 from difflens.metrics.judges import ReferenceStatistics
 from difflens.metrics.pixels import float_pieces
+from difflens.metrics.weights import free
 from difflens.tasks.measures import Study, protocol, read_images
 from difflens.tasks.rows import build_row
 from difflens.tasks.tracked import track_metrics
@@ -69,7 +71,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, 
     study, method = study_of(bench), bench.cfg.mitigation.name
     reference = None if unseen else bench.once("reference", lambda: read_reference(bench))
     before, after = (
-        read_images(float_pieces(images), steered.image_ids, study, title=f"measuring {name}")
+        read_images(partial(float_pieces, images), steered.image_ids, study, title=f"measuring {name}")
         for name, images in (("original", steered.before), (method, steered.after))
     )
     prompts = steered.plan.prompts
@@ -82,9 +84,6 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, 
         "n": len(steered.image_ids),
         "protocol": {
             **protocol(study),
-            "extractor": bench.extractor.name,
-            "resize": bench.extractor.resize,
-            "clip": getattr(bench.extractor, "embeddings", bench.extractor).name,
             "reference": None
             if reference is None
             else _described(reference.statistics, bench.cfg.metric.reference_name),
@@ -123,7 +122,8 @@ def read_reference(bench: Workbench) -> Reference:
     images: ImageFolder | Tensor = _reference_images(bench)
     if isinstance(images, ImageFolder):
         return collect_reference(images, extractor, store=bench.run.store)
-    features = torch.cat([extractor(piece) for piece in float_pieces(images)])
+    features = torch.cat([extractor(piece).cpu() for piece in float_pieces(images)])
+    free(extractor)
     statistics = ReferenceStatistics.from_features(features, extractor=extractor.name, resize=extractor.resize)
     return Reference(features, statistics)
 

@@ -1,21 +1,25 @@
 """What the scoring judge and the extractor read off images, a bounded number of them at once."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from rich.progress import Progress
 from torch import Tensor
 
-from difflens.metrics.judges import FeatureExtractor, Judge, read_classes
-from difflens.metrics.official import OUTPUTS
+from difflens.metrics.judges import OTHER, FeatureExtractor, Judge, read_classes
 from difflens.mitigation.goals import Goals
 from difflens.types import Attribute
 
 ANSWER = "answer."
 """Prefix of the attributes' names among a reading's tensors."""
+
+CROSSED = ("gender", "age", "race")
+"""Attributes whose product classes are measured."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,12 @@ class Study:
     def studied(self) -> tuple[Attribute, ...]:
         """The attribute and all others."""
         return (self.attribute, *self.others)
+
+    @property
+    def crossed(self) -> tuple[Attribute, ...]:
+        """The attributes whose product classes are measured, those under study first, without the class of all the rest."""
+        parts = {part.name: part for attribute in self.studied for part in attribute.components if part.name in CROSSED}
+        return tuple(Attribute(p.name, tuple(name for name in p.classes if name != OTHER)) for p in parts.values())
 
 
 @dataclass(frozen=True)
@@ -90,33 +100,82 @@ class Reading:
         return cls(ids, answers, features, embeddings, tensors.get("outputs"))
 
 
+class Reader(NamedTuple):
+    """What one network reads off images [N, 3, H, W]: tensors of N rows by name; `free` gives its memory back."""
+
+    read: Callable[[Tensor], dict[str, Tensor]]
+    free: Callable[[], None] | None
+
+
 def read_images(
-    pieces: Iterable[Float[Tensor, "_ 3 height width"]], image_ids: Int[Tensor, "images"], study: Study, *, title: str
+    pieces: Callable[[], Iterable[Float[Tensor, "_ 3 height width"]]],
+    image_ids: Int[Tensor, "images"],
+    study: Study,
+    *,
+    title: str,
 ) -> Reading:
-    """Read images in [0, 1], which come in pieces and are never all held, in the order of their ids."""
-    judge, extractor = study.judge, study.extractor
-    official = getattr(judge, "protocol", None) == "official"
-    parts: list[tuple[dict[str, Tensor], Tensor, Tensor, Tensor]] = []
+    """Read images in [0, 1], which come in pieces and are never all held, in the order of their ids.
+
+    Networks whose memory can be given back have it one after the other: the images are gone through once for each.
+    """
+    found: dict[str, list[Tensor]] = {}
+    passes = _passes(_readers(study))
     with Progress(transient=True) as progress:
-        bar = progress.add_task(title, total=len(image_ids))
-        for piece in pieces:
-            outputs = judge.outputs(piece) if official else torch.empty(len(piece), OUTPUTS)  # type: ignore[attr-defined]
-            embeddings = extractor.embed_images(piece)  # type: ignore[attr-defined]
-            parts.append((judge(piece), extractor(piece), embeddings, outputs))
-            progress.advance(bar, len(piece))
-    answers, features, embeddings, outputs = zip(*parts, strict=True)
-    joined = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
-    return Reading(
-        image_ids, joined, torch.cat(features), torch.cat(embeddings), torch.cat(outputs) if official else None
-    )
+        bar = progress.add_task(title, total=len(image_ids) * len(passes))
+        for readers in passes:
+            for piece in pieces():
+                for name, values in chain.from_iterable(reader.read(piece).items() for reader in readers):
+                    found.setdefault(name, []).append(values.cpu())
+                progress.advance(bar, len(piece))
+            for reader in readers:
+                if reader.free is not None:
+                    reader.free()
+    return Reading.of({"image_ids": image_ids, **{name: torch.cat(parts) for name, parts in found.items()}})
+
+
+def _readers(study: Study) -> list[Reader]:
+    """The judge, and the extractor or each of its parts that has a network of its own."""
+    whole = {"extractor": (partial(_features, study.extractor), getattr(study.extractor, "free", None))}
+    parts = getattr(study.extractor, "parts", whole)
+    readers = [Reader(read, give_back) for read, give_back in parts.values()]
+    return [Reader(partial(_answers, study.judge), getattr(study.judge, "free", None)), *readers]
+
+
+def _passes(readers: list[Reader]) -> list[list[Reader]]:
+    """Those that stay in memory together, then each of the others alone."""
+    staying = [reader for reader in readers if reader.free is None]
+    return [*([staying] if staying else []), *([reader] for reader in readers if reader.free is not None)]
+
+
+def _features(extractor: Any, images: Tensor) -> dict[str, Tensor]:
+    return {"features": extractor(images), "embeddings": extractor.embed_images(images)}
+
+
+def _answers(judge: Any, images: Tensor) -> dict[str, Tensor]:
+    official = getattr(judge, "protocol", None) == "official"
+    answers = {f"{ANSWER}{name}": logits for name, logits in judge(images).items()}
+    return {**answers, **({"outputs": judge.outputs(images)} if official else {})}
 
 
 def protocol(study: Study) -> dict[str, Any]:
-    """What decides a judge's numbers, for `metrics.json`."""
+    """What decides a judge's numbers and the extractor's, for `metrics.json`."""
     faces = getattr(study.judge, "faces", None)
     return {
         "judge": study.judge.name,  # type: ignore[attr-defined]
         "judge_protocol": getattr(study.judge, "protocol", None),
         "faces": getattr(faces, "name", None),
         "missing_faces": study.missing,
+        "extractor": study.extractor.name,
+        "resize": study.extractor.resize,
+        "clip": getattr(study.extractor, "embeddings", study.extractor).name,
+        "intersectional_target": _crossed_target(study),
     }
+
+
+def _crossed_target(study: Study) -> str | None:
+    """What the discrepancy over product classes is measured from, in words."""
+    own = {part.name for part in study.attribute.components}
+    asked = [attribute.name for attribute in study.crossed if attribute.name in own]
+    equal = [attribute.name for attribute in study.crossed if attribute.name not in own]
+    words = ((asked, "as asked for"), (equal, "in equal shares"))
+    return "; ".join(f"{', '.join(names)} {how}" for names, how in words if names) or None

@@ -11,21 +11,22 @@ from torch import Tensor
 
 from difflens.data.reference import Reference
 from difflens.metrics.clip import ClipSimilarity, PromptSimilarity
-from difflens.metrics.distances import kernel_distance, kernel_subsets
-from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult, IntersectionalFairnessDiscrepancy
-from difflens.metrics.frechet import FrechetDistance
+from difflens.metrics.fairness import (
+    FairnessDiscrepancy,
+    FairnessResult,
+    IntersectionalFairnessDiscrepancy,
+    PerPromptFairnessDiscrepancy,
+)
+from difflens.metrics.frechet import FrechetDistance, KernelDistance
 from difflens.metrics.judges import OTHER, faces_found, select_classes
 from difflens.metrics.leakage import Leakage
 from difflens.metrics.official import OfficialDiscrepancies, official_discrepancies
 from difflens.metrics.others import count_others
-from difflens.tasks.measures import Reading, Study
+from difflens.tasks.measures import CROSSED, Reading, Study
 from difflens.types import Attribute
 
 AT_ONCE = 4096
 """Images whose features are in float64 at once."""
-
-CROSSED = ("gender", "age", "race")
-"""Attributes whose product classes are measured."""
 
 
 def build_row(
@@ -63,22 +64,53 @@ def build_row(
 
 def fairness(reading: Reading, study: Study, target: Tensor) -> dict[str, Any]:
     """FD of all images from the target [C], also of a product's parts; what is outside; FD over product classes."""
-    others = _outside(reading, study)
     single = _discrepancy(reading.logits(study.judge, study.attribute), study.attribute, target, missing=study.missing)
-    crossed = {part.name: _named(part) for a in study.studied for part in a.components if part.name in CROSSED}
-    joint = IntersectionalFairnessDiscrepancy({a.name: a.classes for a in crossed.values()}, missing=study.missing)
-    joint.update({name: reading.logits(study.judge, a) for name, a in crossed.items()})
     return {
         "missing_faces": single.missing,
-        "other": others,
+        "other": _outside(reading, study),
         **_summary(single),
         "fd_squared_unbiased": single.fd_squared_unbiased,
         "fd_max": single.fd_maximum,
         **_official(reading, study, torch.ones(len(reading.image_ids), dtype=torch.bool)),
         **_parts(reading, study, target),
-        "intersectional_fd": joint.compute().fd_hard,
-        "intersectional_attributes": list(crossed),
+        **_intersectional(reading, study, target),
     }
+
+
+def _intersectional(reading: Reading, study: Study, target: Tensor) -> dict[str, Any]:
+    """FD over the product classes of `Study.crossed`, from `crossed_target`."""
+    names = [attribute.name for attribute in study.crossed]
+    if not names:
+        return {"intersectional_fd": None, "intersectional_attributes": names, "intersectional": None}
+    classes = {attribute.name: attribute.classes for attribute in study.crossed}
+    metric = IntersectionalFairnessDiscrepancy(classes, crossed_target(study, target), missing=study.missing)
+    metric.update({attribute.name: reading.logits(study.judge, attribute) for attribute in study.crossed})
+    found = metric.compute()
+    summary = {
+        "n": found.n,
+        "missing_faces": found.missing,
+        "fd": found.fd,
+        "fd_hard": found.fd_hard,
+        "fd_chance": found.fd_chance,
+        "fd_squared_unbiased": found.fd_squared_unbiased,
+        "fd_max": found.fd_maximum,
+    }
+    return {"intersectional_fd": found.fd_hard, "intersectional_attributes": names, "intersectional": summary}
+
+
+def crossed_target(study: Study, target: Tensor) -> Tensor:
+    """The target [C_1, …, C_k] of the product classes: the studied attribute's own [C], times equal shares of all others."""
+    components = study.attribute.components
+    joint = target.double().view([len(part.classes) for part in components])
+    for axis, part in reversed([*enumerate(components)]):
+        named = [index for index, name in enumerate(part.classes) if name != OTHER]
+        crossed = part.name in CROSSED
+        joint = joint.index_select(axis, torch.tensor(named)) if crossed else joint.sum(axis)
+    joint = joint / joint.sum()
+    for attribute in study.crossed[joint.ndim :]:
+        size = len(attribute.classes)
+        joint = joint.unsqueeze(-1).expand(*joint.shape, size) / size
+    return joint
 
 
 def _parts(reading: Reading, study: Study, target: Tensor) -> dict[str, Any]:
@@ -95,12 +127,14 @@ def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str
     """The discrepancy under every prompt, their means (METHOD section 7: not the pooled one), obedience, and CLIP-T."""
     order = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     which = torch.tensor([order[prompt] for prompt in prompts])
-    logits = reading.logits(study.judge, study.attribute)
-    by_prompt: dict[str, dict[str, Any]] = {}
+    targets = torch.stack([study.goals.of(prompt) for prompt in order])
+    metric = PerPromptFairnessDiscrepancy(study.attribute.classes, targets, prompts=[*order], missing=study.missing)
+    metric.update(reading.logits(study.judge, study.attribute), which)
+    fairness = metric.compute()
     obeyed = _obeyed(reading, study, list(order), which)
-    for prompt, number in order.items():
-        rows = which == number
-        found = _discrepancy(logits[rows], study.attribute, study.goals.of(prompt), missing=study.missing)
+    by_prompt: dict[str, dict[str, Any]] = {}
+    for prompt, found in fairness.prompts.items():
+        rows = which == order[prompt]
         counted = {"n": found.n, "missing_faces": found.missing}
         by_prompt[prompt] = {**counted, **_summary(found), **_official(reading, study, rows)}
         if obeyed is not None:
@@ -108,8 +142,12 @@ def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str
     similarity = PromptSimilarity()
     similarity.update(reading.embeddings, study.extractor.embed_texts(list(order))[which])  # type: ignore[attr-defined]
     clip = similarity.compute()
-    keys = [key for key in ("fd", "fd_hard", "fd_official") if key in next(iter(by_prompt.values()))]
-    means = {f"{key}_prompt_mean": fmean(row[key] for row in by_prompt.values()) for key in keys}
+    means = {
+        "fd_prompt_mean": fairness.fd_mean_over_prompts,
+        "fd_hard_prompt_mean": fairness.fd_hard_mean_over_prompts,
+    }
+    if "fd_official" in next(iter(by_prompt.values())):
+        means["fd_official_prompt_mean"] = fmean(row["fd_official"] for row in by_prompt.values())
     share = None if obeyed is None else float(obeyed.nanmean())
     return {**means, "prompts": by_prompt, "obeyed": share, "clip_t": clip.cosine, "clip_t_paper": clip.paper}
 
@@ -134,14 +172,14 @@ def _obeyed(reading: Reading, study: Study, prompts: Sequence[str], which: Tenso
 
 
 def quality(reading: Reading, study: Study, reference: Reference) -> dict[str, Any]:
-    """FID and KID; KID without the metric's states, each of which is as large as all features in float64."""
+    """FID and KID."""
     frechet = FrechetDistance(study.extractor.dim, reference.statistics)
     for features in reading.features.split(AT_ONCE):
         frechet.update(features)
-    fid = frechet.compute().distance
-    made, real = reading.features[reading.image_ids.argsort()].double(), reference.features.double()
-    subsets = kernel_subsets(made, real, size=study.kid_subset)
-    return {"fid": fid, "kid": float(kernel_distance(made, real)), "kid_sd": float(subsets.sd)}
+    kernel = KernelDistance(reference.features, reading.image_ids, subset_size=study.kid_subset)
+    kernel.update(reading.features, reading.image_ids)
+    fid, kid = frechet.compute().distance, kernel.compute()
+    return {"fid": fid, "kid": kid.distance, "kid_sd": kid.subset_sd}
 
 
 def pairs(before: Reading, after: Reading, study: Study, edited: Tensor | None) -> dict[str, Any]:
@@ -191,11 +229,6 @@ def _official(reading: Reading, study: Study, rows: Tensor) -> dict[str, float]:
     outputs = reading.outputs[rows]
     seen = official_discrepancies(outputs[faces_found(outputs)])
     return {"fd_official": seen._asdict()[study.attribute.name]}
-
-
-def _named(attribute: Attribute) -> Attribute:
-    """The attribute without the class of all the rest, which no target asks for."""
-    return Attribute(attribute.name, tuple(name for name in attribute.classes if name != OTHER))
 
 
 def _outside(reading: Reading, study: Study) -> dict[str, Any]:

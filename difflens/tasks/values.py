@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
 from difflens.errors import one_line
@@ -19,7 +18,12 @@ def blaming(key: str) -> Iterator[None]:
     """
     try:
         yield
-    except (TypeError, ValueError, ImportError, RuntimeError, MisconfigurationException) as error:
+    except Exception as error:
+        # Imported by need: what measures folders of images has no room for Lightning beside its networks.
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        if not isinstance(error, TypeError | ValueError | ImportError | RuntimeError | MisconfigurationException):
+            raise
         raise ValueError(f"{key}: {one_line(error)}") from error
 
 

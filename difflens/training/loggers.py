@@ -9,8 +9,6 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from difflens.artifacts import Artifact
 
-MODES = ("online", "offline", "disabled")
-
 
 @dataclass(frozen=True)
 class RunIdentity:

@@ -11,10 +11,12 @@ from lightning.pytorch.loggers import WandbLogger
 
 from difflens.artifacts import Artifact
 from difflens.errors import one_line
-from difflens.training.loggers import MODES, RunIdentity, Tracker
+from difflens.training.loggers import RunIdentity, Tracker
 
 STEP = "denoising_step"
 SECONDS_TO_CONNECT = 20.0
+MODES = ("online", "offline", "disabled")
+"""How the service may be used."""
 
 log = logging.getLogger(__name__)
 

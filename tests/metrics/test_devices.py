@@ -9,6 +9,7 @@ import torch
 from second_device import second_device
 from torch import Tensor, nn
 
+from difflens.metrics.clip_weights import ClipWeights
 from difflens.metrics.embeddings import OpenClipModel
 from difflens.metrics.fairface import FairFaceJudge
 from difflens.metrics.inception import InceptionFeatures, load_inception
@@ -27,7 +28,7 @@ def stable_diffusion(device: str) -> object:
 
 BUILT: dict[str, Callable[[str], object]] = {
     "judge": lambda device: FairFaceJudge(nn.Linear(1, 1), device=device),
-    "embeddings": lambda device: OpenClipModel(nn.Linear(1, 1), None, name="clip", device=device),
+    "embeddings": lambda device: OpenClipModel(ClipWeights.__new__(ClipWeights), None, name="clip", device=device),
     "extractor": inception,
     "miniature": lambda device: load_clip("package:miniature/weights/clip", device=device),
     "pipeline": stable_diffusion,

@@ -134,14 +134,25 @@ def test_per_prompt_pooling_equals_the_plain_metric() -> None:
     assert result.fd_mean_over_prompts == pytest.approx(sum(alone) / 4, rel=1e-12)
 
 
-def test_intersection_equals_the_pure_function_and_names_its_classes() -> None:
+def test_every_prompt_may_have_its_own_target_and_all_together_have_the_mean() -> None:
+    targets = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    metric = PerPromptFairnessDiscrepancy(("f", "m"), targets, prompts=("nurse", "firefighter"), missing="count")
+    logits = torch.tensor([[60.0, 0.0], [0.0, 60.0], [math.nan, math.nan]])
+    metric.update(logits[[0, 0, 2, 0]], torch.tensor([0, 0, 0, 1]))
+    result = metric.compute()
+    assert [found.fd_hard for found in result.prompts.values()] == pytest.approx([0, math.sqrt(0.5)], abs=1e-12)
+    assert result.pooled.fd_hard == pytest.approx(0.125 * math.sqrt(2)) and result.pooled.missing == 1
+
+
+def test_intersection_counts_product_classes_and_names_them() -> None:
     gender, age = judged(41, 2, seed=1), judged(41, 3, seed=2)
     metric = IntersectionalFairnessDiscrepancy({"gender": ("f", "m"), "age": CLASSES})
     for g, a in zip(gender.split(9), age.split(9), strict=True):
         metric.update({"age": a, "gender": g, "hair": torch.zeros(len(a), 2)})
     result = metric.compute()
-    labels, targets = [gender.argmax(-1), age.argmax(-1)], [torch.ones(2) / 2, torch.ones(3).double() / 3]
-    assert result.fd_hard == pytest.approx(float(functional.intersectional_discrepancy(labels, targets)), rel=1e-12)
+    labels = [gender.argmax(-1), age.argmax(-1)]
+    counts = torch.bincount(3 * labels[0] + labels[1], minlength=6)
+    assert result.fd_hard == pytest.approx(float((counts / 41 - 1 / 6).norm()), rel=1e-6)
     assert result.shares["m × young"].share == pytest.approx(
         float(((labels[0] == 1) & (labels[1] == 0)).double().mean())
     )

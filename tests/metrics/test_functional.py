@@ -112,20 +112,10 @@ def test_wilson_interval_covers_everything_of_a_full_class() -> None:
 
 
 def test_product_classes_enumerate_rows_first() -> None:
-    a, b = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 0, 2])
-    assert functional.product_index([a, b], [2, 3]).tolist() == [0, 2, 3, 5]
-    with pytest.raises(ValueError, match="0…1"):
-        functional.product_index([b, a], [2, 2])
     p = [torch.tensor([[0.9, 0.1]]), torch.tensor([[0.2, 0.3, 0.5]])]
     assert torch.allclose(
         functional.product_probabilities(p), torch.tensor([[0.18, 0.27, 0.45, 0.02, 0.03, 0.05]]).double()
     )
-
-
-def test_fair_margins_can_hide_an_unfair_intersection() -> None:
-    a = torch.tensor([0, 0, 1, 1])
-    assert float(functional.intersectional_discrepancy([a, a], [uniform(2), uniform(2)])) == pytest.approx(0.5)
-    assert float(functional.intersectional_discrepancy([a, torch.tensor([0, 1, 0, 1])], [uniform(2), uniform(2)])) == 0
 
 
 def test_cosines_and_the_papers_scale() -> None:

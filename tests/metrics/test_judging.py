@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 import torch
@@ -69,35 +68,11 @@ def test_statistics_are_the_moments_of_the_features() -> None:
         ReferenceStatistics(made.mean, made.covariance[:1], 2, "pixels", "none")
 
 
-def test_the_hash_depends_on_everything_and_survives_storage(tmp_path: Path) -> None:
+def test_the_hash_depends_on_everything() -> None:
     made = statistics()
-    made.save(tmp_path / "reference.safetensors")
-    loaded = ReferenceStatistics.load(tmp_path / "reference.safetensors")
-    assert torch.equal(loaded.mean, made.mean) and torch.equal(loaded.covariance, made.covariance)
-    assert (loaded.n, loaded.extractor, loaded.resize, loaded.sha256) == (30, "pixels", "none", made.sha256)
     others = [
         ReferenceStatistics(made.mean + 1e-12, made.covariance, 30, "pixels", "none"),
         ReferenceStatistics(made.mean, made.covariance, 31, "pixels", "none"),
         ReferenceStatistics(made.mean, made.covariance, 30, "pixels", "bicubic"),
     ]
     assert len({made.sha256, *(other.sha256 for other in others)}) == 4
-
-
-def test_a_flipped_bit_or_an_absent_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "reference.safetensors"
-    with pytest.raises(ValueError, match="make them"):
-        ReferenceStatistics.load(path)
-    statistics().save(path)
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(bytes(content))
-    with pytest.raises(ValueError, match="damaged"):
-        ReferenceStatistics.load(path)
-
-
-def test_a_reference_refuses_another_extractor() -> None:
-    extractor = Pixels()
-    statistics().require(extractor)
-    extractor.resize = "bicubic"
-    with pytest.raises(ValueError, match="one extractor"):
-        statistics().require(extractor)

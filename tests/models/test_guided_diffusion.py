@@ -11,8 +11,9 @@ from guided_diffusion import GuidedUNet
 from safetensors.torch import load_file
 from torch import Tensor
 
-from difflens.models.guided_diffusion import convert_unet, read_state_dict
+from difflens.models.guided_diffusion import convert_unet
 from difflens.models.sampling import ddim_step
+from difflens.models.tensor_files import read_state_dict
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "p2_small"
 

@@ -1,5 +1,6 @@
 """Rows of metrics.json from made-up judges whose answers are known."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,7 +72,9 @@ def reference() -> Reference:
 
 def row(images: Tensor, **settings: Any) -> dict[str, Any]:
     asked = settings.pop("study", study())
-    return build_row("x", read_images(float_pieces(images), IDS, asked, title="x"), asked, reference(), **settings)
+    return build_row(
+        "x", read_images(partial(float_pieces, images), IDS, asked, title="x"), asked, reference(), **settings
+    )
 
 
 def test_missing_faces_and_others_are_counted_and_leave_the_shares_whole() -> None:
@@ -101,7 +104,7 @@ def test_nothing_depends_on_the_pieces_that_images_come_in(monkeypatch: pytest.M
 
 def test_pairs_without_a_face_are_told_and_not_taken_for_flips() -> None:
     after = painted(WHITE, BLACK, WHITE, REST, BLACK, NOBODY)
-    before = read_images(float_pieces(IMAGES), IDS, study(), title="x")
+    before = read_images(partial(float_pieces, IMAGES), IDS, study(), title="x")
     found = row(after, original=before, edited=torch.tensor([False, False, True, False, True, True]))
     assert (found["edited"], found["pairs_without_face"]) == (3, 2)
     assert found["leakage"]["gender"]["flip_rate"] == 0
