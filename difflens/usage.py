@@ -27,6 +27,12 @@ Examples:
                                            command again redoes that one alone
   difflens task=report                     tables, figures and report.html from what is in outputs/
 
+Environment:
+  DIFFLENS_OUTPUTS                         the folder of all results (outputs)
+  DIFFLENS_WEIGHTS                         the folder of published networks that you bring (weights); `difflens
+                                           task=doctor` says which ones an experiment needs
+  HF_HUB_CACHE, HF_HOME                    where models of the Hugging Face hub are looked for
+
 More:
   difflens --cfg job                       print every setting and its value; set any with key=value
   difflens --hydra-help                    all flags

@@ -41,7 +41,7 @@ class ClipModel:
         batch: images or texts at once.
     """
 
-    name, resize = "miniature-clip", "bilinear"
+    name, resize, drawn_size = "miniature-clip", "bilinear", SIZE
 
     def __init__(
         self, build: Callable[[], open_clip.CLIP], tokenizer: ByteTokenizer, *, fingerprint: str = "", batch: int = 256

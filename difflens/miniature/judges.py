@@ -146,6 +146,8 @@ class MiniatureJudge:
     Images of another size than 32 × 32 are brought to it first.
     """
 
+    drawn_size = SIZE
+
     def __init__(self, network: nn.Module, name: str) -> None:
         self.network, self.name = network, name
         heads = network.get_submodule("heads").named_children()

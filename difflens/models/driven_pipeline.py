@@ -156,6 +156,8 @@ class DrivenPipeline:
     def _prepare(self) -> None:
         """Weights frozen; no progress bar, no watermark, and no safety checker, whose black images would enter tables."""
         self.pipeline.set_progress_bar_config(disable=True)
+        checker = getattr(self.pipeline, "safety_checker", None)
+        self.switched_off_checker = checker is not None or getattr(self.pipeline, "had_safety_checker", False)
         for name in ("safety_checker", "watermark"):
             if getattr(self.pipeline, name, None) is not None:
                 setattr(self.pipeline, name, None)

@@ -124,6 +124,9 @@ def _from_pretrained(source: str, *, local_files_only: bool, **settings: Any) ->
         }
         if left_out:
             left_out["requires_safety_checker"] = False
-        return DiffusionPipeline.from_pretrained(
+        pipeline = DiffusionPipeline.from_pretrained(
             source, local_files_only=local_files_only, low_cpu_mem_usage=False, **left_out, **settings
         )
+    library, *_ = parts.get("safety_checker") or (None,)
+    pipeline.had_safety_checker = library is not None
+    return pipeline

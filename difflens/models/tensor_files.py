@@ -112,12 +112,12 @@ def read_tensors(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor
         yield from ((name, state[name]) for name in names)
         return
     index = read_index(path)
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb") as file:
         for name in names:
             entry = index[name]
             content = torch.empty(entry.length, dtype=torch.uint8)
             file.seek(entry.start)
-            file.readinto(memoryview(content.numpy()))
+            file.readinto(content.numpy().data)
             yield name, content.view(entry.dtype).view(entry.shape)
 
 

@@ -83,6 +83,7 @@ class TextToImageModel(DiffusionModel):
         self.name, self.micro_batch, self.pipeline = name, micro_batch, pipeline
         self.timesteps, self.guidance, self.device = self.driven.timesteps, self.driven.guidance, self.driven.device
         self.steps = len(self.timesteps)
+        self.safety_checker = "switched off" if self.driven.switched_off_checker else None
         self._known: set[str] = set()
 
     def spec(self) -> dict[str, Any]:

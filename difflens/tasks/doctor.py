@@ -3,13 +3,15 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub import constants
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -51,12 +53,12 @@ def doctor(cfg: DictConfig, run: Run) -> None:
         NotReadyError: something is missing for what the command line asks for.
     """
     asked = list(needs(cfg))
-    experiments = {
-        name: missing(ask(name)) for name in GlobalHydra.instance().config_loader().get_group_options("experiment")
-    }
+    names = GlobalHydra.instance().config_loader().get_group_options("experiment")
+    given = list(HydraConfig.get().overrides.task)
+    experiments = {name: missing(ask(name, given, model=cfg.model.name)) for name in names}
     console = Console()
     console.print(_table(asked, f"{cfg.model.name}, {cfg.attribute.name}"))
-    for line in (*machine(Path(cfg.paths.outputs)), f"weights are looked for in {cfg.paths.weights} (paths.weights)"):
+    for line in (*machine(Path(cfg.paths.outputs)), *places(cfg)):
         console.print(line)
     for name, lacking in experiments.items():
         console.print(f"experiment={name}: " + (f"lacks {', '.join(lacking)}" if lacking else "can run now"))
@@ -67,9 +69,25 @@ def doctor(cfg: DictConfig, run: Run) -> None:
         )
 
 
-def ask(experiment: str) -> list[Need]:
-    """What an experiment needs as it is."""
-    return list(needs(compose("config", overrides=[f"experiment={experiment}"])))
+def ask(experiment: str, given: Sequence[str], *, model: str) -> list[Need]:
+    """What an experiment needs, with the command line's folders, and with its settings of the model where that is the same.
+
+    Args:
+        experiment: its name.
+        given: the command line.
+        model: the name of the model that it asks for.
+    """
+    overrides = [f"experiment={experiment}", *(each for each in given if each.startswith("paths."))]
+    cfg = compose("config", overrides=overrides)
+    if cfg.model.name == model:
+        cfg = compose("config", overrides=[*overrides, *(each for each in given if each.startswith("model."))])
+    return list(needs(cfg))
+
+
+def places(cfg: DictConfig) -> Iterator[str]:
+    """Where files are looked for, and what moves that."""
+    yield f"weights are looked for in {cfg.paths.weights} (paths.weights, environment variable DIFFLENS_WEIGHTS)"
+    yield f"models of the hub are looked for in {constants.HF_HUB_CACHE} (environment variables HF_HUB_CACHE, HF_HOME)"
 
 
 def missing(wanted: list[Need]) -> list[str]:
@@ -118,7 +136,13 @@ def _own(node: Mapping[str, Any], key: str) -> Iterator[Need]:
         )
     if "source" in node and node.get("weights") != "random":
         source = str(node["source"])
-        yield _look(key, "source", source, None, lambda: find_pipeline(source, obtain=f"hf download {source}"))
+        yield _look(
+            key,
+            "source",
+            source,
+            None,
+            lambda: find_pipeline(source, obtain=f"hf download {source}", key=f"{key}.source"),
+        )
     if (device := str(node.get("device", "cpu"))) != "cpu":
         yield _look(key, "device", device, None, lambda: check_device(device) and Path("/dev"))
 

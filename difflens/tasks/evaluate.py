@@ -37,6 +37,7 @@ def evaluate(cfg: DictConfig, run: Run) -> None:
     places = {role: cfg[role] for role in ("images", "reference", "originals") if cfg[role]}
     scanned = {place: scan(run, place) for place in dict.fromkeys(places.values())}
     folders = {role: scanned[place] for role, place in places.items()}
+    warn_of_size(run, study, folders["images"])
     originals = folders.get("originals")
     shared = None if originals is None else _pair(originals, folders["images"], cfg.pairs)
     metrics = measure(run, study, folders, shared)
@@ -47,6 +48,20 @@ def evaluate(cfg: DictConfig, run: Run) -> None:
     page = write_report(run.folder)
     Console().print(summary_table(metrics))
     run.say(f"report: {page}")
+
+
+def warn_of_size(run: Run, study: Study, images: ImageFolder) -> None:
+    """Say so where networks that know nothing but drawn faces of one size are to read other images, by the first of them."""
+    height, width = next(images.batches(1)).pixels.shape[-2:]
+    readers = {"judge": study.judge, "extractor": study.extractor}
+    drawn = {role: size for role, reader in readers.items() if (size := getattr(reader, "drawn_size", None))}
+    if any((height, width) != (size, size) for size in drawn.values()):
+        named = " and ".join(f"{role} {readers[role].name} reads" for role in drawn)  # type: ignore[attr-defined]
+        size = next(iter(drawn.values()))
+        run.say(
+            f"warning: {named} drawn faces of {size} × {size} pixels, and these images have {width} × {height}: the numbers "
+            "mean nothing on photographs; for those choose judge=fairface metric=photographs"
+        )
 
 
 def _pair(originals: ImageFolder, images: ImageFolder, pairs: str) -> Pairs:

@@ -89,6 +89,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, 
             else _described(reference.statistics, bench.cfg.metric.reference_name),
             "assignment": bench.cfg.mitigation.assignment,
             "steps": bench.model.steps,
+            "safety_checker": getattr(bench.model, "safety_checker", None),
             "seed": bench.cfg.metric.base_seed,
         },
         "rows": [

@@ -67,6 +67,8 @@ class Workbench:
         if self.run.rank and torch.cuda.is_available():
             torch.cuda.set_device(self.run.rank % torch.cuda.device_count())  # which "cuda" means from here on
         model: DiffusionModel = instantiate(self.cfg.model)
+        if getattr(model, "safety_checker", None):
+            self.run.say(f"{model.name}: its safety checker is switched off; black images would enter every measure")
         return model
 
     @cached_property

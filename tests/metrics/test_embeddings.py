@@ -13,10 +13,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from difflens.fingerprints import fingerprint
 from difflens.metrics import Judge, PromptSimilarity
 from difflens.metrics import embeddings as module
-from difflens.metrics.embeddings import OpenClipModel, load_open_clip
+from difflens.metrics.embeddings import OpenClipModel, _plain, load_open_clip
+from difflens.metrics.pixels import as_photographs
 from difflens.metrics.zero_shot import ZeroShotJudge
+from difflens.models.base import weights_fingerprint
 
 TINY = {
     "embed_dim": 16,
@@ -75,6 +78,56 @@ def test_embeddings_do_not_depend_on_the_batches(tiny: str, tmp_path: Path) -> N
     images = torch.rand(5, 3, 32, 32)
     assert torch.allclose(small.embed_images(images), large.embed_images(images), atol=1e-6)
     assert torch.allclose(small.embed_texts(["a", "b", "c"]), large.embed_texts(["a", "b", "c"]), atol=1e-6)
+
+
+def halved(model: str, path: Path) -> None:
+    """Weights of half precision in a file of full precision, as the hub has OpenAI's."""
+    network = random_weights(model, path)
+    save_file({k: v.half().float().contiguous() for k, v in network.state_dict().items()}, path)
+
+
+@pytest.mark.parametrize("loses", [False, True])
+def test_one_tower_is_held_narrowly_where_that_loses_nothing_and_gives_the_same_bits(
+    tiny: str, tmp_path: Path, loses: bool
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    (random_weights if loses else halved)(tiny, path)
+    clip = load_open_clip(tiny, pretrained=str(path), folder="")
+    whole = open_clip.create_model(tiny, pretrained=str(path)).eval()
+    assert clip.fingerprint == fingerprint(
+        {"weights": weights_fingerprint(whole), "preparation": _plain(whole.visual.preprocess_cfg), "name": clip.name}
+    )
+    photographs = as_photographs(torch.rand(3, 3, 48, 40))
+    with torch.no_grad():
+        pixels = torch.stack([clip._prepare(photograph) for photograph in photographs])
+        expected = whole.encode_image(pixels, normalize=True)
+        texts = whole.encode_text(clip.tokenizer(["a man"]), normalize=True)
+    kept = clip.network.visual.transformer.resblocks[0].mlp.c_fc.weight
+    for _ in range(2):
+        assert torch.equal(clip.embed_photographs(photographs), expected)
+        assert kept.dtype == (torch.float32 if loses else torch.float16)
+    assert clip.network.token_embedding.weight.numel() == 0
+    assert torch.equal(clip.embed_texts(["a man"]), texts) and clip.text_network.visual.proj.numel() == 0
+    assert clip.scale == whole.logit_scale.exp().item()
+    clip.free()
+    assert torch.equal(clip.embed_photographs(photographs), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_openais_archives_and_plain_checkpoints_are_read(tiny: str, tmp_path: Path) -> None:
+    network = random_weights(tiny, tmp_path / "weights.safetensors").half()
+    network.register_buffer("attn_mask", None)  # no tensor of its own in OpenAI's
+    scripted = torch.jit.trace_module(
+        network.float(), {"encode_image": torch.zeros(1, 3, 32, 32)}, check_trace=False
+    ).half()
+    scripted.save(str(tmp_path / "openai.pt"))
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "plain.pt")
+    images = torch.rand(2, 3, 32, 32)
+    found = [
+        load_open_clip(tiny, pretrained=str(tmp_path / name), folder="").embed_images(images)
+        for name in ("openai.pt", "plain.pt")
+    ]
+    assert found[0].std() > 0 and torch.equal(*found)
 
 
 def test_weights_that_are_absent_are_never_made_up(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

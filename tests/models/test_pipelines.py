@@ -110,14 +110,17 @@ def test_a_safety_checker_is_neither_loaded_nor_run(tmp_path: Path) -> None:
         index.replace('"safety_checker": [\n    null,\n    null\n  ]', named).replace("false", "true")
     )
     assert named in (tmp_path / "model_index.json").read_text()
-    assert load_text_to_image(str(tmp_path), **USUAL).pipeline.safety_checker is None
+    model = load_text_to_image(str(tmp_path), **USUAL)
+    assert model.pipeline.safety_checker is None and model.safety_checker == "switched off"
 
     class Blackener(nn.Module):
         def forward(self, **_: Any) -> None:
             raise AssertionError
 
+    assert tiny_text_to_image(pipeline).safety_checker is None
     pipeline.safety_checker = Blackener()
-    assert images(tiny_text_to_image(pipeline), plan([4]))[4].std() > 0
+    model = tiny_text_to_image(pipeline)
+    assert model.safety_checker == "switched off" and images(model, plan([4]))[4].std() > 0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Published models are found in a folder or in the hub's cache, in either layout, and never fetched."""
 
+import shutil
 from pathlib import Path
 
 import huggingface_hub
@@ -8,7 +9,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
-from difflens.models.pretrained import load_pretrained
+from difflens.locations import locate
+from difflens.models.pretrained import find_pipeline, load_pretrained
 from difflens.models.unconditional import UnconditionalModel
 
 SETTINGS = {"name": "tiny", "steps": 5, "micro_batch": 2}
@@ -83,3 +85,27 @@ def test_a_half_fetched_model_is_named(unet: UNet2DModel, tmp_path: Path) -> Non
     (tmp_path / "m" / "scheduler_config.json").unlink()
     with pytest.raises(ValueError, match=r"no scheduler/scheduler_config\.json"):
         load_pretrained(str(tmp_path / "m"), obtain=OBTAIN, **SETTINGS)
+
+
+def test_a_folder_that_is_no_whole_model_is_not_taken_for_one(unet: UNet2DModel, tmp_path: Path, offline: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"incomplete \(no unet/config\.json.*no scheduler/scheduler_config\.json"):
+        find_pipeline(str(tmp_path / "empty"), obtain=OBTAIN)
+    cached(offline, unet)
+    snapshot = find_pipeline("someone/faces", obtain=OBTAIN)
+    (snapshot / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=rf"no weights beside .*config\.json\); get it again with `{OBTAIN}`"):
+        find_pipeline("someone/faces", obtain=OBTAIN)
+
+
+def test_every_part_that_a_pipeline_names_is_looked_for(tmp_path: Path) -> None:
+    path = tmp_path / "pipeline"
+    shutil.copytree(locate("package:miniature/weights/text_to_image/pipeline"), path)
+    assert find_pipeline(str(path), obtain=OBTAIN) == path
+    shutil.rmtree(path / "tokenizer")
+    (weights,) = (path / "vae").glob("*.safetensors")
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"incomplete \(no tokenizer/, no weights beside vae/config\.json\)"):
+        find_pipeline(str(path), obtain=OBTAIN)
+    with pytest.raises(ValueError, match=r"set model\.source to where it lies"):
+        find_pipeline("someone/else", obtain=OBTAIN, key="model.source")

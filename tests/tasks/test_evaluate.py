@@ -82,7 +82,12 @@ def test_every_odd_file_is_told_and_what_is_measured_is_exact(tmp_path: Path) ->
     assert metrics["rows"][1]["pairs"] == 23 and metrics["n"] == 24
     assert metrics["unpaired"] == {"originals": ["23"], "images": ["extra"]}
 
+    assert "warning" not in crossed.out
+    for path in (tmp_path / "images").iterdir():
+        if path.suffix == ".png" and path.stem.isdecimal():
+            Image.open(path).convert("RGB").resize((48, 40)).save(path)
     alone = program(*given, "originals=null")
+    assert alone.out.count("faces of 32 × 32 pixels, and these images have 48 × 40") == 1
     assert alone.code == 0, alone.err
     (row,) = program.json("metrics.json")["rows"]
     assert row["clip_i"] is None and row["fid"] > 0

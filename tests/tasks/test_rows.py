@@ -12,8 +12,8 @@ from difflens.data.reference import Reference
 from difflens.metrics.judges import ReferenceStatistics
 from difflens.metrics.pixels import float_pieces
 from difflens.mitigation.goals import Goals, read_goals
-from difflens.tasks.measures import Study, read_images
-from difflens.tasks.rows import build_row
+from difflens.tasks.measures import Study, protocol, read_images
+from difflens.tasks.rows import build_row, crossed_target
 from difflens.types import Attribute, product
 
 RACE = Attribute("race", ("Black", "White"))
@@ -148,3 +148,55 @@ def test_every_prompt_is_held_to_its_own_target_and_to_what_it_names() -> None:
     assert [entry["obeyed"] for entry in by_prompt.values()] == [1.0, 0.0] and found["obeyed"] == 0.5
     with pytest.raises(ValueError, match="'a person' names none"):
         row(images, study=study(subject=GENDER), prompts=["a person"] * 6)
+
+
+def test_product_classes_are_held_to_the_target_that_was_asked_for() -> None:
+    goals = Goals(torch.tensor([0.75, 0.25], dtype=torch.float64))
+    images = painted(BLACK, BLACK, BLACK, (120, 10, 20), (120, 10, 20), (120, 10, 20), WHITE, (60, 10, 10))
+    ids = torch.arange(8)
+
+    def measured(asked: Study) -> dict[str, Any]:
+        return build_row("x", read_images(partial(float_pieces, images), ids, asked, title="x"), asked, reference())
+
+    found, equal = measured(study(goals=goals)), measured(study())
+    assert found["intersectional_fd"] == pytest.approx(0, abs=1e-12) == found["intersectional"]["fd_hard"]
+    assert equal["intersectional_fd"] == pytest.approx(0.25)
+    summary = equal["intersectional"]
+    assert (summary["n"], summary["missing_faces"]) == (8, 0) and summary["fd_max"] == pytest.approx(0.75**0.5)
+    assert summary["fd_chance"] > 0 and summary["fd_squared_unbiased"] == pytest.approx(0.0625 - 0.6875 / 7)
+    assert protocol(study(goals=goals))["intersectional_target"] == "race as asked for; gender in equal shares"
+
+
+def test_the_target_of_product_classes_leaves_out_the_rest_and_what_is_not_crossed() -> None:
+    smile = Attribute("smile", ("yes", "no"))
+    race = Attribute("race", ("Black", "White", "other"))
+    both = product([race, smile])
+    asked = torch.tensor([0.3, 0.1, 0.1, 0.1, 0.2, 0.2], dtype=torch.float64)
+    target = crossed_target(study(attribute=both, others=(GENDER,)), asked)
+    assert torch.allclose(target, torch.tensor([[2 / 3, 1 / 3]]).double().mT / 2 @ torch.ones(1, 2).double())
+
+
+class Heavy(Judge):
+    """A judge that can give its memory back."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        self.log.append("read")
+        return super().__call__(images)
+
+    def free(self) -> None:
+        self.log.append("freed")
+
+
+def test_a_network_that_can_give_its_memory_back_reads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("difflens.metrics.pixels.AT_ONCE", 2 * 4 * 4)
+    judge = Heavy()
+    asked = study(judge=judge)
+    found = read_images(partial(float_pieces, IMAGES), IDS, asked, title="x")
+    assert judge.log == ["read"] * 3 + ["freed"]
+    together = read_images(partial(float_pieces, IMAGES), IDS, study(), title="x")
+    assert all(
+        torch.equal(found.tensors()[name].nan_to_num(), kept.nan_to_num()) for name, kept in together.tensors().items()
+    )
