@@ -15,7 +15,8 @@ from difflens.attribution.base import Scorer
 from difflens.attribution.controls import MeanActivation
 from difflens.attribution.integrated_gradients import GradientTimesActivation, IntegratedGradients
 from difflens.attribution.statistics import CodeStatistics
-from difflens.data.activations import ActivationStore, collect_activations
+from difflens.data.activations import ActivationStore
+from difflens.data.sampled import Shards
 from difflens.mitigation.base import Mitigation
 from difflens.mitigation.holding import HoldingMitigation
 from difflens.mitigation.per_prompt import PerPromptMitigation
@@ -161,7 +162,9 @@ def bench(model: DiffusionModel) -> Workbench:
 
 
 def test_an_sae_on_the_cpu_is_measured_inside_a_model_on_another_device(unet: UNet2DModel, tmp_path: Path) -> None:
-    list(collect_activations(tiny(unet, "cpu"), GenerationPlan(0, torch.arange(4)), site=Site(), folder=tmp_path))
+    shards = Shards(tmp_path, Site())
+    for number, batch in enumerate(tiny(unet, "cpu").sample(GenerationPlan(0, torch.arange(4)), record=Site())):
+        shards.keep(number, batch)
     store, sae = ActivationStore(tmp_path), autoencoder()
 
     def measured(model: DiffusionModel) -> tuple[list[float], Tensor]:
@@ -191,7 +194,7 @@ def test_attribution_computes_where_lightning_puts_it(scorer: Scorer, contrast: 
         baseline = start.half().to(device) if contrast else None
         with torch.no_grad():
             for step in range(STEPS):
-                module.predict_step(LabelledMaps(maps.half().to(device), labels, step, baseline), 0)
+                module.predict_step([LabelledMaps(maps.half().to(device), labels, step, baseline)], 0)
         return module.cpu().result().scores.scores
 
     expected = scored(torch.device("cpu"))

@@ -20,12 +20,10 @@ FILE = "probe.safetensors"
 def save_probe(fitted: ProbeFit, folder: Path) -> None:
     """Write a fitted probe into a folder."""
     kind = type(fitted.probe)
-    described = {
-        "class": f"{kind.__module__}.{kind.__qualname__}",
-        "settings": json.dumps(dict(fitted.probe.settings())),
-    }
+    described = {"class": f"{kind.__module__}.{kind.__qualname__}", "settings": dict(fitted.probe.settings())}
     measured = {"accuracy": fitted.accuracy, "images_per_class": torch.tensor(fitted.images_per_class)}
-    save_file({**fitted.probe.state_dict(), **measured}, folder / FILE, metadata=described)
+    # One entry: of several the header's order would differ from file to file.
+    save_file({**fitted.probe.state_dict(), **measured}, folder / FILE, metadata={"probe": json.dumps(described)})
 
 
 def load_probe(folder: Path) -> tuple[Probe, Float[Tensor, "steps"]]:
@@ -36,11 +34,8 @@ def load_probe(folder: Path) -> tuple[Probe, Float[Tensor, "steps"]]:
     """
     stored = load_file(folder / FILE)
     with safe_open(folder / FILE, framework="pt") as file:
-        described = file.metadata() or {}
-    if "class" in described:
-        probe = _class(described["class"])(**json.loads(described["settings"]))
-    else:
-        probe = LinearProbe(*stored["weight"].shape)
+        described = json.loads((file.metadata() or {}).get("probe", "{}"))
+    probe = _class(described["class"])(**described["settings"]) if described else LinearProbe(*stored["weight"].shape)
     probe.load_state_dict({name: stored[name] for name in probe.state_dict()})
     return probe, stored["accuracy"]
 

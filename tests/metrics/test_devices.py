@@ -13,6 +13,7 @@ from difflens.metrics.clip_weights import ClipWeights
 from difflens.metrics.embeddings import OpenClipModel
 from difflens.metrics.fairface import FairFaceJudge
 from difflens.metrics.inception import InceptionFeatures, load_inception
+from difflens.metrics.weights import OnDemand
 from difflens.metrics.zero_shot import ZeroShotJudge
 from difflens.miniature.clip import ClipModel, load_clip
 from difflens.models.pipelines import load_text_to_image
@@ -53,8 +54,6 @@ class SmallClip(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.logit_scale = nn.Parameter(torch.tensor(2.0))
-        self.visual = nn.Module()
-        self.visual.preprocess_cfg = {"size": 8, "mean": [0.5] * 3, "std": [0.5] * 3}
 
     def encode_image(self, images: Tensor, normalize: bool) -> Tensor:
         return images.mean((2, 3)) * self.logit_scale
@@ -63,18 +62,28 @@ class SmallClip(nn.Module):
         return tokens.float() * self.logit_scale
 
 
+class SmallWeights(ClipWeights):
+    """Of a `SmallClip`, in no file."""
+
+    def __init__(self) -> None:
+        self.preparation, self.fingerprint = {"size": 8, "mean": [0.5] * 3, "std": [0.5] * 3}, "small"
+
+    def read(self, tower: str, *, device: torch.device) -> nn.Module:
+        return SmallClip().to(device)
+
+
 def answers(device: str) -> dict[str, Any]:
     """What every judge and extractor gives for images and texts on the CPU."""
     torch.manual_seed(0)
     fairface = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 18))
     layers = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2048)).to(device)
-    small = OpenClipModel(SmallClip(), lambda texts: torch.ones(len(texts), 3).long(), name="small", device=device)
+    small = OpenClipModel(SmallWeights(), lambda texts: torch.ones(len(texts), 3).long(), name="small", device=device)
     shipped = load_clip("package:miniature/weights/clip")
     miniature = ClipModel(lambda: deepcopy(shipped.network).to(device), shipped.tokenizer)
     return {
         "fairface": FairFaceJudge(fairface, device=device)(IMAGES),
         "zero shot": ZeroShotJudge(small, prompts=CLASSES, templates=["{}"])(IMAGES),
-        "inception": InceptionFeatures(layers, fingerprint="", device=device)(IMAGES),
+        "inception": InceptionFeatures(OnDemand(lambda: layers), fingerprint="", device=device)(IMAGES),
         "small clip": [small.embed_images(IMAGES), small.embed_texts(["a face"])],
         "miniature clip": [miniature(IMAGES), miniature.embed_images(IMAGES), miniature.embed_texts(["a face"])],
     }

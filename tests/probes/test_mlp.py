@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_a_probe_saved_without_its_class_is_linear_and_a_foreign_class_is_refuse
     found, _ = load_probe(tmp_path)
     assert isinstance(found, LinearProbe) and torch.equal(found.weight, probe.weight)
     for name in ("os.path", "difflens.types.Attribute"):
-        save_file(tensors, tmp_path / FILE, metadata={"class": name, "settings": "{}"})
+        save_file(tensors, tmp_path / FILE, metadata={"probe": json.dumps({"class": name, "settings": {}})})
         with pytest.raises(ValueError, match="is no Probe"):
             load_probe(tmp_path)
 
