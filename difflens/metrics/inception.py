@@ -107,10 +107,10 @@ class PhotographFeatures:
 
     @property
     def parts(self) -> Mapping[str, tuple[Callable[[Tensor], dict[str, Tensor]], Callable[[], None]]]:
-        """What is read off images by each network alone, and how its memory is given back."""
+        """What is read off images by each network alone, the largest first, and how its memory is given back."""
         return {
-            "features": (lambda images: {"features": self.features(images)}, partial(free, self.features)),
             "embeddings": (lambda images: {"embeddings": self.embed_images(images)}, self.embeddings.free),
+            "features": (lambda images: {"features": self.features(images)}, partial(free, self.features)),
         }
 
     def free(self) -> None:

@@ -25,6 +25,9 @@ from difflens.tasks.settings import check_settings
 from difflens.tasks.values import plain
 from difflens.types import Attribute
 
+AT_ONCE = 16
+"""Images that are decoded at once, as many as networks read."""
+
 
 def evaluate(cfg: DictConfig, run: Run) -> None:
     """Write `metrics.json` and `report.html` on the folders that `images`, `reference` and `originals` name."""
@@ -109,10 +112,12 @@ def scan(run: Run, place: str) -> ImageFolder:
 def measure(run: Run, study: Study, folders: dict[str, ImageFolder], shared: Pairs | None) -> dict[str, Any]:
     """The content of `metrics.json`: a row of the images and, where there are any, one of their originals."""
     images, originals = folders["images"], folders.get("originals")
-    made = read_folder(run, images, study)
-    first = None if originals is None else read_folder(run, originals, study)
+    # Nothing that was read off one folder is in memory while networks read another.
+    stored = [read_folder(run, folder, study) for folder in (images, originals) if folder is not None]
     same = originals is not None and originals.sha256 == folders["reference"].sha256
     with run.stage("metrics"):
+        made, *others = (Reading.of(load_file(file)) for file in stored)
+        first = others[0] if others else None
         if first is not None and same:
             reference = _reference_of(first, study)
         else:
@@ -144,8 +149,8 @@ def measure(run: Run, study: Study, folders: dict[str, ImageFolder], shared: Pai
     }
 
 
-def read_folder(run: Run, images: ImageFolder, study: Study) -> Reading:
-    """What judge and extractor read off a folder: kept for every run that asks for the same images and networks."""
+def read_folder(run: Run, images: ImageFolder, study: Study) -> Path:
+    """The file of what judge and extractor read off a folder, kept for all runs that ask for these images and networks."""
     spec = {
         "images": images.sha256,
         "judge": study.judge.fingerprint,  # type: ignore[attr-defined]
@@ -159,7 +164,7 @@ def read_folder(run: Run, images: ImageFolder, study: Study) -> Reading:
 
     with run.stage("read"):
         artifact = run.artifact("reading", spec, make)
-    return Reading.of(load_file(artifact.folder / "reading.safetensors"))
+    return artifact.folder / "reading.safetensors"
 
 
 def part(reading: Reading, folder: ImageFolder, names: tuple[str, ...]) -> Reading:
@@ -169,7 +174,7 @@ def part(reading: Reading, folder: ImageFolder, names: tuple[str, ...]) -> Readi
 
 
 def _pieces(images: ImageFolder) -> Iterator[Tensor]:
-    return (torch.from_numpy(batch.pixels).float() / 255 for batch in images.batches())
+    return (torch.from_numpy(batch.pixels).float() / 255 for batch in images.batches(AT_ONCE))
 
 
 def _reference_of(reading: Reading, study: Study) -> Reference:
