@@ -25,7 +25,8 @@ SMALL = ["task.image_size=32", "task.head_channels=32", f"task.checkpoint={FIXTU
 
 def composed(folder: Path, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=["task=convert", f"paths.outputs={folder}", *overrides])
+        places = [f"paths.outputs={folder}", f"paths.weights={folder / 'weights'}"]
+        return compose("config", overrides=["task=convert", *places, *overrides])
 
 
 def convert(folder: Path, *overrides: str) -> None:
