@@ -1,7 +1,7 @@
 """The interface of a probe: one classifier per denoising step on the flattened activations."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -118,3 +118,16 @@ def standardised(x: Float[Tensor, "images features"]) -> tuple[Float[Tensor, "im
     mean = x.mean(0)
     scale = (x - mean).square().mean().sqrt().clamp_min(1e-12)
     return (x - mean) / scale, mean, scale
+
+
+def minimise(parameters: Sequence[Tensor], loss: Callable[[], Tensor], *, iterations: int) -> None:
+    """L-BFGS with a strong Wolfe line search on a loss of these parameters, which are changed in place."""
+    optimiser = torch.optim.LBFGS(parameters, max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]

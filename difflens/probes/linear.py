@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from difflens.probes.base import Probe, ProbeFit, fit_each_step, standardised
+from difflens.probes.base import Probe, ProbeFit, fit_each_step, minimise, standardised
 from difflens.types import Attribute
 
 
@@ -93,14 +93,10 @@ def _softmax_regression(
     x, mean, scale = standardised(x)
     weight = torch.zeros(classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss = nn.functional.cross_entropy(x @ weight.T + bias, labels) + l2 / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+    def loss() -> Tensor:
+        return nn.functional.cross_entropy(x @ weight.T + bias, labels) + l2 / 2 * weight.square().sum()
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    minimise([weight, bias], loss, iterations=iterations)
     raw = weight.detach() / scale
     return raw, bias.detach() - raw @ mean

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from difflens.probes.base import Probe, ProbeFit, fit_each_step, standardised
+from difflens.probes.base import Probe, ProbeFit, fit_each_step, minimise, standardised
 from difflens.types import Attribute
 
 
@@ -117,16 +117,12 @@ def _fitted_layers(
     shapes = ((hidden, x.shape[1]), (classes, hidden))
     first, second = (torch.randn(shape, generator=generator) / math.sqrt(shape[1]) for shape in shapes)
     layers = [values.requires_grad_() for values in (first, torch.zeros(hidden), second, torch.zeros(classes))]
-    optimiser = torch.optim.LBFGS(layers, max_iter=iterations, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
-        optimiser.zero_grad()
+    def loss() -> Tensor:
         size = layers[0].square().sum() + layers[2].square().sum()
-        loss = nn.functional.cross_entropy(_logits(x, *layers), labels) + l2 / 2 * size
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        return nn.functional.cross_entropy(_logits(x, *layers), labels) + l2 / 2 * size
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    minimise(layers, loss, iterations=iterations)
     first, bias_in, second, bias = (layer.detach() for layer in layers)
     raw = first / scale
     return raw, bias_in - raw @ mean, second, bias
