@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from difflens.artifacts import Artifact
 from difflens.data.sampled import Shards
+from difflens.report import summary_table
 from difflens.run import Run
 from difflens.tasks.calibrate import Prepared, aimed, assign, prepare
 from difflens.tasks.evaluation import check_measures, evaluate
@@ -43,11 +45,13 @@ class Steered:
 
 
 def steer(cfg: DictConfig, run: Run) -> None:
-    """Run the stage alone, and measure it."""
+    """Run the stage alone, measure it, and print the summary."""
     bench = Workbench(cfg, run)
     check_measures(bench)
     prepared = prepare(bench)
-    evaluate(bench, generate_pairs(bench, prepared))
+    metrics = evaluate(bench, generate_pairs(bench, prepared))
+    if run.speaks:
+        Console().print(summary_table(metrics))
 
 
 def originals(bench: Workbench, plan: GenerationPlan) -> tuple[Artifact, Tensor]:

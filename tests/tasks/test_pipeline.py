@@ -86,5 +86,6 @@ def test_a_second_run_reuses_everything_and_says_the_same(folder: Path) -> None:
 def test_a_changed_target_reuses_what_it_can(folder: Path) -> None:
     done = difflens(folder, "mitigation.target={female: 0.75, male: 0.25}", "mitigation.strength=0.5", "task=steer")
     assert done.code == 0, done.err
+    assert "leakage into glasses, all / edited" in done.out
     reused = {e["kind"]: e["reused"] for e in json.loads((latest(folder) / "manifest.json").read_text())["artifacts"]}
     assert reused["sae"] and reused["attribution"] and reused["images"] and not reused["steered"]
