@@ -2,12 +2,16 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 from network import refuse_network
 
+# Containers tend to forbid Python its bytecode; every program that a test starts would then compile torch's modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that share the cores, and all programs they start, compute on one thread each.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
