@@ -1,6 +1,7 @@
 """The paper's h-classifier: one linear softmax classifier per denoising step on the flattened activations."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -73,16 +74,9 @@ def fit_linear_probe(
     def fit_step(probe: LinearProbe, step: int, x: Tensor, known: Tensor) -> None:
         probe.weight[step], probe.bias[step] = _softmax_regression(x, known, classes, l2=l2, iterations=iterations)
 
+    new = partial(LinearProbe, steps, classes)
     return fit_each_step(
-        lambda features: LinearProbe(steps, classes, features),
-        fit_step,
-        maps,
-        labels,
-        attribute,
-        steps=steps,
-        held_out=held_out,
-        seed=seed,
-        progress=progress,
+        new, fit_step, maps, labels, attribute, steps=steps, held_out=held_out, seed=seed, progress=progress
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -92,16 +93,9 @@ def fit_mlp_probe(
         for buffer, layer in zip((probe.weight_in, probe.bias_in, probe.weight, probe.bias), layers, strict=True):
             buffer[step] = layer
 
+    new = partial(MlpProbe, steps, classes, hidden=hidden)
     return fit_each_step(
-        lambda features: MlpProbe(steps, classes, features, hidden),
-        fit_step,
-        maps,
-        labels,
-        attribute,
-        steps=steps,
-        held_out=held_out,
-        seed=seed,
-        progress=progress,
+        new, fit_step, maps, labels, attribute, steps=steps, held_out=held_out, seed=seed, progress=progress
     )
 
 
