@@ -1,11 +1,14 @@
 """A table of words for the terminal, for READMEs, for papers and for pages."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import NamedTuple
 
 from markupsafe import Markup
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +26,12 @@ LATEX = {
     "\N{EN DASH}": "--",
 }
 
+UNBOUNDED = 10_000
+"""Columns of a terminal in which every table fits."""
+
+LONGEST_NUMBER = 24
+"""Characters; what is longer is a sentence, which may fold."""
+
 
 class Grid(NamedTuple):
     """A table: its header, its rows, how many of the last columns hold numbers, and what must be read with it."""
@@ -32,29 +41,24 @@ class Grid(NamedTuple):
     numbers: int
     caption: str = ""
 
-    def _is_number(self, column: int) -> bool:
+    def is_number(self, column: int) -> bool:
+        """Whether the column holds numbers."""
         return column >= len(self.header) - self.numbers
 
-    def terminal(self, title: str) -> Table:
-        """For `rich`."""
-        table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
-        table.caption, table.caption_justify = Text(self.caption), "left"
-        for column, name in enumerate(self.header):
-            table.add_column(Text(name), justify="right" if self._is_number(column) else "left", overflow="fold")
-        for row in self.rows:
-            table.add_row(*map(Text, row))
-        return table
+    def terminal(self, title: str) -> "TerminalTable":
+        """For `rich`; its last columns move below the first ones where the terminal is too narrow for all."""
+        return TerminalTable(self, title)
 
     def markdown(self) -> str:
         """GitHub-flavoured Markdown."""
-        rule = ["---:" if self._is_number(column) else "---" for column in range(len(self.header))]
+        rule = ["---:" if self.is_number(column) else "---" for column in range(len(self.header))]
         lines = [self.header, rule, *self.rows]
         table = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
         return f"{table}\n{self.caption}\n" if self.caption else table
 
     def latex(self) -> str:
         """A `tabular` for the package booktabs; the caption is a comment above it."""
-        columns = "".join("r" if self._is_number(column) else "l" for column in range(len(self.header)))
+        columns = "".join("r" if self.is_number(column) else "l" for column in range(len(self.header)))
         head, *body = (" & ".join(map(latex_text, line)) + r" \\" for line in (self.header, *self.rows))
         above = [f"% {self.caption}"] if self.caption else []
         lines = [*above, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
@@ -73,8 +77,50 @@ class Grid(NamedTuple):
         )
 
     def _html_cell(self, column: int, cell: str) -> str:
-        classes = ["number"] * self._is_number(column) + ["absent"] * (cell == "missing")
+        classes = ["number"] * self.is_number(column) + ["absent"] * (cell == "missing")
         return f'<td class="{" ".join(classes)}">{escape(cell)}</td>' if classes else f"<td>{escape(cell)}</td>"
+
+
+class TerminalTable(NamedTuple):
+    """A grid as wide as the terminal: no number is ever broken, the columns of words may fold."""
+
+    grid: Grid
+    title: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """One table, or several that repeat the columns of words."""
+        yield Text(self.title, style="table.title")
+        for block in self._blocks(console, options):
+            yield self._table(block)
+        if self.grid.caption:
+            yield Text(self.grid.caption, style="table.caption")
+
+    def _blocks(self, console: Console, options: ConsoleOptions) -> Iterator[list[int]]:
+        """The columns of each table: those of words, and as many of numbers as the terminal is wide enough for."""
+        columns = range(len(self.grid.header))
+        words = [column for column in columns if not self.grid.is_number(column)]
+        block = words
+        for column in columns[len(words) :]:
+            wider = Measurement.get(console, options.update_width(UNBOUNDED), self._table([*block, column]))
+            if wider.maximum > options.max_width and block != words:
+                yield block
+                block = words
+            block = [*block, column]
+        yield block
+
+    def _table(self, block: Sequence[int]) -> Table:
+        table = Table(box=box.SIMPLE_HEAD)
+        for column in block:
+            name = self.grid.header[column]
+            words = re.findall(r"\S+(?: [%↓↑])*", name)
+            width = max(map(len, [*words, *(row[column] for row in self.grid.rows)]))
+            if not self.grid.is_number(column):
+                table.add_column(Text(name.replace(".", ".\n")), overflow="fold")
+            else:
+                table.add_column(Text(name), justify="right", width=width if width <= LONGEST_NUMBER else None)
+        for row in self.grid.rows:
+            table.add_row(*(Text(row[column]) for column in block))
+        return table
 
 
 def latex_text(words: str) -> str:

@@ -1,12 +1,9 @@
 """The summary of metrics.json as a table: for the terminal, for READMEs and for the page."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
+from difflens.report.formats import Grid, TerminalTable
 from difflens.report.run_folder import Json
 from difflens.report.wording import NONE, count, interval, method_name, number, percent, rows_of
 
@@ -37,29 +34,21 @@ def protocol_sentence(metrics: Json) -> str:
     return " · ".join(words)
 
 
-def summary_table(metrics: dict[str, Any]) -> Table:
-    """The summary for a terminal: a line per measure, a column per method."""
-    table = Table(
-        title=Text(_title(metrics)),
-        caption=Text(protocol_sentence(metrics)),
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("measure", overflow="fold")
-    for row in rows_of(metrics):
-        table.add_column(Text(method_name(row)), justify="right", overflow="fold")
-    for measure in summary_measures(metrics):
-        table.add_row(Text(measure.label), *(Text(cell) for cell in measure.cells))
-    return table
-
-
-def summary_markdown(metrics: dict[str, Any]) -> str:
-    """The summary as a GitHub-flavoured Markdown table with a title and the protocol."""
+def summary_grid(metrics: Json) -> Grid:
+    """The summary: a line per measure, a column per method, and the protocol below."""
     header = ["measure", *(method_name(row) for row in rows_of(metrics))]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *([m.label, *m.cells] for m in summary_measures(metrics))]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return "\n\n".join(part for part in (f"**{_title(metrics)}**", table, protocol_sentence(metrics)) if part) + "\n"
+    rows = [[measure.label, *measure.cells] for measure in summary_measures(metrics)]
+    return Grid(header, rows, numbers=len(header) - 1, caption=protocol_sentence(metrics))
+
+
+def summary_table(metrics: Json, *, about: str = "") -> TerminalTable:
+    """The summary for a terminal; `about` is added to its title."""
+    return summary_grid(metrics).terminal(" · ".join(filter(None, (_title(metrics), about))))
+
+
+def summary_markdown(metrics: Json) -> str:
+    """The summary as a GitHub-flavoured Markdown table with a title and the protocol."""
+    return f"**{_title(metrics)}**\n\n{summary_grid(metrics).markdown()}"
 
 
 def _title(metrics: Json) -> str:

@@ -85,19 +85,22 @@ def test_cells_are_the_numbers_of_the_json(metrics: dict[str, Any]) -> None:
     }
 
 
-def test_the_terminal_table_keeps_every_cell_on_its_line(metrics: dict[str, Any]) -> None:
-    lines = printed(metrics).splitlines()
-    assert max(map(len, lines)) <= 100
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_terminal_table_keeps_every_cell_on_its_line(metrics: dict[str, Any], width: int) -> None:
+    lines = printed(metrics, width).splitlines()
+    assert max(map(len, lines)) <= width
     for measure in summary_measures(metrics):
         assert [line for line in lines if measure.label in line and all(cell in line for cell in measure.cells)]
     assert "second_judge" in "".join(lines) and "abababababab" in "".join(lines)
 
 
-def test_ten_methods_fit_without_a_cut(metrics: dict[str, Any]) -> None:
-    metrics["rows"] = [{**metrics["rows"][1], "method": f"m{i}", "fd": i / 1000} for i in range(10)]
-    text = printed(metrics)
-    assert "…" not in text
-    assert all(f"0.00{i}" in text for i in range(10))
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_ten_methods_fit_without_a_cut(metrics: dict[str, Any], width: int) -> None:
+    metrics["rows"] = [{**metrics["rows"][1], "method": f"method{i}", "fd": i / 1000} for i in range(10)]
+    text = printed(metrics, width)
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    words = text.split()
+    assert all(f"0.00{i}" in words and f"method{i}" in words for i in range(10)) and words.count("0.0011") == 10
 
 
 def test_names_are_text_and_never_markup(metrics: dict[str, Any]) -> None:

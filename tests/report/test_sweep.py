@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from rich.console import Console
 from sweep_folder import write_job
 
 from difflens.report.axes import moves_originals, strength_of
@@ -74,6 +75,20 @@ def test_the_originals_stand_once_for_each_target_and_each_set_of_images(tmp_pat
     assert found == {targets[0]: ("–", "0.910 ± 0.014", "2"), targets[1]: ("–", "0.310 ± 0.014", "2")}
     hollow = [round(point.x, 2) for point in points_of(jobs, FID) if point.original]
     assert sorted(hollow) == [0.31, 0.91]
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_terminal_never_breaks_a_number(sweep, width):
+    grid = compare(read_jobs(*sweep))
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(grid.terminal("a sweep"))
+    lines = console.export_text().splitlines()
+    assert lines[0] == "a sweep" and max(map(len, lines)) <= width
+    for row in grid.rows:
+        numbers = [cell for cell in row[2:] if "job" not in cell]
+        assert all([line for line in lines if line.split()[:1] == [row[0]] and f" {cell} " in line] for cell in numbers)
+    assert sum("worst % ↓" in line for line in lines) == 1
+    assert grid.caption in " ".join(" ".join(lines).split())
 
 
 @pytest.mark.parametrize(
