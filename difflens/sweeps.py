@@ -118,9 +118,9 @@ def job_states(sweep: Path) -> dict[str, dict[str, Any]]:
     return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
 
 
-def closing_table(sweep: Path, states: Mapping[str, Mapping[str, Any]]) -> Table:
+def closing_table(states: Mapping[str, Mapping[str, Any]]) -> Table:
     """One line per job: what it was asked, how it ended, how long it took."""
-    table = Table(title=Text(f"sweep {os.path.relpath(sweep)}"), title_justify="left", box=None)
+    table = Table(box=None)
     for column in ("job", "overrides", "ended", "time", "why"):
         table.add_column(column, overflow="fold", justify="right" if column in ("job", "time") else "left")
     for name, state in states.items():
@@ -135,7 +135,9 @@ def close_sweep() -> None:
     """Print the closing table of the sweep that this process led, if it led one."""
     sweep = SweepCallback.folder
     if sweep is not None and (states := job_states(sweep)):
-        Console().print(closing_table(sweep, states))
+        console = Console()
+        console.print(Text(f"sweep {os.path.relpath(sweep)}", style="table.title"), soft_wrap=True)
+        console.print(closing_table(states))
 
 
 def sweep_ending(failure: JobFailedError) -> Ending:
