@@ -16,7 +16,8 @@ def pipeline(cfg: DictConfig, run: Run) -> None:
     check_measures(bench)
     prepared = prepare(bench)
     steered = generate_pairs(bench, prepared)
-    measured = [evaluate(bench, steered)]
+    measured = {"": evaluate(bench, steered)}
     if bench.prompts is not None and bench.prompts.unseen:
-        measured.append(evaluate(bench, generate_pairs(bench, prepared, unseen=True), unseen=True))
-    present(bench, prepared, steered, *measured)
+        others = generate_pairs(bench, prepared, unseen=True)
+        measured["unseen prompts"] = evaluate(bench, others, unseen=True)
+    present(bench, prepared, steered, measured)

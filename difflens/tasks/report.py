@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,14 @@ def report(cfg: DictConfig, run: Run) -> None:
     check_measures(bench)
     prepared = prepare(bench)
     steered = generate_pairs(bench, prepared)
-    present(bench, prepared, steered, evaluate(bench, steered))
+    present(bench, prepared, steered, {"": evaluate(bench, steered)})
 
 
-def present(bench: Workbench, prepared: Prepared, steered: Steered, *measured: dict[str, Any]) -> None:
-    """Write images, `report.json` and `report.html` into the run folder, and print the summary of all that was measured."""
+def present(bench: Workbench, prepared: Prepared, steered: Steered, measured: Mapping[str, dict[str, Any]]) -> None:
+    """Write images, `report.json` and `report.html` into the run folder, and print the summary of all that was measured.
+
+    `measured` has the metrics under the words that tell its summaries apart.
+    """
     if bench.run.rank:
         return
     cards, features = draw_cards(bench, prepared)
@@ -50,8 +54,8 @@ def present(bench: Workbench, prepared: Prepared, steered: Steered, *measured: d
         bench.run.write_json("report.json", contents(bench, prepared, features))
         path = write_report(bench.run.folder)
         track_pictures(bench, features)
-    for metrics in measured:
-        Console().print(summary_table(metrics))
+    for about, metrics in measured.items():
+        Console().print(summary_table(metrics, about=about))
     bench.run.say(f"report: {path}")
 
 

@@ -158,6 +158,7 @@ def _fit(
     loader = DataLoader(_Stream(source, **stream, first=first), batch_size=None)
     health = HealthOverTraining(*_held_out(store, validation, module.sae.tokens_of_map), bench.tracker)
     trainer = bench.trainer(
+        max_epochs=1,
         max_steps=module.updates,
         callbacks=[keeper, health],
         enable_checkpointing=True,
