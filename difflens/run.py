@@ -33,7 +33,7 @@ REVISIONS = {
     "calibration": 2,
     "cards": 3,
     "images": 2,
-    "metrics": 4,
+    "metrics": 5,
     "probe": 1,
     "reading": 1,
     "sae": 1,

@@ -9,7 +9,7 @@ from difflens.report.axes import factors_of, moves_originals, seeds_of, spread_s
 from difflens.report.formats import Grid
 from difflens.report.run_folder import Json
 from difflens.report.sweep import Job
-from difflens.report.wording import METHOD_NAMES, NONE, number, rows_of
+from difflens.report.wording import METHOD_NAMES, NONE, fairness, number, rows_of
 
 
 class Measure(NamedTuple):
@@ -32,11 +32,20 @@ def worst_leakage(row: Json) -> float | None:
     return max((100 * rate for rate in rates if rate is not None), default=None)
 
 
-FD, LEAKAGE = _plain("fd_hard", "FD hard ↓", 3, -1), Measure("leakage", "leakage, worst % ↓", 1, -1, worst_leakage)
+def _fairness(key: str, label: str) -> Measure:
+    return Measure(key, label, 3, -1, lambda row: fairness(row, key))
+
+
+def _pooled(row: Json) -> float | None:
+    return row.get("fd_hard") if row.get("prompts") else None
+
+
+FD, LEAKAGE = _fairness("fd_hard", "FD hard ↓"), Measure("leakage", "leakage, worst % ↓", 1, -1, worst_leakage)
 FID, CLIP_I = _plain("fid", "FID ↓", 2, -1), _plain("clip_i", "CLIP-I ↑", 4, 1)
 MEASURES = (
     FD,
-    _plain("fd", "FD soft ↓", 3, -1),
+    _fairness("fd", "FD soft ↓"),
+    Measure("fd_pooled", "FD hard, prompts pooled ↓", 3, -1, _pooled),
     FID,
     _plain("kid", "KID ↓", 4, -1),
     CLIP_I,

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from difflens.report.palette import FAINT, INK, OKABE_ITO, class_styles
 from difflens.report.run_folder import Json
 from difflens.report.svg import drawn, series, steps_axis
+from difflens.report.wording import fairness
 
 
 def draw_separation(figure: Figure, data: Json) -> None:
@@ -50,9 +51,11 @@ def draw_doses(figure: Figure, data: Json) -> None:
     panels = figure.subplots(2, 2).flat
     for name, style in class_styles(data["classes"]).items():
         panels[0].plot(dose, 100 * _inside(rows, "shares", name, "share"), label=name, **style)
-    panels[1].plot(dose, series([row.get("fd_hard") for row in rows]), color=OKABE_ITO[0], marker="o", label="FD hard")
-    if rows[0].get("fd_chance") is not None:
-        panels[1].axhline(rows[0]["fd_chance"], color=INK, ls="--", lw=1, label="by chance")
+    panels[1].plot(
+        dose, series([fairness(row, "fd_hard") for row in rows]), color=OKABE_ITO[0], marker="o", label="FD hard"
+    )
+    if (chance := fairness(rows[0], "fd_chance")) is not None:
+        panels[1].axhline(chance, color=INK, ls="--", lw=1, label="by chance")
     panels[2].plot(dose, series([row.get("clip_i") for row in rows]), color=OKABE_ITO[0], marker="o")
     others = list(dict.fromkeys(name for row in rows for name in row.get("leakage") or {}))
     for name, style in class_styles(others).items():

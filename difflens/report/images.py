@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,8 +60,13 @@ def images_by_id(folder: Path) -> dict[int, Path]:
 def select_pairs(
     images: Path, edits: Mapping[int, Edit], *, method: str, edited: int = 24, untouched: int = 12
 ) -> list[Pair]:
-    """The first edited pairs, then the first untouched ones, each by ascending id: a sample nobody picked by eye."""
+    """Some edited pairs, then some untouched ones, each evenly spaced by id: of every prompt, and nobody picked them."""
     before, after = images_by_id(images / "original"), images_by_id(images / method)
     pairs = [Pair(i, before[i], after[i], edits.get(i)) for i in sorted(before.keys() & after.keys())]
-    changed = [pair for pair in pairs if pair.edit is not None]
-    return changed[:edited] + [pair for pair in pairs if pair.edit is None][:untouched]
+    changed, same = ([pair for pair in pairs if (pair.edit is None) is kept] for kept in (False, True))
+    return _spaced(changed, edited) + _spaced(same, untouched)
+
+
+def _spaced(pairs: Sequence[Pair], count: int) -> list[Pair]:
+    """So many of them at even distances; all of them if there are fewer."""
+    return [pairs[i * len(pairs) // count] for i in range(count)] if len(pairs) > count else [*pairs]

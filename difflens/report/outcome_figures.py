@@ -37,7 +37,7 @@ def draw_shares(figure: Figure, rows: Sequence[Json], *, classes: Sequence[str],
             markersize=7,
         )
     axes.set_yticks(heights, classes)
-    axes.set(xlim=(0, 100), ylim=(-0.6, len(classes) - 0.4), xlabel="share of images (%)")
+    axes.set(xlim=(-3, 103), ylim=(-0.6, len(classes) - 0.4), xlabel="share of images (%)")
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside upper left", ncols=3)
 

@@ -8,7 +8,7 @@ from difflens.report.comparison import CLIP_I, FD, Cell, Measure, cells_of
 from difflens.report.run_folder import Json
 from difflens.report.sweep import Job
 from difflens.report.sweep_figures import split_strength
-from difflens.report.wording import METHOD_NAMES
+from difflens.report.wording import METHOD_NAMES, fairness
 
 
 class Response(NamedTuple):
@@ -60,7 +60,7 @@ def _rows(line: Sequence[tuple[float, Cell]]) -> list[Json]:
         {
             "dose": strength,
             "fd_hard": cell.mean(FD),
-            "fd_chance": _mean(cell, lambda row: row.get("fd_chance")),
+            "fd_chance": _mean(cell, lambda row: fairness(row, "fd_chance")),
             "clip_i": cell.mean(CLIP_I),
             "shares": _means(cell, "shares", "share"),
             "leakage": _means(cell, "leakage", "flip_rate"),

@@ -63,13 +63,21 @@ def grid(run: RunFolder) -> Content | None:
 
 
 def shares(run: RunFolder) -> Content | None:
-    """Shares per class by every method."""
+    """Shares per class by every method, of all images and of every prompt's."""
     rows, classes = [row for row in rows_of(run.metrics) if row.get("shares")], classes_of(run)
     if not rows or not classes:
         return None
-    draw = partial(draw_shares, rows=rows, classes=classes, target=run.metrics.get("target") or {})
+    found = {"": rows}
+    for prompt in rows[0].get("prompts") or {}:
+        found[prompt] = [{**row["prompts"][prompt], "method": row["method"]} for row in rows]
     size = (5.2, 0.9 + len(classes) * (0.35 + 0.16 * len(rows)))
-    return {"figure": inline_svg(draw, size, name="shares", label="share of each class by method")}
+    figures = {}
+    for index, (prompt, of_it) in enumerate(found.items()):
+        target = of_it[0].get("target") or run.metrics.get("target") or {}
+        draw = partial(draw_shares, rows=of_it, classes=classes, target=target)
+        label = f"share of each class by method{prompt and f': {prompt}'}"
+        figures[prompt] = inline_svg(draw, size, name=f"shares-{index}", label=label)
+    return {"figures": figures}
 
 
 def summary(run: RunFolder) -> Content | None:

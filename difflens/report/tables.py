@@ -75,8 +75,10 @@ def _decimals(key: str, digits: int) -> Callable[[Json], str]:
 def _fairness(metrics: Json) -> Iterator[Line]:
     largest = next((row["fd_max"] for row in rows_of(metrics) if row.get("fd_max") is not None), None)
     limit = f"; the largest possible is {number(largest, 3)}" if largest is not None else ""
-    yield "FD, soft", _decimals("fd", 3), f"distance of the judge's mean softmax from the target; 0 is fair{limit}"
-    yield "FD, hard", _decimals("fd_hard", 3), "the same with every image counted as its most likely class"
+    pooled = ", prompts pooled" if any(row.get("prompts") for row in rows_of(metrics)) else ""
+    meaning = f"distance of the judge's mean softmax from the target; 0 is fair{limit}"
+    yield f"FD, soft{pooled}", _decimals("fd", 3), meaning
+    yield f"FD, hard{pooled}", _decimals("fd_hard", 3), "the same with every image counted as its most likely class"
     yield "FD, soft, as released", _decimals("fd_official", 3), "by the paper's own code, from the judge's raw outputs"
     yield "FD hard, mean over prompts", _decimals("fd_hard_prompt_mean", 3), "the mean of every prompt's own hard FD"
     for group in ("prompts", "parts"):

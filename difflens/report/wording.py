@@ -75,14 +75,24 @@ def mitigated(metrics: Json) -> Json | None:
     return next((row for row in rows if row.get("method") == "difflens"), rows[-1] if rows else None)
 
 
+def fairness(row: Json, key: str) -> float | None:
+    """A row's `fd`, `fd_hard` or `fd_chance`: where there are prompts, the mean of every prompt's own."""
+    prompts = [prompt.get(key) for prompt in (row.get("prompts") or {}).values()]
+    found: list[float | None] = prompts or [row.get(key)]
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 def result_sentence(metrics: Json) -> str:
     """The run's result in one sentence."""
     before, after = baseline(metrics), mitigated(metrics)
     first = before or after
     if first is None:
         return "This run has no result yet."
-    fd = " → ".join(number(row.get("fd"), 3) for row in (before, after) if row is not None)
-    sentence = f"{metrics.get('attribute', 'attribute')}: FD {fd}"
+    fd = " → ".join(number(fairness(row, "fd"), 3) for row in (before, after) if row is not None)
+    prompts = first.get("prompts") or {}
+    mean = f", the mean of {count(len(prompts), 'prompt')}," if prompts else ""
+    sentence = f"{metrics.get('attribute', 'attribute')}: FD {fd}{mean}"
     n = metrics.get("n", first.get("n"))
     sentence += f" over {count(n, 'image')}" if isinstance(n, int) else ""
     edited = (after or {}).get("edited")
@@ -94,7 +104,7 @@ def result_sentence(metrics: Json) -> str:
 def chance_sentence(metrics: Json) -> str:
     """How the result compares with the FD that a perfectly fair sampler shows by chance; empty if not measured."""
     after = mitigated(metrics) or {}
-    fd, chance = after.get("fd_hard"), after.get("fd_chance")
+    fd, chance = fairness(after, "fd_hard"), fairness(after, "fd_chance")
     if fd is None or chance is None:
         return ""
     verdict = "at or below" if fd <= chance else "above"

@@ -32,6 +32,7 @@ def dashboard(cfg: DictConfig, run: Run) -> None:
             methods=list(dict.fromkeys(str(row["method"]) for job in jobs for row in rows_of(job.metrics))),
             classes=_classes(jobs),
             others=_others(jobs),
+            prompts=any(row.get("prompts") for job in jobs for row in rows_of(job.metrics)),
         )
         path = write_text(sweep / "dashboard.json", workspace._to_model().model_dump_json(by_alias=True, indent=2))
         run.say(f"dashboard: {path}")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from omegaconf import DictConfig
 
 from difflens.report.experiment_figures import draw_doses
+from difflens.report.wording import fairness
 from difflens.run import Run
 from difflens.tasks.calibrate import prepare
 from difflens.tasks.evaluation import check_measures, evaluate
@@ -32,6 +33,6 @@ def dose(cfg: DictConfig, run: Run) -> None:
         )
         metrics = evaluate(bench, generate_pairs(bench, edit))
         rows.append({"dose": multiple, "strength": strength.tolist(), **metrics["rows"][1]})
-        run.say(f"{multiple:g} × the calibrated strength: FD hard {rows[-1]['fd_hard']:.3f}")
+        run.say(f"{multiple:g} × the calibrated strength: FD hard {fairness(rows[-1], 'fd_hard'):.3f}")
     data = {"attribute": bench.attribute.name, "classes": list(bench.attribute.classes), "rows": rows}
     keep(run, "dose", data, draw_doses, (7.6, 5.4))

@@ -135,8 +135,9 @@ def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str
     by_prompt: dict[str, dict[str, Any]] = {}
     for prompt, found in fairness.prompts.items():
         rows = which == order[prompt]
+        goal = dict(zip(study.attribute.classes, study.goals.of(prompt).tolist(), strict=True))
         counted = {"n": found.n, "missing_faces": found.missing}
-        by_prompt[prompt] = {**counted, **_summary(found), **_official(reading, study, rows)}
+        by_prompt[prompt] = {**counted, "target": goal, **_summary(found), **_official(reading, study, rows)}
         if obeyed is not None:
             by_prompt[prompt]["obeyed"] = float(obeyed[rows].nanmean())
     similarity = PromptSimilarity()

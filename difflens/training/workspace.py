@@ -11,7 +11,14 @@ TABLES = ("dose_response", "images", "features")
 
 
 def describe_workspace(
-    sweep: str, *, entity: str, project: str, methods: Sequence[str], classes: Sequence[str], others: Sequence[str]
+    sweep: str,
+    *,
+    entity: str,
+    project: str,
+    methods: Sequence[str],
+    classes: Sequence[str],
+    others: Sequence[str],
+    prompts: bool = False,
 ) -> Any:
     """A workspace over the runs of one sweep: fairness and its price, shares, what was found inside the model, and tables.
 
@@ -22,6 +29,7 @@ def describe_workspace(
         methods: names of the rows of metrics.json.
         classes: of all attributes studied.
         others: attributes on which leakage was measured.
+        prompts: whether there are prompts, each with an FD of its own, whose mean then stands for fairness.
 
     Raises:
         ValueError: wandb-workspaces is not installed.
@@ -32,7 +40,7 @@ def describe_workspace(
     except ModuleNotFoundError as error:
         raise ValueError("task=dashboard needs `pip install 'difflens[dashboard]'`.") from error
 
-    sections = _sections(reports, methods=methods, classes=classes, others=others)
+    sections = _sections(reports, methods=methods, classes=classes, others=others, prompts=prompts)
     return workspaces.Workspace(
         entity=entity,
         project=project,
@@ -43,7 +51,7 @@ def describe_workspace(
 
 
 def _sections(
-    reports: Any, *, methods: Sequence[str], classes: Sequence[str], others: Sequence[str]
+    reports: Any, *, methods: Sequence[str], classes: Sequence[str], others: Sequence[str], prompts: bool
 ) -> dict[str, list[Any]]:
     """The panels of each section by its title."""
 
@@ -54,13 +62,14 @@ def _sections(
         return reports.LinePlot(title=title, x=x, y=list(names))
 
     edited = [method for method in methods if method != "original"]
-    figures = _FIGURES | {f"leakage.{name}.flip_rate": f"leakage of {name}" for name in others}
+    fd = _PROMPTED if prompts else {"fd_hard": "FD hard"}
+    figures = fd | _FIGURES | {f"leakage.{name}.flip_rate": f"leakage of {name}" for name in others}
     fairness = [
         bars(f"{label} by method", [f"{m}/{key}" for m in (edited if key.startswith("leakage") else methods)])
         for key, label in figures.items()
     ]
     trades = [
-        reports.ScatterPlot(title=f"FD and {label}: {m}", x=f"{m}/fd_hard", y=f"{m}/{key}")
+        reports.ScatterPlot(title=f"FD and {label}: {m}", x=f"{m}/{next(iter(fd))}", y=f"{m}/{key}")
         for m in edited
         for key, label in figures.items()
         if not key.startswith("fd")
@@ -82,4 +91,5 @@ def _sections(
     }
 
 
-_FIGURES = {"fd_hard": "FD hard", "fd": "FD soft", "fid": "FID", "kid": "KID", "clip_i": "CLIP-I"}
+_PROMPTED = {"fd_hard_prompt_mean": "FD hard, mean over prompts", "fd_hard": "FD hard, prompts pooled"}
+_FIGURES = {"fd": "FD soft", "fid": "FID", "kid": "KID", "clip_i": "CLIP-I"}

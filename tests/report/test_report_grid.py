@@ -86,7 +86,7 @@ def test_pairs_need_both_images_and_are_limited(images: Path) -> None:
     (images / "difflens" / "000000.png").unlink()
     Image.new("RGB", (4, 4)).save(images / "difflens" / "overview.png")
     pairs = select_pairs(images, EDITS, method="difflens", edited=1, untouched=2)
-    assert [pair.id for pair in pairs] == [2, 1, 3]
+    assert [pair.id for pair in pairs] == [2, 1, 4]
 
 
 def test_small_images_are_embedded_as_they_are_and_large_ones_reduced(tmp_path: Path) -> None:

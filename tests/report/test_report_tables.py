@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from difflens.report import summary_markdown, summary_table
+from difflens.report.comparison import FD
 from difflens.report.tables import summary_measures
 from difflens.report.wording import chance_sentence, result_sentence
 
@@ -124,3 +125,15 @@ def test_the_sentences_follow_the_numbers(metrics: dict[str, Any]) -> None:
     assert result_sentence(metrics).endswith("; 1 image was changed.")
     assert "above" in chance_sentence(metrics)
     assert result_sentence({}) == "This run has no result yet."
+
+
+def test_with_prompts_the_mean_of_their_own_fd_is_the_result(metrics: dict[str, Any]) -> None:
+    for row, (first, second) in zip(metrics["rows"], ((0.7, 0.5), (0.04, 0.02)), strict=True):
+        found = {"a nurse": first, "a doctor": second}
+        row["prompts"] = {name: {"fd": fd, "fd_hard": fd + 0.01, "fd_chance": 0.035} for name, fd in found.items()}
+    sentence = result_sentence(metrics)
+    assert sentence == "gender: FD 0.600 → 0.030, the mean of 2 prompts, over 512 images; 82 images were changed."
+    assert "FD 0.040, above the 0.035" in chance_sentence(metrics)
+    labels = [measure.label for measure in summary_measures(metrics)]
+    assert {"FD, soft, prompts pooled", "FD, hard, prompts pooled", "FD hard, a nurse"} <= {*labels}
+    assert FD.read(metrics["rows"][1]) == pytest.approx(0.04) and FD.read({"fd_hard": 0.2}) == 0.2

@@ -3,6 +3,7 @@
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from program import Program
 from sweep_folder import write_job
 
 from difflens.tasks import tracked
-from difflens.training.workspace import TABLES
+from difflens.training.workspace import TABLES, describe_workspace
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +42,26 @@ def test_a_workspace_is_written_for_the_runs_of_a_sweep(tmp_path: Path) -> None:
     for table in TABLES:
         assert f'"val": "{table}"' in described, "the table has a panel"
         assert f'table("{table}"' in inspect.getsource(tracked), "and it is logged"
+
+
+def test_fairness_of_prompts_is_the_mean_of_theirs(tmp_path: Path) -> None:
+    pytest.importorskip("wandb_workspaces", reason="extra dashboard")
+    for prompts, fd in ((True, "fd_hard_prompt_mean"), (False, "fd_hard")):
+        about = {
+            "entity": "e",
+            "project": "p",
+            "methods": ["original", "difflens"],
+            "classes": ["female"],
+            "others": [],
+        }
+        text = describe_workspace("s", **about, prompts=prompts)._to_model().model_dump_json(by_alias=True)
+        scatters = [panel for panel in _panels(json.loads(text)) if panel["viewType"] == "Scatter Plot"]
+        assert scatters and {panel["config"]["xAxis"] for panel in scatters} == {f"summary:difflens/{fd}"}
+
+
+def _panels(workspace: dict[str, Any]) -> list[dict[str, Any]]:
+    sections = workspace["spec"]["section"]["panelBankConfig"]["sections"]
+    return [panel for section in sections for panel in section["panels"]]
 
 
 def test_the_sample_sweep_of_wandb_gives_overrides_that_compose() -> None:
