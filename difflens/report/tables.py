@@ -144,7 +144,10 @@ def _others(row: Json) -> str:
 
 
 def _accounting() -> Iterator[Line]:
+    meaning = "unedited images in which the judge that chose what to edit sees the same class as the one that scores"
+    yield "judges agree ↑", lambda row: percent(row.get("judges_agree")), meaning
     yield "images changed", _decimals("edited", 0), "the others are left as they were"
+    yield "of these, class reached ↑", lambda row: percent(row.get("reached")), "images that show the class asked for"
     meaning = "whose likeliest class is none of the above; FD is measured among those"
     yield "images of other classes", _others, meaning
     yield "images without a face", _decimals("missing_faces", 0), "in which the judge found none"

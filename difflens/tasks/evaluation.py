@@ -14,6 +14,7 @@ from difflens.data.reference import Reference, collect_reference
 from difflens.metrics.judges import ReferenceStatistics
 from difflens.metrics.pixels import float_pieces
 from difflens.metrics.weights import free
+from difflens.tasks.agreement import agreement, arrival
 from difflens.tasks.measures import Study, protocol, read_images
 from difflens.tasks.rows import build_row
 from difflens.tasks.tracked import track_metrics
@@ -93,8 +94,9 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, 
             "seed": bench.cfg.metric.base_seed,
         },
         "rows": [
-            build_row("original", before, study, reference, prompts=prompts),
-            build_row(method, after, study, reference, original=before, edited=steered.edited, prompts=prompts),
+            build_row("original", before, study, reference, prompts=prompts) | agreement(before, study, steered),
+            build_row(method, after, study, reference, original=before, edited=steered.edited, prompts=prompts)
+            | arrival(after, study, steered),
         ],
     }
 

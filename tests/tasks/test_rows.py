@@ -1,6 +1,8 @@
 """Rows of metrics.json from made-up judges whose answers are known."""
 
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,13 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from difflens.artifacts import Artifact
 from difflens.data.reference import Reference
 from difflens.metrics.judges import ReferenceStatistics
 from difflens.metrics.pixels import float_pieces
 from difflens.mitigation.goals import Goals, read_goals
+from difflens.tasks.agreement import agreement, arrival
 from difflens.tasks.measures import Study, protocol, read_images
 from difflens.tasks.rows import build_row, crossed_target
-from difflens.types import Attribute, product
+from difflens.tasks.steer import Steered
+from difflens.types import EVERY_CLASS, NO_FACE, UNTOUCHED, Attribute, GenerationPlan, product
 
 RACE = Attribute("race", ("Black", "White"))
 GENDER = Attribute("gender", ("female", "male"))
@@ -200,3 +205,19 @@ def test_a_network_that_can_give_its_memory_back_reads_alone(monkeypatch: pytest
     assert all(
         torch.equal(found.tensors()[name].nan_to_num(), kept.nan_to_num()) for name, kept in together.tensors().items()
     )
+
+
+def test_judges_that_differ_and_images_that_reach_their_class_are_told() -> None:
+    asked = study()
+    reading = read_images(partial(float_pieces, IMAGES), IDS, asked, title="x")
+    plan = GenerationPlan(0, IDS, prompts=("a", "b") * 3)
+    targets = torch.tensor([1, UNTOUCHED, 1, UNTOUCHED, 0, EVERY_CLASS])
+    stored = Artifact("images", "", Path(), {}, {})
+    labels = torch.tensor([1, 0, 1, NO_FACE, 0, 0])
+    steered = Steered(plan, IMAGES, IMAGES, targets, labels, (stored, stored))
+    assert agreement(reading, asked, steered) == {"judges_agree": 0.75, "judges_agree_by_prompt": {"a": 0.5, "b": 1.0}}
+    assert arrival(reading, asked, steered) == {"reached": 0.5}
+
+    nobody = replace(steered, plan=GenerationPlan(0, IDS), labels=torch.full((6,), NO_FACE), targets=targets * 0 - 1)
+    assert agreement(reading, asked, nobody) == {"judges_agree": None}
+    assert arrival(reading, asked, nobody) == {"reached": None}
