@@ -29,6 +29,9 @@ LATEX = {
 UNBOUNDED = 10_000
 """Columns of a terminal in which every table fits."""
 
+FOLDED = 28
+"""Characters; a column of words folds to so many before columns of numbers move below others."""
+
 LONGEST_NUMBER = 24
 """Characters; what is longer is a sentence, which may fold."""
 
@@ -101,21 +104,24 @@ class TerminalTable(NamedTuple):
         words = [column for column in columns if not self.grid.is_number(column)]
         block = words
         for column in columns[len(words) :]:
-            wider = Measurement.get(console, options.update_width(UNBOUNDED), self._table([*block, column]))
+            wider = Measurement.get(
+                console, options.update_width(UNBOUNDED), self._table([*block, column], widest=FOLDED)
+            )
             if wider.maximum > options.max_width and block != words:
                 yield block
                 block = words
             block = [*block, column]
         yield block
 
-    def _table(self, block: Sequence[int]) -> Table:
+    def _table(self, block: Sequence[int], *, widest: int | None = None) -> Table:
+        """These columns; `widest` bounds those of words."""
         table = Table(box=box.SIMPLE_HEAD)
         for column in block:
             name = self.grid.header[column]
             words = re.findall(r"\S+(?: [%↓↑])*", name)
             width = max(map(len, [*words, *(row[column] for row in self.grid.rows)]))
             if not self.grid.is_number(column):
-                table.add_column(Text(name.replace(".", ".\n")), overflow="fold")
+                table.add_column(Text(name.replace(".", ".\n")), overflow="fold", max_width=widest)
             else:
                 table.add_column(Text(name), justify="right", width=width if width <= LONGEST_NUMBER else None)
         for row in self.grid.rows:
