@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from difflens.errors import JobFailedError, UserError
 from difflens.exits import Ending, ending, interrupt, was_interrupted
+from difflens.known_keys import check_keys
 from difflens.products import register_products
 from difflens.ranks import TRACEBACK, process_rank, rank_prefix
 from difflens.run import Run, open_run
@@ -96,6 +97,7 @@ def job(cfg: DictConfig) -> None:
             if not to_do:
                 return
             with open_run(cfg, folder, overrides=overrides, sweep=sweep, key=key) as run:
+                check_keys(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)), conf_folder())
                 load_task(cfg.task._target_)(cfg, run)
     except Exception as error:
         if debugging():

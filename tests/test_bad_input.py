@@ -85,6 +85,13 @@ def test_a_class_without_images_says_what_to_do(program: Program) -> None:
         ("data.site.module=mid_block.attentions", "data.site.module=mid_block.attentions: "),
         ("model.folder=/nowhere", "/nowhere"),
         ("+sae.training.momentum=1", "sae.training: "),
+        ("+sae.topk=8", "sae: "),
+        (
+            "+mitigation.strenght=2",
+            "nothing reads 'mitigation.strenght'; take it away. Did you mean 'mitigation.strength'?",
+        ),
+        ("+mitigation.hold.tops=8", "nothing reads 'mitigation.hold.tops'"),
+        ("+sed=1", "nothing reads 'sed'; take it away. Did you mean 'seed'?"),
         ("trainer.accelerator=abacus", "trainer: "),
         ("judge.others=[beard]", "judge.others names ['beard']"),
         ("mitigation.hold.attributes=[beard]", "mitigation.hold.attributes names ['beard']"),

@@ -54,11 +54,11 @@ class Workbench:
 
     def new_autoencoder(self) -> SparseAutoencoder:
         """An untrained SAE of the site's size, as `sae` describes it."""
-        described = plain(self.cfg.sae)
-        del described["training"], described["saved"]
+        described = {key: value for key, value in plain(self.cfg.sae).items() if key not in ("training", "saved")}
         with blaming(f"data.site.module={self.site.module}"):
             channels, height, width = self.model.site_shape(self.site)
-        autoencoder: SparseAutoencoder = instantiate(described, positions=height * width)(channels)
+        with blaming("sae"):
+            autoencoder: SparseAutoencoder = instantiate(described, positions=height * width)(channels)
         return autoencoder
 
     @cached_property

@@ -1,0 +1,73 @@
+"""Settings that nothing reads: a misspelt key that `+key=value` or an experiment's file adds would silently do nothing."""
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from difflens.errors import UserError
+from difflens.exits import nearest
+
+GROUPS = ("attribution", "data", "judge", "metric", "mitigation", "paths")
+"""Groups whose files name every key; what stands beside a `_target_` goes to that class, which refuses what it lacks."""
+
+GLOBAL = "# @package _global_"
+"""First line of a file whose keys stand at the top."""
+
+
+def check_keys(config: Mapping[str, Any], conf: Path) -> None:
+    """Refuse keys that no file of their group has.
+
+    Args:
+        config: the composed configuration, unresolved.
+        conf: its folder.
+
+    Raises:
+        UserError: with the nearest key there is.
+    """
+    for group, known in _known(conf).items():
+        for where, there in _unknown(config.get(group) if group else config, known, group):
+            raise UserError(f"nothing reads {where!r}; take it away.{nearest(where, there)}")
+
+
+@cache
+def _known(conf: Path) -> dict[str, dict[str, Any]]:
+    """By group, "" for the top level, the tree of all keys that its files have; other values than mappings are left out."""
+    top = _tree([conf / "config.yaml"])
+    tasks = [path for path in sorted(conf.glob("task/*.yaml")) if path.read_text(encoding="utf-8").startswith(GLOBAL)]
+    top |= _tree(tasks) | dict.fromkeys(path.parent.name for path in conf.glob("*/*.yaml"))
+    # What another group's files hold below a key of the top level is not looked at here.
+    return {"": dict.fromkeys(top)} | {group: _tree(sorted(conf.glob(f"{group}/*.yaml"))) for group in GROUPS}
+
+
+def _tree(paths: list[Path]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for path in paths:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content.pop("defaults", None)
+        _merge(found, content)
+    return found
+
+
+def _merge(found: dict[str, Any], content: Mapping[str, Any]) -> None:
+    for key, value in content.items():
+        if isinstance(value, Mapping) and "_target_" not in value:
+            below = found.get(key)
+            found[key] = below if isinstance(below, dict) else {}
+            _merge(found[key], value)
+        else:
+            found.setdefault(key, None)
+
+
+def _unknown(node: Any, known: Mapping[str, Any], where: str) -> Iterator[tuple[str, list[str]]]:
+    """The path of every key that the tree lacks, and the paths beside it there; not below what has a `_target_`."""
+    if not isinstance(node, Mapping) or "_target_" in node:
+        return
+    for key, value in node.items():
+        path = f"{where}.{key}".lstrip(".")
+        if key not in known:
+            yield path, [f"{where}.{name}".lstrip(".") for name in known]
+        elif known[key] is not None:
+            yield from _unknown(value, known[key], path)
