@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from difflens.report.formats import Grid, TerminalTable
 from difflens.report.run_folder import Json
-from difflens.report.wording import NONE, count, interval, method_name, number, percent, rows_of
+from difflens.report.wording import NONE, count, fairness, interval, method_name, number, percent, rows_of
 
 
 class Measure(NamedTuple):
@@ -88,7 +88,10 @@ def _fairness(metrics: Json) -> Iterator[Line]:
                 _within(group, name),
                 "of these images" if group == "prompts" else "of this attribute",
             )
-    yield "FD by chance", _decimals("fd_chance", 3), "expected hard FD of a perfectly fair sampler of as many images"
+    meaning = "expected hard FD of a perfectly fair sampler of as many images"
+    yield f"FD by chance{pooled}", _decimals("fd_chance", 3), meaning
+    if pooled:
+        yield "FD by chance, mean over prompts", lambda row: number(fairness(row, "fd_chance"), 3), meaning
     yield "FD², unbiased", _decimals("fd_squared_unbiased", 4), "without the sampling noise; may be negative"
     yield "intersectional FD", _decimals("intersectional_fd", 3), "over the classes of all attributes together"
 

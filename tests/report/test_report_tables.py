@@ -135,5 +135,8 @@ def test_with_prompts_the_mean_of_their_own_fd_is_the_result(metrics: dict[str, 
     assert sentence == "gender: FD 0.600 → 0.030, the mean of 2 prompts, over 512 images; 82 images were changed."
     assert "FD 0.040, above the 0.035" in chance_sentence(metrics)
     labels = [measure.label for measure in summary_measures(metrics)]
+    cells = {measure.label: measure.cells for measure in summary_measures(metrics)}
+    assert cells["FD by chance, mean over prompts"] == ("0.035", "0.035")
+    assert cells["FD by chance, prompts pooled"] == ("0.025", "0.025")
     assert {"FD, soft, prompts pooled", "FD, hard, prompts pooled", "FD hard, a nurse"} <= {*labels}
     assert FD.read(metrics["rows"][1]) == pytest.approx(0.04) and FD.read({"fd_hard": 0.2}) == 0.2
