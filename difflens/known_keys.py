@@ -17,29 +17,33 @@ GLOBAL = "# @package _global_"
 """First line of a file whose keys stand at the top."""
 
 
-def check_keys(config: Mapping[str, Any], conf: Path) -> None:
+def check_keys(config: Mapping[str, Any], folders: tuple[Path, ...]) -> None:
     """Refuse keys that no file of their group has.
 
     Args:
         config: the composed configuration, unresolved.
-        conf: its folder.
+        folders: what it is composed from: this program's folder, and the user's (`--config-dir`).
 
     Raises:
         UserError: with the nearest key there is.
     """
-    for group, known in _known(conf).items():
+    for group, known in _known(folders).items():
         for where, there in _unknown(config.get(group) if group else config, known, group):
             raise UserError(f"nothing reads {where!r}; take it away.{nearest(where, there)}")
 
 
 @cache
-def _known(conf: Path) -> dict[str, dict[str, Any]]:
+def _known(folders: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
     """By group, "" for the top level, the tree of all keys that its files have; other values than mappings are left out."""
-    top = _tree([conf / "config.yaml"])
-    tasks = [path for path in sorted(conf.glob("task/*.yaml")) if path.read_text(encoding="utf-8").startswith(GLOBAL)]
-    top |= _tree(tasks) | dict.fromkeys(path.parent.name for path in conf.glob("*/*.yaml"))
-    # What another group's files hold below a key of the top level is not looked at here.
-    return {"": dict.fromkeys(top)} | {group: _tree(sorted(conf.glob(f"{group}/*.yaml"))) for group in GROUPS}
+    paths = {path: path.relative_to(folder).parts for folder in folders for path in sorted(folder.glob("**/*.yaml"))}
+    tasks = [
+        path for path, (group, *_) in paths.items() if group == "task" and path.read_text("utf-8").startswith(GLOBAL)
+    ]
+    top = [*_tree([path for path, parts in paths.items() if parts == ("config.yaml",)]), *_tree(tasks)]
+    groups = [parts[0] for parts in paths.values() if len(parts) > 1]
+    files = {group: [path for path, parts in paths.items() if parts[:-1] == (group,)] for group in GROUPS}
+    # What the groups' files hold is not looked at from the top.
+    return {"": dict.fromkeys([*top, *groups])} | {group: _tree(own) for group, own in files.items()}
 
 
 def _tree(paths: list[Path]) -> dict[str, Any]:

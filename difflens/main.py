@@ -97,7 +97,8 @@ def job(cfg: DictConfig) -> None:
             if not to_do:
                 return
             with open_run(cfg, folder, overrides=overrides, sweep=sweep, key=key) as run:
-                check_keys(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)), conf_folder())
+                sources = tuple(Path(s.path) for s in settings.runtime.config_sources if s.schema == "file")
+                check_keys(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)), sources)
                 load_task(cfg.task._target_)(cfg, run)
     except Exception as error:
         if debugging():
