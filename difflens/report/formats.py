@@ -94,7 +94,9 @@ class TerminalTable(NamedTuple):
         """One table, or several that repeat the columns of words."""
         yield Text(self.title, style="table.title")
         for block in self._blocks(console, options):
+            yield Text()
             yield self._table(block)
+        yield Text()
         if self.grid.caption:
             yield Text(self.grid.caption, style="table.caption")
 
@@ -115,7 +117,7 @@ class TerminalTable(NamedTuple):
 
     def _table(self, block: Sequence[int], *, widest: int | None = None) -> Table:
         """These columns; `widest` bounds those of words."""
-        table = Table(box=box.SIMPLE_HEAD)
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for column in block:
             name = self.grid.header[column]
             words = re.findall(r"\S+(?: [%↓↑])*", name)

@@ -86,7 +86,9 @@ def test_the_terminal_never_breaks_a_number(sweep, width):
     assert lines[0] == "a sweep" and max(map(len, lines)) <= width
     for row in grid.rows:
         numbers = [cell for cell in row[2:] if "job" not in cell]
-        assert all([line for line in lines if line.split()[:1] == [row[0]] and f" {cell} " in line] for cell in numbers)
+        assert all(
+            [line for line in lines if line.split()[:1] == [row[0]] and f" {cell} " in f"{line} "] for cell in numbers
+        )
     assert sum("worst % ↓" in line for line in lines) == 1
     assert grid.caption in " ".join(" ".join(lines).split())
 
