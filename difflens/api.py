@@ -17,10 +17,12 @@ from difflens.artifacts import Artifact
 from difflens.attribution.statistics import CodeStatistics
 from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult
 from difflens.mitigation.base import Window
-from difflens.mitigation.quota import Quota
+from difflens.mitigation.quota import Quota, fewest_pushes
 from difflens.mitigation.sae_features import SaeFeatureMitigation
 from difflens.models.live_pipeline import edited_pipeline
 from difflens.probes.storage import load_probe
+from difflens.report.run_folder import read_run
+from difflens.report.wording import baseline
 from difflens.run_artifacts import RunArtifacts
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.storage import load_sae as read_sae
@@ -28,6 +30,9 @@ from difflens.types import Attribute, FeatureSet, Site
 
 DECIDES_EDIT = ("mitigation", "attribution", "latents", "strength", "calibration", "times")
 """Entries of the spec of steered images that decide the edit; the others say of which images it was."""
+
+LEAST_PUSH = 1e-6
+"""A smaller share of images pushed towards a class is rounding."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,12 @@ class Features:
     Attributes:
         mitigation: the edit; its `features` are the latents per class, its `sae` the autoencoder.
         timesteps: the scheduler's timesteps on which features and probe were found.
+        natural: share [C] of each class among the run's unedited images; None if it was not measured, or differs by prompt.
     """
 
     mitigation: SaeFeatureMitigation
     timesteps: tuple[float, ...]
+    natural: Tensor | None = None
 
     @property
     def attribute(self) -> Attribute:
@@ -89,7 +96,15 @@ def load_features(run: str | Path) -> Features:
     strength = _strength(chain, steered.spec, attribute)
     if "times" in steered.spec:
         strength = mitigation.neutral + steered.spec["times"] * (strength - mitigation.neutral)
-    return Features(mitigation.with_strength(strength), tuple(activations.spec["model"]["timesteps"]))
+    timesteps = tuple(activations.spec["model"]["timesteps"])
+    return Features(mitigation.with_strength(strength), timesteps, _natural(chain.run, attribute))
+
+
+def _natural(run: Path, attribute: Attribute) -> Tensor | None:
+    """The classes' shares among the unedited images of a run, as its metrics.json has them."""
+    row = baseline(read_run(run).metrics) or {}
+    shares = [(row.get("shares") or {}).get(name, {}).get("share") for name in attribute.classes]
+    return None if row.get("prompts") or None in shares else torch.tensor(shares, dtype=torch.float64)
 
 
 def _steered(chain: RunArtifacts) -> Artifact:
@@ -128,7 +143,10 @@ def steer(
     """Inside the block every call of the pipeline pushes its images towards a target distribution of classes.
 
     All images of the block together get classes in exact quota, shuffled, also where each call makes few of them or one.
-    The pipeline is as it was after the block.
+    Where the run knows no strength for a class that its model shows too often, because no image was ever pushed towards it
+    (`mitigation.assignment=affinity`, the default), as few images are pushed towards the others as make the target expected,
+    and the rest stay untouched: the shares then vary as those of a random sample do. A run with
+    `mitigation.assignment=exact` has strengths for all classes. The pipeline is as it was after the block.
 
     Args:
         pipeline: a diffusers pipeline with a U-Net, unconditional or text-to-image, such as the one the run studied.
@@ -138,8 +156,9 @@ def steer(
         seed: shuffles who gets which class.
 
     Raises:
-        ValueError: a class is unknown, the pipeline has no such site, it samples on another grid of timesteps than the
-            features were found on, or its scheduler does not know the update.
+        ValueError: a class is unknown, or the target needs images of one for which there is no strength; the pipeline has
+            no such site, it samples on another grid of timesteps than the features were found on, or its scheduler does not
+            know the update.
     """
     mitigation, attribute = features.mitigation, features.attribute
     shares = attribute.target(target)
@@ -153,8 +172,25 @@ def steer(
             f"the asymmetric update needs a DDIMScheduler, the pipeline has {type(pipeline.scheduler).__name__}; give it "
             "one, or take a run with mitigation.update=symmetric."
         )
-    with edited_pipeline(pipeline, mitigation, timesteps=features.timesteps, assign=Quota(shares, seed=seed)):
+    assign = _quota(shares, mitigation, features.natural, seed)
+    with edited_pipeline(pipeline, mitigation, timesteps=features.timesteps, assign=assign):
         yield pipeline
+
+
+def _quota(target: Tensor, mitigation: SaeFeatureMitigation, natural: Tensor | None, seed: int) -> Quota:
+    """Every image gets a class, or, where some class has no strength, only as many as must."""
+    inert = mitigation.strength == mitigation.neutral
+    if not bool((inert & (target > 0)).any()):
+        return Quota(target, seed=seed)
+    parts = None if natural is None else fewest_pushes(target, natural)
+    lacking = inert & (target > 0 if parts is None else parts[:-1] > LEAST_PUSH)
+    if parts is None or bool(lacking.any()):
+        names = [name for name, absent in zip(mitigation.attribute.classes, lacking.tolist(), strict=True) if absent]
+        raise ValueError(
+            f"the run never pushed an image towards {' or '.join(names)}, so it has no strength for it; take a run with "
+            "mitigation.assignment=exact, or give strength={class: number}."
+        )
+    return Quota(parts, seed=seed, untouched=True)
 
 
 def fairness_discrepancy(

@@ -19,7 +19,7 @@ from difflens.attribution.statistics import CodeStatistics
 from difflens.metrics.functional import chance_discrepancy
 from difflens.mitigation.sae_features import SaeFeatureMitigation
 from difflens.sae.topk import TopKAutoencoder
-from difflens.types import Attribute, FeatureSet, Site
+from difflens.types import UNTOUCHED, Attribute, FeatureSet, Site
 
 EXAMPLE = Path(__file__).parents[1] / "experiments" / "steer_a_pipeline.py"
 
@@ -61,6 +61,18 @@ def test_a_run_gives_back_its_sae_and_its_features_and_the_example_runs_on_it() 
     assert all(sum(pair) == pytest.approx(1) for pair in shares)
 
 
+def edit(*strength: float) -> SaeFeatureMitigation:
+    nothing = CodeStatistics(torch.tensor([1, 2]), torch.zeros(2, 1, 2, 4, 4), torch.zeros(1, 2))
+    return SaeFeatureMitigation(
+        TopKAutoencoder(16, expansion=2, k=4),
+        FeatureSet(Attribute("gender", ("female", "male")), {"female": (1,), "male": (2,)}),
+        nothing,
+        site=Site(),
+        mode="contrast",
+        strength=torch.tensor(strength),
+    )
+
+
 @pytest.mark.parametrize(("size", "calls"), [(1, 100), (3, 5)])
 def test_all_calls_of_a_block_share_the_quota(
     unet: UNet2DModel, monkeypatch: pytest.MonkeyPatch, size: int, calls: int
@@ -72,23 +84,36 @@ def test_all_calls_of_a_block_share_the_quota(
         return h
 
     monkeypatch.setattr(SaeFeatureMitigation, "__call__", note)
-    nothing = CodeStatistics(torch.tensor([1, 2]), torch.zeros(2, 1, 2, 4, 4), torch.zeros(1, 2))
-    mitigation = SaeFeatureMitigation(
-        TopKAutoencoder(16, expansion=2, k=4),
-        FeatureSet(Attribute("gender", ("female", "male")), {"female": (1,), "male": (2,)}),
-        nothing,
-        site=Site(),
-        mode="contrast",
-        strength=torch.ones(2),
-    )
     pipe = DDIMPipeline(unet, DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
-    with difflens.steer(pipe, Features(mitigation, (0,)), target={"female": 0.75, "male": 0.25}):
+    with difflens.steer(pipe, Features(edit(1.0, 1.0), (0,)), target={"female": 0.75, "male": 0.25}):
         for call in range(calls):
             pipe(size, num_inference_steps=1, output_type="np")
             images = size * (call + 1)
             assert len(given) == images and abs(given.count(0) - 0.75 * images) <= 0.5
     assert given.count(0) == round(0.75 * size * calls)
+
+
+def test_a_class_that_no_image_was_pushed_towards_gets_none(unet: UNet2DModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+
+    def note(edit: SaeFeatureMitigation, h: Tensor, step: int, targets: Tensor) -> Tensor:
+        given.extend(targets.tolist())
+        return h
+
+    monkeypatch.setattr(SaeFeatureMitigation, "__call__", note)
+    pipe = DDIMPipeline(unet, DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    natural = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    with difflens.steer(pipe, Features(edit(2.0, 0.0), (0,), natural)):
+        pipe(12, num_inference_steps=1, output_type="np")
+    assert sorted(given) == [UNTOUCHED] * 8 + [0] * 4
+    for found, target in ((None, None), (natural, {"female": 0.1, "male": 0.9})):
+        with (
+            pytest.raises(ValueError, match=r"never pushed an image towards male, .*mitigation.assignment=exact"),
+            difflens.steer(pipe, Features(edit(2.0, 0.0), (0,), found), target=target),
+        ):
+            pass
 
 
 def test_a_run_is_read_wherever_its_artifacts_are(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from difflens.mitigation.assignment import assign_exact, largest_remainder
-from difflens.mitigation.quota import Quota
+from difflens.mitigation.quota import Quota, fewest_pushes
+from difflens.types import UNTOUCHED
 
 SHARES = [[0.5, 0.5], [0.75, 0.25], [1 / 3, 1 / 3, 1 / 3], [0.9, 0.1, 0.0]]
 
@@ -24,6 +25,32 @@ def test_one_call_is_the_exact_assignment_and_the_next_is_shuffled_anew() -> Non
     first, second = quota(32), quota(32)
     assert torch.equal(first, assign_exact(target, 32, seed=4)) and not torch.equal(first, second)
     assert not torch.equal(first, first.sort().values)
+
+
+@pytest.mark.parametrize(
+    ("target", "natural", "parts"),
+    [
+        ([0.5, 0.5], [0.3, 0.7], [0.5 - 0.3 / 1.4, 0, 1 / 1.4]),
+        ([0.75, 0.25], [0.3, 0.7], [0.75 - 0.3 * 0.25 / 0.7, 0, 0.25 / 0.7]),
+        ([1, 1, 1], [0.2, 0.6, 0.2], [2 / 9, 0, 2 / 9, 5 / 9]),
+        ([0.3, 0.7], [0.3, 0.7], [0, 0, 1]),
+        ([0.5, 0.5], [0, 1], [0.5, 0, 0.5]),
+        ([1, 0], [0.5, 0.5], [1, 0, 0]),
+    ],
+)
+def test_the_fewest_pushes_give_the_target_and_push_towards_no_class_that_is_too_frequent(
+    target: list[float], natural: list[float], parts: list[float]
+) -> None:
+    wanted, own = torch.tensor(target, dtype=torch.float64), torch.tensor(natural, dtype=torch.float64)
+    found = fewest_pushes(wanted, own)
+    assert found.tolist() == pytest.approx(parts)
+    assert torch.allclose(found[:-1] + found[-1] * own, wanted / wanted.sum())
+
+
+def test_images_without_a_class_have_a_quota_too() -> None:
+    quota = Quota(torch.tensor([0.25, 0.0, 0.75]), seed=0, untouched=True)
+    given = torch.cat([quota(4) for _ in range(5)])
+    assert {value: int((given == value).sum()) for value in given.unique().tolist()} == {UNTOUCHED: 15, 0: 5}
 
 
 def test_where_the_quota_takes_an_image_back_the_shares_are_still_met() -> None:
