@@ -122,7 +122,9 @@ def compare(jobs: Sequence[Job]) -> Grid:
     measures = [measure for measure in MEASURES if any(cell.values(measure) for cell in cells.values())]
     header = [*factors_of(jobs), "method", *(measure.label for measure in measures), "runs"]
     rows = [[*_named(setting), *_body(cell, measures)] for setting, cell in sorted(cells.items(), key=_order)]
-    return Grid(header, rows, numbers=len(measures) + 1, caption=spread_sentence(jobs))
+    prompted = any(row.get("prompts") for cell in cells.values() for row in cell.rows.values())
+    caption = [spread_sentence(jobs), *["Where there are prompts, FD is the mean of every prompt's own."] * prompted]
+    return Grid(header, rows, numbers=len(measures) + 1, caption=" ".join(caption))
 
 
 def _order(item: tuple[Setting, Cell]) -> tuple[int, int]:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from difflens.report.axes import spread_sentence
 from difflens.report.comparison import compare
 from difflens.report.experiment_figures import draw_doses
 from difflens.report.outcome_figures import draw_dose
@@ -89,7 +88,7 @@ def dose_plots(jobs: Sequence[Job]) -> list[Plot]:
 
 def render_sweep(sweep: Path, jobs: Sequence[Job]) -> str:
     """The page as text; everything that comes from the jobs is escaped."""
-    counted = Counter(job.status for job in jobs)
+    counted, grid = Counter(job.status for job in jobs), compare(jobs)
     models = dict.fromkeys(str(job.metrics["model"]) for job in jobs if job.metrics.get("model"))
     return template_of("sweep").render(
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
@@ -99,8 +98,8 @@ def render_sweep(sweep: Path, jobs: Sequence[Job]) -> str:
         others=[f"{number} {status}" for status, number in counted.items() if status != "done"],
         models=list(models),
         drawn=any(model.startswith("mini") for model in models),
-        spread=spread_sentence(jobs),
-        table=compare(jobs)._replace(caption="").html(),
+        spread=grid.caption,
+        table=grid._replace(caption="").html(),
         trades=trade_plots(jobs),
         responses=response_plots(jobs),
         doses=dose_plots(jobs),

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import subprocess
 import sys
 from itertools import groupby
@@ -117,6 +118,18 @@ def test_every_seed_is_pooled_and_the_caption_says_what_its_spread_covers(tmp_pa
     assert f"% {grid.caption}\n" in grid.latex() and grid.markdown().endswith(f"\n{grid.caption}\n")
     page = write_sweep(tmp_path, read_jobs(tmp_path)).read_text()
     assert page.count(grid.caption) == 1
+
+
+def test_of_prompts_the_mean_of_their_own_fd_is_compared_and_the_pooled_one_beside_it(tmp_path):
+    write_job(tmp_path / "0", ["attribute=gender"], fd=0.01)
+    path = tmp_path / "0" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["rows"][1]["prompts"] = {"a nurse": {"fd_hard": 0.2}, "a doctor": {"fd_hard": 0.4}}
+    path.write_text(json.dumps(metrics))
+    grid = compare(read_jobs(tmp_path))
+    shown = dict(zip(grid.header, grid.rows[1], strict=True))
+    assert shown["FD hard ↓"] == "0.300" and shown["FD hard, prompts pooled ↓"] == "0.010"
+    assert grid.caption.endswith("FD is the mean of every prompt's own.")
 
 
 def test_one_seed_has_no_spread_and_says_so(tmp_path):
