@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from difflens.errors import JobFailedError, UserError
+from difflens.errors import JobFailedError, NotReadyError, UserError
 from difflens.exits import Ending, ending, interrupt, was_interrupted
 from difflens.known_keys import check_keys
 from difflens.products import register_products
@@ -106,7 +106,8 @@ def job(cfg: DictConfig) -> None:
         if was_interrupted(error):
             raise KeyboardInterrupt from error
         end = ending(error, stage=None if run is None else run.failed_stage)
-        more = f" [{os.path.relpath(folder / TRACEBACK)}]" if end.exit_code == 1 else ""
+        unexpected = end.exit_code == 1 and not isinstance(error, NotReadyError)
+        more = f" [{os.path.relpath(folder / TRACEBACK)}]" if unexpected else ""
         if run is None or run.speaks:
             tell(Ending(end.exit_code, rank_prefix(process_rank()) + end.line + more))
         if not sweep:

@@ -13,8 +13,6 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 
 from difflens.errors import NotReadyError, one_line
 from difflens.locations import locate
@@ -26,6 +24,9 @@ from difflens.run import Run
 
 PACKAGES = {"YunetFaces": ("cv2", "faces"), "HaarFaces": ("cv2", "faces"), "DlibFaces": ("dlib", "dlib")}
 """What classes of face croppers import, and the extra that installs it."""
+
+SHOWN = 4
+"""Missing things of an experiment that are named."""
 
 
 class Need(NamedTuple):
@@ -56,16 +57,17 @@ def doctor(cfg: DictConfig, run: Run) -> None:
     names = GlobalHydra.instance().config_loader().get_group_options("experiment")
     given = list(HydraConfig.get().overrides.task)
     experiments = {name: missing(ask(name, given, model=cfg.model.name)) for name in names}
-    console = Console()
-    console.print(_table(asked, f"{cfg.model.name}, {cfg.attribute.name}"))
-    for line in (*machine(Path(cfg.paths.outputs)), *places(cfg)):
-        console.print(line)
-    for name, lacking in experiments.items():
-        console.print(f"experiment={name}: " + (f"lacks {', '.join(lacking)}" if lacking else "can run now"))
+    about = [
+        f"what {cfg.model.name}, {cfg.attribute.name} needs:",
+        *(line for need in asked for line in described(need)),
+    ]
+    ready = [f"experiment={name}: {_lacking(lacking)}" for name, lacking in experiments.items()]
+    # Printed whole, so that paths, addresses and commands can be copied from a narrow terminal too.
+    print("\n".join([*about, "", *machine(Path(cfg.paths.outputs)), *places(cfg), "", *ready]))
     run.write_json("doctor.json", {"needs": [_plain(need) for need in asked], "experiments": experiments})
     if lacking := missing(asked):
         raise NotReadyError(
-            f"what was asked for cannot run: missing {', '.join(lacking)}; the table says how to get it."
+            f"what was asked for cannot run: missing {', '.join(lacking)}; the list above says how to get it."
         )
 
 
@@ -165,17 +167,23 @@ def machine(outputs: Path) -> Iterator[str]:
     yield f"disk: {free / 2**30:.0f} GiB free for {outputs} (paths.outputs, environment variable DIFFLENS_OUTPUTS)"
 
 
-def _table(wanted: list[Need], title: str) -> Table:
-    table = Table(title=f"what {title} needs", title_justify="left", show_lines=True)
-    for column in ("key", "looked for", "state", "SHA-256"):
-        table.add_column(column, overflow="fold")
-    for need in wanted:
-        state = f"found{_size(need.found)}" if need.found else f"MISSING: {need.remedy}"
-        table.add_row(need.key, need.what, state, need.sha256 or "none published")
-    return table
+def described(need: Need) -> Iterator[str]:
+    """What is there in one line; what is missing in two, the second on how to get it."""
+    sha256 = f", SHA-256 {need.sha256}" if need.sha256 else ""
+    yield f"{'found  ' if need.found else 'MISSING'}  {need.key}: {need.what}{_size(need.found)}{sha256}"
+    if not need.found:
+        yield f"         {need.remedy}"
 
 
-def _size(path: Path) -> str:
+def _lacking(names: Sequence[str]) -> str:
+    """The first of the names, and how many there are besides; doctor.json has all."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"lacks {', '.join(names[:SHOWN])}{more}" if names else "can run now"
+
+
+def _size(path: Path | None) -> str:
+    if path is None:
+        return ""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else []
     return f", {sum(file.stat().st_size for file in files) / 2**20:.1f} MiB" if files and path != Path("/dev") else ""
 

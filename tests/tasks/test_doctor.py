@@ -30,6 +30,10 @@ def test_what_real_weights_lack_is_listed_and_the_exit_code_says_so(tmp_path: Pa
     ended = program("task=doctor", "model=p2_celebahq", "metric=default", "attribute=race")
     assert ended.code == 1 and "model.folder, judge.labels.clip.pretrained, judge.scores.weights" in ended.err
     needs = {need["key"]: need for need in program.json("doctor.json")["needs"]}
+    lines = ended.out.splitlines()
+    missing = next(number for number, line in enumerate(lines) if line.startswith("MISSING  model.folder: "))
+    assert lines[missing + 1].strip() == needs["model.folder"]["remedy"], "on a line of its own, to be copied"
+    assert "traceback" not in ended.err
     assert "task=convert" in needs["model.folder"]["remedy"]
     assert "FairFace" in needs["judge.scores.weights"]["remedy"] and needs["metric.extractor.folder"]["found"]
 
