@@ -7,39 +7,48 @@ PLUMBING = ("hydra", "paths", "population", "recipe")
 """Groups that a newcomer does not choose from."""
 
 HEADER = """\
-difflens: where inside a diffusion model does a social bias live, and can it be turned down without touching anything
-else?
+difflens: where inside a diffusion model does a social bias live, and can it be
+turned down without touching anything else?
 
 usage: difflens [group=choice ...] [key=value ...]
 
-With no argument it runs the whole study on the embedded miniature model: collect activations, train a sparse
-autoencoder and a linear probe, find the latents that carry the attribute, edit them, measure, write a report.
-Results: outputs/latest. A later run reuses every stage that was made with the same settings.
+With no argument it runs the whole study on the embedded miniature model:
+collect activations, train a sparse autoencoder and a linear probe, find the
+latents that carry the attribute, edit them, measure, write a report. Results:
+outputs/latest. A later run reuses every stage made with the same settings.
 
 Groups and their choices (group=choice):"""
 
 FOOTER = """\
 Examples:
-  difflens                                 the whole study on the miniature model
-  difflens attribute=age                   the same for another attribute
-  difflens task=steer mitigation=difflens  one stage with one method; what it needs is made or reused
-  difflens -m attribute=gender,age,race    one run per attribute; one that fails does not stop the others, and the same
-                                           command again redoes that one alone
-  difflens task=report                     tables, figures and report.html from what is in outputs/
+  difflens                               the whole study on the miniature model
+  difflens attribute=age                 the same for another attribute
+  difflens task=steer                    one stage; what it needs is made or
+                                         reused
+  difflens -m attribute=gender,age,race  one run per attribute; one that fails
+                                         does not stop the others, and the same
+                                         command again redoes that one alone
+  difflens task=report                   tables, figures and report.html from
+                                         what is in outputs/
 
 Environment:
-  DIFFLENS_OUTPUTS                         the folder of all results (outputs)
-  DIFFLENS_WEIGHTS                         the folder of published networks that you bring (weights); `difflens
-                                           task=doctor` says which ones an experiment needs
-  HF_HUB_CACHE, HF_HOME                    where models of the Hugging Face hub are looked for
+  DIFFLENS_OUTPUTS                       the folder of all results (outputs)
+  DIFFLENS_WEIGHTS                       the folder of published networks that
+                                         you bring (weights); task=doctor says
+                                         which ones an experiment needs
+  HF_HUB_CACHE, HF_HOME                  where models of the Hugging Face hub
+                                         are looked for
 
 More:
-  difflens --cfg job                       print every setting and its value; set any with key=value
-  difflens --hydra-help                    all flags
-  eval "$(difflens -sc install=bash)"      completion of groups and choices (also zsh, fish)
-  HYDRA_FULL_ERROR=1 difflens ...          show the traceback of an error
+  difflens --cfg job                     print every setting and its value; set
+                                         any with key=value
+  difflens --hydra-help                  all flags
+  eval "$(difflens -sc install=bash)"    completion of groups and choices (also
+                                         zsh, fish)
+  HYDRA_FULL_ERROR=1 difflens ...        show the traceback of an error
 
-Exit codes: 0 done, 2 a mistake in the configuration, 1 a failed run, 130 interrupted (run it again to go on)."""
+Exit codes: 0 done, 2 a mistake in the configuration, 1 a failed run, 130
+interrupted (run it again to go on)."""
 
 
 def config_groups(conf: Path) -> dict[str, list[str]]:
@@ -57,7 +66,7 @@ def usage(conf: Path) -> str:
         if group not in PLUMBING and "/" not in group:
             lines += textwrap.wrap(
                 f"{group:<12} {', '.join(choices)}",
-                width=118,
+                width=79,
                 initial_indent="  ",
                 subsequent_indent=" " * 15,
                 break_on_hyphens=False,
