@@ -125,13 +125,14 @@ def measure(run: Run, study: Study, folders: dict[str, ImageFolder], shared: Pai
         # Not before the networks are gone: torchmetrics takes 100 MB.
         from difflens.tasks.rows import build_row, pairs
 
-        rows = [build_row("images", made, study, reference)]
+        nobody_knows = {"edited": None}
+        rows = [build_row("images", made, study, reference) | nobody_knows]
         if first is not None and originals is not None and shared is not None:
             names = shared.names
             before, after = part(first, originals, names), part(made, images, names)
-            rows[0] |= {"edited": None, "pairs": len(names), **pairs(before, after, study, None)}
-            unknown = {"edited": None, **(dict.fromkeys(("fid", "kid", "kid_sd")) if same else {})}
-            rows.insert(0, build_row("original", first, study, reference) | unknown)
+            rows[0] |= {"pairs": len(names), **pairs(before, after, study, None)}
+            unmeasured = dict.fromkeys(("fid", "kid", "kid_sd")) if same else {}
+            rows.insert(0, build_row("original", first, study, reference) | nobody_knows | unmeasured)
     statistics = reference.statistics
     return {
         "model": images.path.name,

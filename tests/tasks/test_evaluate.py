@@ -90,7 +90,7 @@ def test_every_odd_file_is_told_and_what_is_measured_is_exact(tmp_path: Path) ->
     assert alone.out.count("faces of 32 × 32 pixels, and these images have 48 × 40") == 1
     assert alone.code == 0, alone.err
     (row,) = program.json("metrics.json")["rows"]
-    assert row["clip_i"] is None and row["fid"] > 0
+    assert row["clip_i"] is None and row["edited"] is None and row["fid"] > 0
     assert json.loads((program.latest / "status.json").read_text())["status"] == "done"
 
 
