@@ -73,19 +73,28 @@ def edit(*strength: float) -> SaeFeatureMitigation:
     )
 
 
-@pytest.mark.parametrize(("size", "calls"), [(1, 100), (3, 5)])
-def test_all_calls_of_a_block_share_the_quota(
-    unet: UNet2DModel, monkeypatch: pytest.MonkeyPatch, size: int, calls: int
-) -> None:
-    given: list[int] = []
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The classes of all images that any edit meets; no edit does anything."""
+    found: list[int] = []
 
     def note(edit: SaeFeatureMitigation, h: Tensor, step: int, targets: Tensor) -> Tensor:
-        given.extend(targets.tolist())
+        found.extend(targets.tolist())
         return h
 
     monkeypatch.setattr(SaeFeatureMitigation, "__call__", note)
-    pipe = DDIMPipeline(unet, DDIMScheduler())
-    pipe.set_progress_bar_config(disable=True)
+    return found
+
+
+@pytest.fixture
+def pipe(unet: UNet2DModel) -> DDIMPipeline:
+    pipeline = DDIMPipeline(unet, DDIMScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize(("size", "calls"), [(1, 100), (3, 5)])
+def test_all_calls_of_a_block_share_the_quota(pipe: DDIMPipeline, given: list[int], size: int, calls: int) -> None:
     with difflens.steer(pipe, Features(edit(1.0, 1.0), (0,)), target={"female": 0.75, "male": 0.25}):
         for call in range(calls):
             pipe(size, num_inference_steps=1, output_type="np")
@@ -94,16 +103,7 @@ def test_all_calls_of_a_block_share_the_quota(
     assert given.count(0) == round(0.75 * size * calls)
 
 
-def test_a_class_that_no_image_was_pushed_towards_gets_none(unet: UNet2DModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[int] = []
-
-    def note(edit: SaeFeatureMitigation, h: Tensor, step: int, targets: Tensor) -> Tensor:
-        given.extend(targets.tolist())
-        return h
-
-    monkeypatch.setattr(SaeFeatureMitigation, "__call__", note)
-    pipe = DDIMPipeline(unet, DDIMScheduler())
-    pipe.set_progress_bar_config(disable=True)
+def test_a_class_that_no_image_was_pushed_towards_gets_none(pipe: DDIMPipeline, given: list[int]) -> None:
     natural = torch.tensor([0.25, 0.75], dtype=torch.float64)
     with difflens.steer(pipe, Features(edit(2.0, 0.0), (0,), natural)):
         pipe(12, num_inference_steps=1, output_type="np")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from difflens.report import sections, write_report
+from difflens.report import write_report
 from difflens.report.sections import SECTIONS
 
 STEPS = 10
@@ -155,21 +155,6 @@ def test_every_section_shows_the_run(made: Path) -> None:
         "repeat": "git checkout 0123abcd\nuv sync --frozen\ndifflens attribute=gender 'name=two words'",
     }
     assert {key: text in shown[key] for key, text in expected.items()} == dict.fromkeys(KEYS, True)
-
-
-def test_every_prompt_has_shares_and_a_target_of_its_own(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    targets = []
-    monkeypatch.setattr(sections, "draw_shares", lambda figure, *, target, **about: targets.append(target))
-    metrics = json.loads((run_folder / "metrics.json").read_text())
-    for row in metrics["rows"]:
-        shares = {
-            name: {"share": share, "low": share, "high": share} for name, share in (("female", 0.9), ("male", 0.1))
-        }
-        row["prompts"] = {"a <nurse>": {"shares": shares, "target": {"female": 0.25, "male": 0.75}}}
-    change(run_folder / "metrics.json", **metrics)
-    body = bodies(write_report(run_folder))["shares"]
-    assert body.count("<svg") == 2 and "<h3>all prompts together</h3>" in body and "<h3>a <nurse></h3>" in body
-    assert targets == [metrics["target"], {"female": 0.25, "male": 0.75}]
 
 
 def test_the_header_says_the_result_and_that_faces_are_drawn(run_folder: Path) -> None:
