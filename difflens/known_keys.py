@@ -10,8 +10,9 @@ import yaml
 from difflens.errors import UserError
 from difflens.exits import nearest
 
-GROUPS = ("attribution", "data", "judge", "metric", "mitigation", "paths")
-"""Groups whose files name every key; what stands beside a `_target_` goes to that class, which refuses what it lacks."""
+GROUPS = ("attribution", "data", "judge", "metric", "mitigation", "paths", "probe")
+"""Groups whose files name every key. Not looked at are `attribute` (products have no file), `task`, and what is built from a
+`_target_` before the first stage, whose class refuses what it does not take."""
 
 GLOBAL = "# @package _global_"
 """First line of a file whose keys stand at the top."""
@@ -28,7 +29,7 @@ def check_keys(config: Mapping[str, Any], folders: tuple[Path, ...]) -> None:
         UserError: with the nearest key there is.
     """
     for group, known in _known(folders).items():
-        for where, there in _unknown(config.get(group) if group else config, known, group):
+        for where, there in _unknown(config.get(group) or {} if group else config, known, group):
             raise UserError(f"nothing reads {where!r}; take it away.{nearest(where, there)}")
 
 
@@ -65,13 +66,11 @@ def _merge(found: dict[str, Any], content: Mapping[str, Any]) -> None:
             found.setdefault(key, None)
 
 
-def _unknown(node: Any, known: Mapping[str, Any], where: str) -> Iterator[tuple[str, list[str]]]:
+def _unknown(node: Mapping[str, Any], known: Mapping[str, Any], where: str) -> Iterator[tuple[str, list[str]]]:
     """The path of every key that the tree lacks, and the paths beside it there; not below what has a `_target_`."""
-    if not isinstance(node, Mapping) or "_target_" in node:
-        return
     for key, value in node.items():
         path = f"{where}.{key}".lstrip(".")
         if key not in known:
             yield path, [f"{where}.{name}".lstrip(".") for name in known]
-        elif known[key] is not None:
+        elif known[key] is not None and isinstance(value, Mapping) and "_target_" not in value:
             yield from _unknown(value, known[key], path)

@@ -24,6 +24,7 @@ def check(tmp_path: Path, **config: Any) -> None:
         {"seed": 3, "images": "folder"},
         {"mitigation": {"target": {"female": 0.5, "a nurse": {"male": 1}}, "hold": {"top": 3}, "extra": {"depth": 4}}},
         {"mitigation": {"window": {"_target_": "x.Window", "anything": 1}}},
+        {"attribute": {"_target_": "x", "parts": {"anything": 1}}},
         {"sae": {"anything": 1}, "metric": {"extractor": {"_target_": "x", "anything": 1}}},
     ],
 )
@@ -41,6 +42,7 @@ def test_what_somebody_may_read_passes(tmp_path: Path, config: dict[str, Any]) -
         ),
         ({"mitigation": {"extra": {"deepness": 4}}}, "'mitigation.extra.deepness'"),
         ({"attribution": {"seed": 4}}, "'attribution.seed'"),
+        ({"probe": {"_target_": "x", "iteration": 4}}, "'probe.iteration'"),
     ],
 )
 def test_what_nobody_reads_is_named(tmp_path: Path, config: dict[str, Any], path: str) -> None:
