@@ -13,20 +13,20 @@ from jaxtyping import Float, Num
 from safetensors.torch import load_file
 from torch import Tensor
 
-from difflens.artifacts import Artifact
 from difflens.attribution.statistics import CodeStatistics
+from difflens.methods.base import Window
+from difflens.methods.quota import Quota, fewest_pushes
+from difflens.methods.sae_features import SaeFeatureMitigation
 from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult
-from difflens.mitigation.base import Window
-from difflens.mitigation.quota import Quota, fewest_pushes
-from difflens.mitigation.sae_features import SaeFeatureMitigation
 from difflens.models.live_pipeline import edited_pipeline
 from difflens.probes.storage import load_probe
 from difflens.report.run_folder import read_run
 from difflens.report.wording import baseline
-from difflens.run_artifacts import RunArtifacts
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.storage import load_sae as read_sae
-from difflens.types import Attribute, FeatureSet, Site
+from difflens.store.artifacts import Artifact
+from difflens.store.past_run import RunArtifacts
+from difflens.vocabulary import Attribute, FeatureSet, Site
 
 DECIDES_EDIT = ("mitigation", "attribution", "latents", "strength", "calibration", "times")
 """Entries of the spec of steered images that decide the edit; the others say of which images it was."""

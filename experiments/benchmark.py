@@ -19,15 +19,15 @@ from difflens.attribution.base import AffineHead
 from difflens.attribution.integrated_gradients import IntegratedGradients, OfficialIntegratedGradients
 from difflens.attribution.statistics import CodeStatistics
 from difflens.main import conf_folder
-from difflens.mitigation.base import Window
-from difflens.mitigation.holding import HoldingMitigation
-from difflens.mitigation.sae_features import SaeFeatureMitigation
+from difflens.methods.base import Window
+from difflens.methods.holding import HoldingMitigation
+from difflens.methods.sae_features import SaeFeatureMitigation
 from difflens.models.base import DiffusionModel
 from difflens.probes.linear import LinearProbe
 from difflens.sae.topk import TopKAutoencoder
 from difflens.tasks.attributes import read_attribute
 from difflens.tasks.values import plain
-from difflens.types import UNTOUCHED, Attribute, FeatureSet, GenerationPlan, Site
+from difflens.vocabulary import UNTOUCHED, Attribute, FeatureSet, GenerationPlan, Site
 
 PRESETS = ("gender", "age", "race")
 """Attributes studied on the miniature, each at the site, in the window and with the latents of its preset."""

@@ -17,11 +17,11 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from difflens.locations import locate
 from difflens.main import conf_folder
 from difflens.miniature.faces import FACTORS
 from difflens.miniature.reference import render_population
 from difflens.models.noise import image_generator, normal
+from difflens.store.locations import locate
 
 STUDIED = ("gender", "age", "race")
 ROWS = 512

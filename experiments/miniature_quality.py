@@ -16,7 +16,7 @@ from rich.progress import track
 
 from difflens.main import conf_folder
 from difflens.metrics.functional import wilson_interval
-from difflens.types import GenerationPlan
+from difflens.vocabulary import GenerationPlan
 
 STUDIED = ("gender", "age", "race")
 

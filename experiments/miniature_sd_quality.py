@@ -22,7 +22,7 @@ from difflens.miniature.captions import prompts as prompts_of
 from difflens.miniature.faces import WORKPLACE_FACTORS
 from difflens.miniature.outfits import PROFESSIONS
 from difflens.miniature.prompted import NAMEABLE, without_bias
-from difflens.types import GenerationPlan
+from difflens.vocabulary import GenerationPlan
 
 BAR = 0.05
 """How far a class share of a prompt may be from the trained one."""

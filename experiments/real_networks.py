@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torchvision.models import inception_v3, resnet34
 
 from difflens.data.activations import ActivationStore
-from difflens.metrics.fairface import FairFaceJudge
+from difflens.judges.fairface import FairFaceJudge
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from difflens.attribution.statistics import CodeStatistics
-from difflens.mitigation.sae_features import SaeFeatureMitigation
+from difflens.methods.sae_features import SaeFeatureMitigation
 from difflens.models.pipelines import load_text_to_image
 from difflens.models.text_to_image import TextToImageModel
 from difflens.sae.topk import TopKAutoencoder
-from difflens.types import Attribute, FeatureSet, GenerationPlan, Site
+from difflens.vocabulary import Attribute, FeatureSet, GenerationPlan, Site
 
 SITE = Site("mid_block", branch="cond")
 GENDER = Attribute("gender", ("female", "male"))

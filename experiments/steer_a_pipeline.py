@@ -9,9 +9,9 @@ import torch
 from diffusers import DDIMPipeline
 
 import difflens
-from difflens.locations import locate
-from difflens.metrics.judges import select_classes
+from difflens.judges.protocol import select_classes
 from difflens.miniature.judges import load_judge
+from difflens.store.locations import locate
 
 
 def main() -> None:

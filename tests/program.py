@@ -42,7 +42,7 @@ TINY = {
 
 PRELOADED = [
     "difflens.main",
-    "difflens.tasks.pipeline",
+    "difflens.pipeline",
     "difflens.models.unconditional",
     "difflens.miniature.judges",
     "difflens.miniature.clip",

@@ -14,12 +14,12 @@ from torch import Tensor
 
 import difflens
 from difflens.api import Features
-from difflens.artifacts import ArtifactStore
 from difflens.attribution.statistics import CodeStatistics
+from difflens.methods.sae_features import SaeFeatureMitigation
 from difflens.metrics.functional import chance_discrepancy
-from difflens.mitigation.sae_features import SaeFeatureMitigation
 from difflens.sae.topk import TopKAutoencoder
-from difflens.types import UNTOUCHED, Attribute, FeatureSet, Site
+from difflens.store.artifacts import ArtifactStore
+from difflens.vocabulary import UNTOUCHED, Attribute, FeatureSet, Site
 
 EXAMPLE = Path(__file__).parents[1] / "experiments" / "steer_a_pipeline.py"
 

@@ -17,11 +17,11 @@ from difflens.attribution.integrated_gradients import GradientTimesActivation, I
 from difflens.attribution.statistics import CodeStatistics
 from difflens.data.activations import ActivationStore
 from difflens.data.sampled import Shards
-from difflens.mitigation.base import Mitigation
-from difflens.mitigation.holding import HoldingMitigation
-from difflens.mitigation.per_prompt import PerPromptMitigation
-from difflens.mitigation.sae_features import SaeFeatureMitigation, selected_latents
-from difflens.mitigation.single_feature import SingleFeature
+from difflens.methods.base import Mitigation
+from difflens.methods.holding import HoldingMitigation
+from difflens.methods.per_prompt import PerPromptMitigation
+from difflens.methods.sae_features import SaeFeatureMitigation, selected_latents
+from difflens.methods.single_feature import SingleFeature
 from difflens.models.base import DiffusionModel
 from difflens.models.devices import placed
 from difflens.models.live_pipeline import edited_pipeline
@@ -31,14 +31,14 @@ from difflens.probes.linear import LinearProbe
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.batch_topk import BatchTopKAutoencoder
 from difflens.sae.topk import TopKAutoencoder
-from difflens.tasks.sae import loss_recovered
+from difflens.stages.sae import loss_recovered
 from difflens.tasks.separation import summed_codes
 from difflens.tasks.workbench import Workbench
 from difflens.training.attribution_module import AttributionModule, LabelledMaps
 from difflens.training.health_callback import HealthOverTraining
 from difflens.training.loggers import Tracker
 from difflens.training.sae_module import SaeModule
-from difflens.types import UNTOUCHED, Attribute, FeatureSet, GenerationPlan, Site
+from difflens.vocabulary import UNTOUCHED, Attribute, FeatureSet, GenerationPlan, Site
 
 GENDER, AGE = Attribute("gender", ("female", "male")), Attribute("age", ("young", "old"))
 STEPS, CHANNELS, POSITIONS = 5, 16, 16

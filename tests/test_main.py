@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from difflens.cli.usage import config_groups
 from difflens.main import conf_folder
-from difflens.usage import config_groups
 
 
 def test_help_names_every_group_and_example_without_torch():

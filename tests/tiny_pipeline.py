@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from difflens.models.random_pipeline import byte_tokenizer
 from difflens.models.text_to_image import TextToImageModel
-from difflens.types import GenerationPlan, Site
+from difflens.vocabulary import GenerationPlan, Site
 
 MIDDLE = Site("mid_block", branch="cond")
 TEXTS = ("a face of a doctor", "a face of a nurse")

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from difflens.attribution.select import ranked
-from difflens.types import FeatureScores
+from difflens.vocabulary import FeatureScores
 
 
 def ablation_sets(

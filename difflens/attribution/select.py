@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difflens.types import Attribute, FeatureScores, FeatureSet
+from difflens.vocabulary import Attribute, FeatureScores, FeatureSet
 
 Rank = Literal["contrast", "plain"]
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from difflens.models.base import DiffusionModel
-from difflens.types import Site
+from difflens.vocabulary import Site
 
 
 def expected_bytes(model: DiffusionModel, site: Site, images: int) -> int:

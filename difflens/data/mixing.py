@@ -9,7 +9,7 @@ from torch import Tensor
 
 from difflens.data.activations import ActivationStore, as_tokens
 from difflens.models.base import DiffusionModel
-from difflens.types import GenerationPlan, Site
+from difflens.vocabulary import GenerationPlan, Site
 
 Tokenise = Callable[[Tensor], Tensor]
 

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from difflens.models.prompts import check_prompts
-from difflens.types import GenerationPlan
+from difflens.vocabulary import GenerationPlan
 
 SLOT = "{}"
 UNNAMED = -1

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from difflens.artifacts import ArtifactStore
 from difflens.data.folder import ImageFolder
-from difflens.metrics.judges import FeatureExtractor, ReferenceStatistics
-from difflens.metrics.weights import free
+from difflens.judges.protocol import FeatureExtractor, ReferenceStatistics
+from difflens.judges.weights import free
+from difflens.store.artifacts import ArtifactStore
 
 
 class Reference(NamedTuple):

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from difflens.artifacts import is_finished, read_shard, write_shard
 from difflens.models.base import Generated
-from difflens.types import Site
+from difflens.store.artifacts import is_finished, read_shard, write_shard
+from difflens.vocabulary import Site
 
 
 class Shards:

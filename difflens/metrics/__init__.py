@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from difflens.judges.protocol import FeatureExtractor, Judge, ReferenceStatistics, select_classes
     from difflens.metrics.clip import ClipSimilarity, PromptSimilarity, SimilarityResult
     from difflens.metrics.fairness import (
         FairnessDiscrepancy,
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
         Share,
     )
     from difflens.metrics.frechet import FrechetDistance, FrechetResult, KernelDistance, KernelResult
-    from difflens.metrics.judges import FeatureExtractor, Judge, ReferenceStatistics, select_classes
     from difflens.metrics.leakage import AttributeLeakage, Leakage, LeakageResult
 
 __all__ = [
@@ -40,13 +40,13 @@ __all__ = [
     "select_classes",
 ]
 
-MODULES = ("clip", "fairness", "frechet", "judges", "leakage")
+MODULES = ("metrics.clip", "metrics.fairness", "metrics.frechet", "judges.protocol", "metrics.leakage")
 
 
 def __getattr__(name: str) -> Any:
     """A name of `__all__`, imported when it is asked for: torchmetrics alone takes 100 MB, beside a network too much."""
     if name in __all__:
-        for module in map(import_module, (f"{__name__}.{module}" for module in MODULES)):
+        for module in map(import_module, (f"difflens.{module}" for module in MODULES)):
             if hasattr(module, name):
                 return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

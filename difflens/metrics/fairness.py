@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from difflens.judges.protocol import faces_found, missing_faces
 from difflens.metrics.functional import (
     chance_discrepancy,
     discrepancy,
@@ -18,7 +19,6 @@ from difflens.metrics.functional import (
     valid_target,
     wilson_interval,
 )
-from difflens.metrics.judges import faces_found, missing_faces
 from difflens.metrics.sums import SumMetric
 
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from difflens.judges.protocol import faces_found, missing_faces
 from difflens.metrics.functional import editing_precision, flip_rate, share_shift
-from difflens.metrics.judges import faces_found, missing_faces
 from difflens.metrics.sums import RowMetric
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difflens.metrics.judges import faces_found, other_share
+from difflens.judges.protocol import faces_found, other_share
 
 
 class Others(NamedTuple):

@@ -13,12 +13,12 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from difflens.fingerprints import fingerprint
-from difflens.locations import locate
 from difflens.miniature.captions import ByteTokenizer
 from difflens.miniature.faces import SIZE
 from difflens.models.precision import check_device
-from difflens.storage import sha256_of
+from difflens.store.files import sha256_of
+from difflens.store.fingerprints import fingerprint
+from difflens.store.locations import locate
 
 if TYPE_CHECKING:
     import open_clip

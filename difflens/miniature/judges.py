@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from difflens.locations import locate
 from difflens.miniature.faces import FACTORS, SIZE, WORKPLACE_FACTORS, render
 from difflens.miniature.fit import FitSettings, Recipe
 from difflens.miniature.population import Population
 from difflens.models.base import weights_fingerprint
+from difflens.store.locations import locate
 
 
 class ConvolutionalJudge(nn.Module):
@@ -141,7 +141,7 @@ def load_network(folder: Path) -> nn.Module:
 
 
 class MiniatureJudge:
-    """A trained judge as `difflens.metrics.judges.Judge`: images in [0, 1] → factor → logits [N, C].
+    """A trained judge as `difflens.judges.protocol.Judge`: images in [0, 1] → factor → logits [N, C].
 
     Images of another size than 32 × 32 are brought to it first.
     """

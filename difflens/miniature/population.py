@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from difflens.methods.assignment import largest_remainder
 from difflens.miniature.faces import FACTORS, WORKPLACE_FACTORS
-from difflens.mitigation.assignment import largest_remainder
 
 
 def _seeded(seed: int, *names: object) -> torch.Generator:

@@ -7,9 +7,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from difflens.methods.assignment import largest_remainder
 from difflens.miniature.captions import prompts
 from difflens.miniature.population import Population
-from difflens.mitigation.assignment import largest_remainder
 
 NAMEABLE = ("gender", "age", "race")
 """Attributes that a prompt may name beside the profession."""

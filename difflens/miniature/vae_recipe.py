@@ -9,11 +9,11 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from difflens.locations import locate
 from difflens.miniature.faces import render
 from difflens.miniature.fit import FitSettings, Recipe
 from difflens.miniature.population import Population
 from difflens.models.precision import fast_autocast
+from difflens.store.locations import locate
 
 
 class VaeRecipe(Recipe):

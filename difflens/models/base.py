@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from difflens.types import Branch, GenerationPlan, Site
+from difflens.vocabulary import Branch, GenerationPlan, Site
 
 Update = Literal["asymmetric", "symmetric"]
 

@@ -4,7 +4,7 @@ import difflib
 
 from torch import nn
 
-from difflens.types import Site
+from difflens.vocabulary import Site
 
 
 def find_module(denoiser: nn.Module, site: Site) -> nn.Module:

@@ -13,7 +13,7 @@ from difflens.models.guidance import BATCHED, UNGUIDED, Guidance, stack_branches
 from difflens.models.hooks import Aside, Change, Read, SiteHooks
 from difflens.models.precision import autocast_denoiser, choose_precision
 from difflens.models.schedulers import OneStepScheduler, scheduler_of, timestep_grid
-from difflens.types import Site
+from difflens.vocabulary import Site
 
 
 class DrivenPipeline:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from difflens.models.base import Edit
 from difflens.models.hooks import Change
-from difflens.types import UNTOUCHED
+from difflens.vocabulary import UNTOUCHED
 
 
 def change_by(edit: Edit, targets: Tensor, *, steps: int) -> Change | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from difflens.models.blocks import find_module, inside, top_blocks
 from difflens.models.rows import append_rows, map_rows
-from difflens.types import Site
+from difflens.vocabulary import Site
 
 Read = Callable[[int, Tensor], None]
 Change = Callable[[Tensor, int], Tensor | None]

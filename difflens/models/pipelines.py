@@ -15,11 +15,11 @@ from diffusers import (
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError
 
-from difflens.locations import PACKAGE, locate
 from difflens.models.precision import DTYPES, choose_precision
 from difflens.models.quiet import quietly
 from difflens.models.random_pipeline import build_random_pipeline
 from difflens.models.text_to_image import TextToImageModel
+from difflens.store.locations import PACKAGE, locate
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,

@@ -9,9 +9,9 @@ from diffusers import DDIMScheduler, UNet2DModel
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from difflens.locations import PACKAGE, locate
 from difflens.models.quiet import quietly
 from difflens.models.unconditional import UnconditionalModel
+from difflens.store.locations import PACKAGE, locate
 
 LEFT_OUT = ("safety_checker", "feature_extractor")
 """Parts of a pipeline that no measurement loads."""

@@ -18,7 +18,7 @@ from difflens.models.latents import add_noise, encode_images, squared_error
 from difflens.models.noise import image_generator, normal
 from difflens.models.prompts import cut_off, vocabulary_fingerprint
 from difflens.models.schedulers import AsymmetricScheduler, scheduler_of
-from difflens.types import Branch, GenerationPlan, Site
+from difflens.vocabulary import Branch, GenerationPlan, Site
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor
 
-from difflens.locations import locate
 from difflens.models.base import DiffusionModel, Edit, Generated, weights_fingerprint
 from difflens.models.edits import change_by
 from difflens.models.hooks import SiteHooks
 from difflens.models.noise import image_generator, normal
 from difflens.models.precision import choose_precision
 from difflens.models.sampling import ddim_step, estimate
-from difflens.types import GenerationPlan, Site
+from difflens.store.locations import locate
+from difflens.vocabulary import GenerationPlan, Site
 
 PRECISIONS = ("fp32", "bf16")
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from difflens.types import Attribute
+from difflens.vocabulary import Attribute
 
 
 class Probe(nn.Module, ABC):

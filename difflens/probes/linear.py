@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from difflens.probes.base import Probe, ProbeFit, fit_each_step, minimise, standardised
-from difflens.types import Attribute
+from difflens.vocabulary import Attribute
 
 
 class LinearProbe(Probe):

@@ -17,7 +17,7 @@ from difflens.report.svg import inline_svg
 from difflens.report.sweep import Job, as_csv, tidy_rows
 from difflens.report.sweep_figures import TRADES, dose_jobs, draw_trade, points_of
 from difflens.report.wording import count, seconds
-from difflens.storage import write_text
+from difflens.store.files import write_text
 
 
 class Plot(NamedTuple):

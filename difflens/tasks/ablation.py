@@ -11,16 +11,16 @@ from torch import Tensor
 from difflens.attribution.causality import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
 from difflens.data.prompts import UNNAMED
-from difflens.mitigation.sae_features import SaeFeatureMitigation, selected_latents
+from difflens.methods.sae_features import SaeFeatureMitigation, selected_latents
 from difflens.report.experiment_figures import draw_ablation
-from difflens.run import Run
-from difflens.tasks.activations import open_store
-from difflens.tasks.attribution import Located, locate_features
+from difflens.stages.activations import open_store
+from difflens.stages.attribution import Located, locate_features
+from difflens.stages.plans import judged_labels, learning_plan, named_classes
+from difflens.store.run import Run
 from difflens.tasks.experiment_files import keep
-from difflens.tasks.plans import judged_labels, learning_plan, named_classes
 from difflens.tasks.workbench import Workbench
 from difflens.training.steering_module import generate
-from difflens.types import FeatureSet
+from difflens.vocabulary import FeatureSet
 
 
 def ablation(cfg: DictConfig, run: Run) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from difflens.report.comparison import compare
 from difflens.report.sweep import read_jobs
 from difflens.report.sweep_page import write_sweep
-from difflens.run import Run
+from difflens.store.run import Run
 
 
 def aggregate(cfg: DictConfig, run: Run) -> None:

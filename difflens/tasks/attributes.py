@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from difflens.types import Attribute, product
+from difflens.vocabulary import Attribute, product
 
 Described = Mapping[str, Any]
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from hydra.utils import instantiate
 
 from difflens.data.mixing import buffer_sizes
-from difflens.mitigation.assignment import check_rule
-from difflens.mitigation.sae_features import check_mode
-from difflens.provenance import main_memory
+from difflens.methods.assignment import check_rule
+from difflens.methods.sae_features import check_mode
+from difflens.store.provenance import main_memory
 from difflens.tasks.settings import check_buffer, check_settings, check_top
 from difflens.tasks.values import blaming, plain
 

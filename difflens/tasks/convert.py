@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 
 from difflens.models.guided_diffusion import convert_unet
 from difflens.models.tensor_files import read_state_dict
-from difflens.run import Run
-from difflens.storage import TEMPORARY, sha256_of, sync, write_json
+from difflens.store.files import TEMPORARY, sha256_of, sync, write_json
+from difflens.store.run import Run
 
 
 def convert(cfg: DictConfig, run: Run) -> None:

@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 
 from difflens.report.sweep import Job, read_jobs
 from difflens.report.wording import rows_of
-from difflens.run import Run
-from difflens.storage import write_text
+from difflens.store.files import write_text
+from difflens.store.run import Run
 from difflens.tasks.aggregate import asked_overrides
 from difflens.training.workspace import describe_workspace
 

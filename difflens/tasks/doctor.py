@@ -14,13 +14,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from difflens.errors import NotReadyError, one_line
-from difflens.locations import locate
-from difflens.metrics.embeddings import find_pretrained
-from difflens.metrics.weights import find_weights
+from difflens.judges.clip import find_pretrained
+from difflens.judges.weights import find_weights
 from difflens.models.precision import check_device
 from difflens.models.pretrained import find_pipeline
-from difflens.run import Run
+from difflens.store.errors import NotReadyError, one_line
+from difflens.store.locations import locate
+from difflens.store.run import Run
 
 PACKAGES = {"YunetFaces": ("cv2", "faces"), "HaarFaces": ("cv2", "faces"), "DlibFaces": ("dlib", "dlib")}
 """What classes of face croppers import, and the extra that installs it."""

@@ -6,11 +6,11 @@ from omegaconf import DictConfig
 
 from difflens.report.experiment_figures import draw_doses
 from difflens.report.wording import fairness
-from difflens.run import Run
-from difflens.tasks.calibrate import prepare
-from difflens.tasks.evaluation import check_measures, evaluate
+from difflens.stages.calibrate import prepare
+from difflens.stages.generate import generate_pairs
+from difflens.stages.measure import check_measures, evaluate
+from difflens.store.run import Run
 from difflens.tasks.experiment_files import keep
-from difflens.tasks.steer import generate_pairs
 from difflens.tasks.workbench import Workbench
 
 

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from difflens.data.folder import ImageFolder, Pairs, pair_by_name, scan_folder
 from difflens.data.reference import Reference, collect_reference
-from difflens.metrics.judges import ReferenceStatistics, select_classes
-from difflens.mitigation.goals import read_goals
+from difflens.judges.protocol import ReferenceStatistics, select_classes
+from difflens.methods.goals import read_goals
 from difflens.models.memory import return_memory_at_once
-from difflens.run import Run
+from difflens.stages.reading import Reading, Study, protocol, read_images
+from difflens.store.run import Run
 from difflens.tasks.attributes import read_attribute
-from difflens.tasks.measures import Reading, Study, protocol, read_images
 from difflens.tasks.settings import check_settings
 from difflens.tasks.values import plain
-from difflens.types import Attribute
+from difflens.vocabulary import Attribute
 
 AT_ONCE = 16
 """Images that are decoded at once, as many as networks read."""
@@ -123,7 +123,7 @@ def measure(run: Run, study: Study, folders: dict[str, ImageFolder], shared: Pai
         else:
             reference = collect_reference(folders["reference"], study.extractor, store=run.store)
         # Not before the networks are gone: torchmetrics takes 100 MB.
-        from difflens.tasks.rows import build_row, pairs
+        from difflens.stages.rows import build_row, pairs
 
         nobody_knows = {"edited": None}
         rows = [build_row("images", made, study, reference) | nobody_knows]

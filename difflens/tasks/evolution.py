@@ -7,11 +7,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from difflens.report.experiment_figures import draw_evolution
-from difflens.run import Run
-from difflens.tasks import probe as probe_task
-from difflens.tasks.attribution import locate_features
+from difflens.stages import probe as probe_task
+from difflens.stages.attribution import locate_features
+from difflens.stages.plans import evaluation_plan
+from difflens.store.run import Run
 from difflens.tasks.experiment_files import keep
-from difflens.tasks.plans import evaluation_plan
 from difflens.tasks.workbench import Workbench
 
 

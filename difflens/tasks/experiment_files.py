@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from difflens.report.experiment_figures import save_plot
-from difflens.run import Run
+from difflens.store.run import Run
 
 
 def keep(

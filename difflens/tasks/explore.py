@@ -17,15 +17,15 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from difflens.mitigation.single_feature import SingleFeature
+from difflens.methods.single_feature import SingleFeature
 from difflens.report.page import template_of
-from difflens.run import Run
-from difflens.tasks.calibrate import Prepared, prepare
-from difflens.tasks.cards import draw_cards
-from difflens.tasks.edits import feature_edit
-from difflens.tasks.plans import evaluation_plan
+from difflens.stages.calibrate import Prepared, prepare
+from difflens.stages.cards import draw_cards
+from difflens.stages.edits import feature_edit
+from difflens.stages.plans import evaluation_plan
+from difflens.store.run import Run
 from difflens.tasks.workbench import Workbench
-from difflens.types import GenerationPlan
+from difflens.vocabulary import GenerationPlan
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from difflens.miniature.fit import fit
-from difflens.run import Run
+from difflens.store.run import Run
 
 
 def miniature(cfg: DictConfig, run: Run) -> None:

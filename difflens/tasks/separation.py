@@ -9,9 +9,9 @@ from difflens.miniature.faces import FACTORS, render
 from difflens.miniature.population import Population
 from difflens.models.devices import placed
 from difflens.report.experiment_figures import draw_separation
-from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
-from difflens.tasks.attribution import locate_features
+from difflens.stages.attribution import locate_features
+from difflens.store.run import Run
 from difflens.tasks.experiment_files import keep
 from difflens.tasks.workbench import Workbench
 

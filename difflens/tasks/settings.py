@@ -11,7 +11,7 @@ from torch import Tensor
 
 from difflens.attribution.select import Rank
 from difflens.data.mixing import BufferSizes, in_gb
-from difflens.types import Branch, Where
+from difflens.vocabulary import Branch, Where
 
 
 class Range(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from difflens.mitigation.calibration import Calibration
+from difflens.methods.calibration import Calibration
 from difflens.report.images import select_pairs
 from difflens.report.run_folder import read_run
 from difflens.report.sweep import flat

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from difflens.errors import one_line
+from difflens.store.errors import one_line
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from rich.progress import track
 from torch import Tensor
 
 from difflens.data.prompts import PromptSet, fill
-from difflens.metrics.judges import FeatureExtractor, Judge, faces_found, missing_faces, read_classes, select_classes
-from difflens.metrics.pixels import float_pieces
-from difflens.mitigation.goals import Goals, read_goals
+from difflens.judges.pixels import float_pieces
+from difflens.judges.protocol import FeatureExtractor, Judge, faces_found, missing_faces, read_classes, select_classes
+from difflens.methods.goals import Goals, read_goals
 from difflens.models.base import DiffusionModel
-from difflens.run import Run
 from difflens.sae.base import SparseAutoencoder
+from difflens.store.run import Run
 from difflens.tasks.attributes import class_words, read_attribute
 from difflens.tasks.checks import check
 from difflens.tasks.devices import trainer_settings
@@ -29,7 +29,7 @@ from difflens.tasks.tracking import open_tracker
 from difflens.tasks.values import blaming, plain
 from difflens.training.loggers import Tracker
 from difflens.training.sigterm import OwnSigterm
-from difflens.types import NO_FACE, Attribute, Site
+from difflens.vocabulary import NO_FACE, Attribute, Site
 
 __all__ = ["Workbench", "blaming", "plain"]
 

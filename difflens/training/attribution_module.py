@@ -12,7 +12,7 @@ from difflens.attribution.autograd import AutogradHead
 from difflens.attribution.base import AffineHead, Head, Scorer
 from difflens.probes.base import Probe
 from difflens.sae.base import SparseAutoencoder
-from difflens.types import Attribute, FeatureScores
+from difflens.vocabulary import Attribute, FeatureScores
 
 
 class LabelledMaps(NamedTuple):

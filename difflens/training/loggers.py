@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from difflens.artifacts import Artifact
+from difflens.store.artifacts import Artifact
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from difflens.data.sampled import as_bytes, in_order
 from difflens.models.base import DiffusionModel, Edit, Generated
-from difflens.types import GenerationPlan, Site
+from difflens.vocabulary import GenerationPlan, Site
 
 Numbered = list[tuple[Tensor, Tensor]]
 """Batches of ids [n] and images, uint8 [n, 3, H, W]."""

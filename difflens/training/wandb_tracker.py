@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import WandbLogger
 
-from difflens.artifacts import Artifact
-from difflens.errors import one_line
+from difflens.store.artifacts import Artifact
+from difflens.store.errors import one_line
 from difflens.training.loggers import RunIdentity, Tracker
 
 STEP = "denoising_step"

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from difflens.attribution.select import contrast, select_features
-from difflens.types import Attribute, FeatureScores
+from difflens.vocabulary import Attribute, FeatureScores
 
 GENDER = Attribute("gender", ("female", "male"))
 

@@ -10,11 +10,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from difflens.products import register_products
-from difflens.targets import check_targets, find_targets
+from difflens.cli.products import register_products
+from difflens.cli.targets import check_targets, find_targets
 from difflens.tasks.attributes import class_words, read_attribute
 from difflens.tasks.settings import check_settings
-from difflens.types import Attribute
+from difflens.vocabulary import Attribute
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 NO_CHOICE = {"hydra", "recipe", "population"}

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from difflens.exits import ending
+from difflens.cli.exits import ending
 from difflens.main import conf_folder
 from difflens.tasks.doctor import needs
 

@@ -8,9 +8,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from difflens.data.mixing import buffer_sizes
-from difflens.metrics.faces import WholeImage
-from difflens.metrics.fairface import FairFaceJudge
-from difflens.metrics.inception import InceptionFeatures
+from difflens.judges.faces import WholeImage
+from difflens.judges.fairface import FairFaceJudge
+from difflens.judges.inception import InceptionFeatures
 from difflens.tasks.settings import check_buffer, check_settings
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -58,7 +58,7 @@ def test_models_of_photographs_choose_judges_measures_and_prompts_which_the_user
     cfg = composed(f"model={model}")
     judges = {cfg.judge[role]["_target_"].rsplit(".", 1)[1] for role in ("labels", "scores")}
     assert judges == {"load_fairface", "ZeroShotJudge"}
-    assert cfg.metric.extractor["_target_"] == "difflens.metrics.inception.PhotographFeatures"
+    assert cfg.metric.extractor["_target_"] == "difflens.judges.inception.PhotographFeatures"
     assert bool(cfg.get("prompt")) == model.startswith("sd")
     other = composed(f"model={model}", "judge=miniature", "metric=default")
     assert other.judge == composed().judge and other.metric.extractor == composed().metric.extractor

@@ -9,7 +9,7 @@ from difflens.data.activations import ActivationStore, as_tokens, expected_bytes
 from difflens.data.mixing import SAMPLE_BYTES, OnlineTokens, StoredTokens, TokenBatch, buffer_sizes, mixed_batches
 from difflens.data.sampled import Shards
 from difflens.models.unconditional import UnconditionalModel
-from difflens.types import GenerationPlan, Site
+from difflens.vocabulary import GenerationPlan, Site
 
 PLAN = GenerationPlan(1, torch.arange(10))
 

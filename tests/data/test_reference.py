@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from difflens.artifacts import ArtifactStore
 from difflens.data.folder import scan_folder
 from difflens.data.reference import collect_reference
+from difflens.store.artifacts import ArtifactStore
 
 
 class Means:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from difflens.data.sampled import Shards, as_bytes, in_order
 from difflens.models.base import Generated
-from difflens.types import Site
+from difflens.vocabulary import Site
 
 
 def batch(*ids: int, activation: float = 0.0) -> Generated:

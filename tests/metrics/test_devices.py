@@ -9,12 +9,12 @@ import torch
 from second_device import second_device
 from torch import Tensor, nn
 
-from difflens.metrics.clip_weights import ClipWeights
-from difflens.metrics.embeddings import OpenClipModel
-from difflens.metrics.fairface import FairFaceJudge
-from difflens.metrics.inception import InceptionFeatures, load_inception
-from difflens.metrics.weights import OnDemand
-from difflens.metrics.zero_shot import ZeroShotJudge
+from difflens.judges.clip import OpenClipModel
+from difflens.judges.clip_weights import ClipWeights
+from difflens.judges.fairface import FairFaceJudge
+from difflens.judges.inception import InceptionFeatures, load_inception
+from difflens.judges.weights import OnDemand
+from difflens.judges.zero_shot import ZeroShotJudge
 from difflens.miniature.clip import ClipModel, load_clip
 from difflens.models.pipelines import load_text_to_image
 

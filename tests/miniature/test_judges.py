@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from difflens.metrics.judges import select_classes
+from difflens.judges.protocol import select_classes
 from difflens.miniature.faces import FACTORS, WORKPLACE_FACTORS, render
 from difflens.miniature.judges import JudgeRecipe, MiniatureJudge, load_judge
 from difflens.miniature.population import Population
-from difflens.types import Attribute
+from difflens.vocabulary import Attribute
 
 NAMES = ("judge", "second_judge")
 

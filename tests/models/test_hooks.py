@@ -7,7 +7,7 @@ from torch import Tensor
 
 from difflens.models.blocks import find_module
 from difflens.models.hooks import SiteHooks
-from difflens.types import Site
+from difflens.vocabulary import Site
 
 SITES = [
     Site("mid_block"),

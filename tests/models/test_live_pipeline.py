@@ -9,7 +9,7 @@ from torch import Tensor
 from difflens.models.live_pipeline import edited_pipeline
 from difflens.models.noise import image_generator, normal
 from difflens.models.unconditional import UnconditionalModel
-from difflens.types import GenerationPlan, Site
+from difflens.vocabulary import GenerationPlan, Site
 
 TARGETS = torch.tensor([0, -1, 1, 0])
 

@@ -13,7 +13,7 @@ from difflens.models import pipelines
 from difflens.models.pipelines import choose_scheduler, load_text_to_image
 from difflens.models.random_pipeline import build_random_pipeline, byte_tokenizer
 from difflens.models.text_to_image import TextToImageModel
-from difflens.types import Site
+from difflens.vocabulary import Site
 
 USUAL: dict[str, Any] = {"name": "tiny", "steps": 4, "micro_batch": 2, "guidance": 3.0}
 PUBLISHED = {

@@ -9,9 +9,9 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
-from difflens.locations import locate
 from difflens.models.pretrained import find_pipeline, load_pretrained
 from difflens.models.unconditional import UnconditionalModel
+from difflens.store.locations import locate
 
 SETTINGS = {"name": "tiny", "steps": 5, "micro_batch": 2}
 OBTAIN = "hf download someone/faces"

@@ -11,7 +11,7 @@ from torch import Tensor
 from difflens.models.noise import image_generator, normal
 from difflens.models.random_pipeline import byte_tokenizer
 from difflens.models.text_to_image import TextToImageModel
-from difflens.types import UNTOUCHED, GenerationPlan, Site
+from difflens.vocabulary import UNTOUCHED, GenerationPlan, Site
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from difflens.models.noise import image_generator, normal
 from difflens.models.text_to_image import TextToImageModel
-from difflens.types import UNTOUCHED, Site
+from difflens.vocabulary import UNTOUCHED, Site
 
 SITES = [
     MIDDLE,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from difflens.models.noise import image_generator
 from difflens.models.unconditional import UnconditionalModel, load_unconditional
-from difflens.types import UNTOUCHED, GenerationPlan, Site
+from difflens.vocabulary import UNTOUCHED, GenerationPlan, Site
 
 
 class Add:

@@ -3,7 +3,7 @@ import torch
 
 from difflens.probes.base import balanced_split
 from difflens.probes.linear import fit_linear_probe
-from difflens.types import Attribute
+from difflens.vocabulary import Attribute
 
 AGE = Attribute("age", ("young", "adult", "old"))
 

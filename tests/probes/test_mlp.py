@@ -9,7 +9,7 @@ from difflens.probes.base import Probe, ProbeFit
 from difflens.probes.linear import LinearProbe, fit_linear_probe
 from difflens.probes.mlp import MlpProbe, fit_mlp_probe
 from difflens.probes.storage import FILE, load_probe, save_probe
-from difflens.types import Attribute
+from difflens.vocabulary import Attribute
 
 GENDER = Attribute("gender", ("female", "male"))
 
@@ -51,7 +51,7 @@ def test_a_probe_saved_without_its_class_is_linear_and_a_foreign_class_is_refuse
     save_file(tensors, tmp_path / FILE)
     found, _ = load_probe(tmp_path)
     assert isinstance(found, LinearProbe) and torch.equal(found.weight, probe.weight)
-    for name in ("os.path", "difflens.types.Attribute"):
+    for name in ("os.path", "difflens.vocabulary.Attribute"):
         save_file(tensors, tmp_path / FILE, metadata={"probe": json.dumps({"class": name, "settings": {}})})
         with pytest.raises(ValueError, match="is no Probe"):
             load_probe(tmp_path)

@@ -8,16 +8,16 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from difflens.artifacts import Artifact
 from difflens.attribution.causality import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
 from difflens.data.prompts import UNNAMED
 from difflens.sae.topk import TopKAutoencoder
+from difflens.stages.attribution import Located
+from difflens.store.artifacts import Artifact
 from difflens.tasks import ablation
-from difflens.tasks.attribution import Located
 from difflens.tasks.workbench import Workbench
 from difflens.training.attribution_module import AttributionResult
-from difflens.types import Attribute, FeatureScores, FeatureSet, GenerationPlan, Site
+from difflens.vocabulary import Attribute, FeatureScores, FeatureSet, GenerationPlan, Site
 
 GENDER = Attribute("gender", ("female", "male"))
 STEPS, WIDTH, IMAGES = 2, 8, 12

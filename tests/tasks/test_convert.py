@@ -10,13 +10,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 
-from difflens.exits import ending
+from difflens.cli.exits import ending
 from difflens.models.sampling import ddim_step
 from difflens.models.unconditional import UnconditionalModel
-from difflens.run import open_run
-from difflens.storage import sha256_of
+from difflens.store.files import sha256_of
+from difflens.store.run import open_run
 from difflens.tasks import convert as task
-from difflens.types import GenerationPlan, Site
+from difflens.vocabulary import GenerationPlan, Site
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FIXTURE = Path(__file__).resolve().parents[1] / "fixtures" / "p2_small"

@@ -6,9 +6,9 @@ import pytest
 from diffusers import EulerDiscreteScheduler
 from tiny_pipeline import tiny_pipeline, tiny_text_to_image
 
-from difflens.artifacts import require_equal
-from difflens.errors import ArtifactMismatchError
-from difflens.tasks.sae import trained_on
+from difflens.stages.sae import trained_on
+from difflens.store.artifacts import require_equal
+from difflens.store.errors import ArtifactMismatchError
 
 
 def described(*, module: str = "mid_block", branch: str = "cond", euler: bool = False, **settings: Any) -> Any:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from program import Program, count_samples, undisturbed
 
-from difflens.exits import INTERRUPTED
-from difflens.locks import read_owner
+from difflens.cli.exits import INTERRUPTED
+from difflens.store.locks import read_owner
 
 STAGES = ["activations", "sae", "probe", "attribution", "statistics", "calibration", "images", "steered", "metrics"]
 STAGES += ["cards", "report"]

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from difflens.artifacts import Artifact
 from difflens.data.reference import Reference
-from difflens.metrics.judges import ReferenceStatistics
-from difflens.metrics.pixels import float_pieces
-from difflens.mitigation.goals import Goals, read_goals
-from difflens.tasks.agreement import agreement, arrival
-from difflens.tasks.measures import Study, protocol, read_images
-from difflens.tasks.rows import build_row, crossed_target
-from difflens.tasks.steer import Steered
-from difflens.types import EVERY_CLASS, NO_FACE, UNTOUCHED, Attribute, GenerationPlan, product
+from difflens.judges.pixels import float_pieces
+from difflens.judges.protocol import ReferenceStatistics
+from difflens.methods.goals import Goals, read_goals
+from difflens.stages.agreement import agreement, arrival
+from difflens.stages.generate import Steered
+from difflens.stages.reading import Study, protocol, read_images
+from difflens.stages.rows import build_row, crossed_target
+from difflens.store.artifacts import Artifact
+from difflens.vocabulary import EVERY_CLASS, NO_FACE, UNTOUCHED, Attribute, GenerationPlan, product
 
 RACE = Attribute("race", ("Black", "White"))
 GENDER = Attribute("gender", ("female", "male"))
@@ -101,7 +101,7 @@ def test_a_missing_face_ends_the_measurement_where_that_is_asked_for() -> None:
 
 def test_nothing_depends_on_the_pieces_that_images_come_in(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = row(IMAGES, prompts=["a", "b"] * 3)
-    monkeypatch.setattr("difflens.metrics.pixels.AT_ONCE", 2 * 4 * 4)
+    monkeypatch.setattr("difflens.judges.pixels.AT_ONCE", 2 * 4 * 4)
     assert len(list(float_pieces(IMAGES))) == 3
     assert row(IMAGES, prompts=["a", "b"] * 3) == whole
     assert [found["n"] + found["missing_faces"] for found in whole["prompts"].values()] == [3, 3]
@@ -196,7 +196,7 @@ class Heavy(Judge):
 
 
 def test_a_network_that_can_give_its_memory_back_reads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("difflens.metrics.pixels.AT_ONCE", 2 * 4 * 4)
+    monkeypatch.setattr("difflens.judges.pixels.AT_ONCE", 2 * 4 * 4)
     judge = Heavy()
     asked = study(judge=judge)
     found = read_images(partial(float_pieces, IMAGES), IDS, asked, title="x")

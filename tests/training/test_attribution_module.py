@@ -8,7 +8,7 @@ from difflens.probes.linear import LinearProbe
 from difflens.probes.mlp import MlpProbe
 from difflens.sae.topk import TopKAutoencoder
 from difflens.training.attribution_module import AttributionModule, AttributionResult, LabelledMaps
-from difflens.types import Attribute
+from difflens.vocabulary import Attribute
 
 GENDER = Attribute("gender", ("female", "male"))
 MAPS = torch.randn(12, 6, 2, 2, generator=torch.Generator().manual_seed(1))

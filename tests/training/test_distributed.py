@@ -22,7 +22,7 @@ from difflens.sae.topk import TopKAutoencoder
 from difflens.training.attribution_module import AttributionModule, LabelledMaps
 from difflens.training.sae_module import SaeModule
 from difflens.training.steering_module import generate, sample
-from difflens.types import Attribute, GenerationPlan, Site
+from difflens.vocabulary import Attribute, GenerationPlan, Site
 
 UPDATES, BATCH = 30, 64
 

@@ -11,7 +11,7 @@ import wandb
 from PIL import Image
 from wandb_file import history, records
 
-from difflens.artifacts import ArtifactStore
+from difflens.store.artifacts import ArtifactStore
 from difflens.training.loggers import RunIdentity, Tracker, csv_tracker, tensorboard_tracker
 from difflens.training.wandb_tracker import WandbTracker, wandb_tracker
 

@@ -8,7 +8,7 @@ from difflens.data.activations import ActivationStore
 from difflens.data.sampled import Shards
 from difflens.models.unconditional import UnconditionalModel
 from difflens.training.steering_module import MicroBatches, generate, sample
-from difflens.types import GenerationPlan, Site
+from difflens.vocabulary import GenerationPlan, Site
 
 
 def trainer() -> lightning.Trainer:

@@ -1,0 +1,1 @@
+"""Judges, which read attributes off images, and the networks that describe images for the metrics."""

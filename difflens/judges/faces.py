@@ -1,0 +1,186 @@
+"""Which part of a photograph a judge sees: all of it, or its largest face. An image without a face has no crop."""
+
+import importlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+from difflens.judges.weights import find_weights
+
+YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+"""SHA-256 of `face_detection_yunet_2023mar.onnx` in OpenCV's model zoo."""
+
+
+@runtime_checkable
+class FaceCropper(Protocol):
+    """Cuts the largest face out of an RGB image, or gives None where it finds none; `name` says how, with all settings."""
+
+    name: str
+
+    def __call__(self, image: Image.Image) -> Image.Image | None:
+        """The face, or None."""
+        ...
+
+
+class Box(NamedTuple):
+    """A face's place in pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+class WholeImage:
+    """No detection: the image is the face, as in the samples of a model of aligned faces."""
+
+    name = "whole image"
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The image."""
+        return image
+
+
+class LargestFace(ABC):
+    """A square around the box of largest area, `margin` of the box's longer side wider on each side, black outside."""
+
+    def __init__(self, name: str, *, margin: float) -> None:
+        if not margin >= 0:
+            raise ValueError(f"the margin around a face is a share of its size, 0 or more, got {margin}.")
+        self.name, self.margin = f"{name}, margin {margin:g}", margin
+
+    @abstractmethod
+    def boxes(self, image: Image.Image) -> list[Box]:
+        """All faces of an RGB image."""
+
+    def __call__(self, image: Image.Image) -> Image.Image | None:
+        """See `FaceCropper`."""
+        boxes = self.boxes(image)
+        if not boxes:
+            return None
+        box = max(boxes, key=lambda box: box.width * box.height)
+        side = round(max(box.width, box.height) * (1 + 2 * self.margin))
+        left, top = round(box.left + (box.width - side) / 2), round(box.top + (box.height - side) / 2)
+        return image.crop((left, top, left + side, top + side))
+
+
+class HaarFaces(LargestFace):
+    """Frontal faces by the cascade (Viola & Jones, 2001) that is inside the wheels of OpenCV 4: needs no file.
+
+    It misses turned and shaded faces far more often than a network does; for tables prefer `YunetFaces`.
+    """
+
+    def __init__(self, *, margin: float = 0.25) -> None:
+        cv2 = import_extra("cv2", extra="faces")
+        if not hasattr(cv2, "CascadeClassifier"):
+            raise ValueError(
+                f"OpenCV {cv2.__version__} has no cascades; install difflens[faces] (OpenCV 4) or use YuNet."
+            )
+        super().__init__("OpenCV frontal cascade", margin=margin)
+        self._cascade = cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / "haarcascade_frontalface_default.xml"))
+
+    def boxes(self, image: Image.Image) -> list[Box]:
+        """See `LargestFace.boxes`; faces smaller than an eighth of the image are passed over."""
+        least = max(1, min(image.size) // 8)
+        found = self._cascade.detectMultiScale(
+            np.asarray(image.convert("L")), scaleFactor=1.1, minNeighbors=5, minSize=(least, least)
+        )
+        return [Box(*(float(value) for value in box)) for box in found]
+
+
+class YunetFaces(LargestFace):
+    """Faces by YuNet (Wu et al., 2023), a network of 0.2 MB that OpenCV runs from a user's file.
+
+    Args:
+        weights: the ONNX file.
+        score: faces below this confidence do not count.
+        margin: see `LargestFace`.
+        sha256: of the file, None to accept any.
+        obtain: where the file comes from.
+
+    Raises:
+        ValueError: OpenCV is not installed, or the file is absent or another one.
+    """
+
+    def __init__(
+        self,
+        weights: str,
+        *,
+        score: float = 0.6,
+        margin: float = 0.25,
+        sha256: str | None = YUNET_SHA256,
+        obtain: str = "https://github.com/opencv/opencv_zoo (models/face_detection_yunet)",
+    ) -> None:
+        cv2 = import_extra("cv2", extra="faces")
+        path = find_weights(weights, obtain=obtain, sha256=sha256)
+        super().__init__(f"{path.stem}, score {score:g}", margin=margin)
+        try:
+            self._network = cv2.FaceDetectorYN.create(str(path), "", (320, 320), score)
+        except cv2.error as error:
+            raise ValueError(f"OpenCV {cv2.__version__} cannot read {str(path)!r}: {error}") from error
+
+    def boxes(self, image: Image.Image) -> list[Box]:
+        """See `LargestFace.boxes`."""
+        self._network.setInputSize(image.size)
+        # OpenCV takes blue first; each row begins with the box, then come landmarks and the score.
+        _, found = self._network.detect(np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1]))
+        return [] if found is None else [Box(*(float(value) for value in row[:4])) for row in found]
+
+
+class DlibFaces:
+    """The largest face, turned upright and scaled by dlib as the paper and FairFace do (300 px, padding 0.25).
+
+    Args:
+        detector: `mmod_human_face_detector.dat`, dlib's convolutional detector (slow without a GPU build).
+        landmarks: `shape_predictor_5_face_landmarks.dat`.
+        size: side of the crop in pixels.
+        padding: how much of the face's size is left around it.
+        longest_side: larger images are reduced to this before detection.
+        obtain: where the files come from.
+
+    Raises:
+        ValueError: dlib is not installed, or a file is absent.
+    """
+
+    def __init__(
+        self,
+        detector: str,
+        landmarks: str,
+        *,
+        size: int = 300,
+        padding: float = 0.25,
+        longest_side: int = 800,
+        obtain: str = "http://dlib.net/files (unpack the .bz2)",
+    ) -> None:
+        self._dlib = import_extra("dlib", extra="dlib")
+        self._detect = self._dlib.cnn_face_detection_model_v1(str(find_weights(detector, obtain=obtain)))
+        self._landmarks = self._dlib.shape_predictor(str(find_weights(landmarks, obtain=obtain)))
+        self.size, self.padding, self.longest_side = size, padding, longest_side
+        self.name = f"dlib mmod, 5 landmarks, {size} px, padding {padding:g}, longest side {longest_side}"
+
+    def __call__(self, image: Image.Image) -> Image.Image | None:
+        """See `FaceCropper`."""
+        pixels = np.asarray(image.convert("RGB"))
+        scale = self.longest_side / max(image.size)
+        if scale < 1:
+            pixels = self._dlib.resize_image(pixels, rows=int(image.height * scale), cols=int(image.width * scale))
+        places = [found.rect for found in self._detect(pixels, 1)]
+        if not places:
+            return None
+        face = self._landmarks(pixels, max(places, key=lambda place: place.area()))
+        return Image.fromarray(self._dlib.get_face_chip(pixels, face, size=self.size, padding=self.padding))
+
+
+def import_extra(module: str, *, extra: str) -> Any:
+    """A module that only some installations have.
+
+    Raises:
+        ValueError: this one does not; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"face detection with {module} needs an extra: pip install 'difflens[{extra}]'.") from error

@@ -1,0 +1,157 @@
+"""What scores the images: judges, feature extractors, and the reference statistics an extractor left behind."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int, Num
+from torch import Tensor
+
+from difflens.metrics.distances import mean_and_covariance
+from difflens.vocabulary import Attribute
+
+OTHER = "other"
+"""The class of all the rest, which a judge may know beside an attribute's own classes."""
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Reads attributes off images: `classes` maps each attribute's name to its ordered class names.
+
+    A call turns images [N, 3, H, W] in [0, 1] into attribute → logits [N, C]. The row of an image in which the judge
+    finds no face is NaN throughout.
+    """
+
+    classes: Mapping[str, tuple[str, ...]]
+
+    def __call__(self, images: Float[Tensor, "images 3 height width"]) -> dict[str, Tensor]:
+        """Attribute → logits [N, C]."""
+        ...
+
+
+@runtime_checkable
+class FeatureExtractor(Protocol):
+    """Turns images [N, 3, H, W] in [0, 1] into features [N, dim]; `resize` names how it resizes them."""
+
+    name: str
+    dim: int
+    resize: str
+
+    def __call__(self, images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images dim"]:
+        """Features [N, dim]."""
+        ...
+
+
+def select_classes(judge: Judge, attribute: Attribute) -> Int[Tensor, "classes"]:
+    """The judge's column of each of the attribute's classes: `logits[:, columns]` is in the attribute's order.
+
+    A softmax after the selection is conditional on these classes; `other_share` tells how much lies outside them.
+
+    Raises:
+        ValueError: the judge does not know the attribute or one of its classes.
+    """
+    if attribute.name not in judge.classes:
+        raise ValueError(f"the judge does not know attribute {attribute.name!r}; it reads {list(judge.classes)}.")
+    known = tuple(judge.classes[attribute.name])
+    unknown = [name for name in attribute.classes if name not in known]
+    if unknown:
+        raise ValueError(f"the judge has no class {unknown} of {attribute.name!r}; its classes are {list(known)}.")
+    return torch.tensor([known.index(name) for name in attribute.classes])
+
+
+def read_classes(
+    judge: Judge, attribute: Attribute, answer: Mapping[str, Num[Tensor, "images _"]]
+) -> Num[Tensor, "images classes"]:
+    """A judge's logits [N, C] of an attribute's classes, in the attribute's order.
+
+    Those of a product are log-probabilities, the parts taken as independent given the image.
+
+    Raises:
+        ValueError: see `select_classes`.
+    """
+    logits = [answer[part.name][:, select_classes(judge, part)] for part in attribute.components]
+    if not attribute.parts:
+        return logits[0]
+    joint = logits[0].new_zeros(len(logits[0]), 1)
+    for part in logits:
+        joint = (joint[:, :, None] + part.log_softmax(-1)[:, None]).flatten(1)
+    return joint
+
+
+def other_share(logits: Float[Tensor, "images all"], columns: Int[Tensor, "classes"]) -> float:
+    """Mean probability that the judge gives to classes outside `columns`, over the images with a face."""
+    probabilities = logits[faces_found(logits)].double().softmax(-1)
+    return float(1 - probabilities[:, columns].sum(-1).mean()) if logits.shape[-1] > len(columns) else 0.0
+
+
+def faces_found(logits: Num[Tensor, "images classes"]) -> Bool[Tensor, "images"]:
+    """Which images have a face: a row of NaN has none.
+
+    Raises:
+        ValueError: a row is NaN or infinite in part, which no judge's answer should be.
+    """
+    found = logits.isfinite().all(-1)
+    if bool((~found & ~logits.isnan().all(-1)).any()):
+        raise ValueError("a judge's logits are partly NaN or infinite; only a row of NaN means that it found no face.")
+    return found
+
+
+def missing_faces(found: Bool[Tensor, "images"], *, policy: str) -> int:
+    """Number of images without a face.
+
+    Raises:
+        ValueError: there is one and the policy is `error`, or the policy is unknown.
+    """
+    if policy not in ("count", "error"):
+        raise ValueError(f"the policy for missing faces is 'count' or 'error', got {policy!r}.")
+    missing = int((~found).sum())
+    if missing and policy == "error":
+        raise ValueError(
+            f"the judge found no face in {missing} of {len(found)} images; missing_faces=count goes on and reports them."
+        )
+    return missing
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceStatistics:
+    """Mean and covariance of an extractor's features on n reference images.
+
+    Args:
+        mean: [dim], float64.
+        covariance: unbiased [dim, dim], float64.
+        n: number of reference images.
+        extractor: name of the extractor.
+        resize: how it resized the images.
+    """
+
+    mean: Float[Tensor, "dim"]
+    covariance: Float[Tensor, "rows columns"]
+    n: int
+    extractor: str
+    resize: str
+
+    def __post_init__(self) -> None:
+        dim = self.mean.numel()
+        assert self.mean.dtype == self.covariance.dtype == torch.float64
+        if self.mean.shape != (dim,) or self.covariance.shape != (dim, dim) or self.n < 2:
+            shapes = f"mean {list(self.mean.shape)}, covariance {list(self.covariance.shape)}, n={self.n}"
+            raise ValueError(f"reference statistics need mean [d], covariance [d, d] and n ≥ 2, got {shapes}.")
+
+    @classmethod
+    def from_features(
+        cls, features: Num[Tensor, "images dim"], *, extractor: str, resize: str
+    ) -> "ReferenceStatistics":
+        """Statistics of features [n, dim], n ≥ 2."""
+        mean, covariance = (moment.cpu() for moment in mean_and_covariance(features))
+        return cls(mean, covariance, len(features), extractor, resize)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything these statistics hold; printed beside each distance to them."""
+        digest = hashlib.sha256(json.dumps([self.extractor, self.resize, self.n]).encode())
+        for tensor in (self.mean, self.covariance):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()

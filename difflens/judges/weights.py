@@ -1,0 +1,74 @@
+"""Weight files that a user brings: looked for where the configuration says, checked, never fetched."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from difflens.models.tensor_files import read_state_dict
+from difflens.store.files import sha256_of
+
+
+def find_weights(path: str, *, obtain: str, sha256: str | None = None) -> Path:
+    """The file at `path`, with the bytes that were published where their SHA-256 is known.
+
+    Args:
+        path: where it should lie.
+        obtain: where or how to get it, told if it is not there.
+        sha256: of the published file in hexadecimal; None where nobody published one.
+
+    Raises:
+        ValueError: there is no such file, or it has another SHA-256.
+    """
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise ValueError(f"no file at {str(found)!r}; put it there or name where it lies; it comes from: {obtain}")
+    actual = sha256_of(found) if sha256 is not None else None
+    if sha256 is not None and actual != sha256.lower():
+        raise ValueError(
+            f"{str(found)!r} has SHA-256 {actual} instead of {sha256.lower()}: it is damaged or another file; "
+            f"the right one comes from: {obtain}"
+        )
+    return found
+
+
+def load_weights(network: nn.Module, path: Path) -> nn.Module:
+    """The network with the tensors of a checkpoint, in evaluation mode and without gradients.
+
+    Raises:
+        ValueError: the file holds no plain state dict, or its keys or shapes are not the network's; all are listed.
+    """
+    try:
+        network.load_state_dict(read_state_dict(path))
+    except RuntimeError as error:
+        raise ValueError(f"{str(path)!r} holds another network: {' '.join(str(error).split())}") from error
+    return network.eval().requires_grad_(False)
+
+
+class OnDemand:
+    """A network that is built when it is needed, and anew after its memory was given back.
+
+    Args:
+        build: gives the network.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module]) -> None:
+        self._build = build
+        self._network: nn.Module | None = None
+
+    def __call__(self) -> nn.Module:
+        """The network."""
+        if self._network is None:
+            with torch.inference_mode(False):  # whose tensors would be of no use outside
+                self._network = self._build()
+        return self._network
+
+    def free(self) -> None:
+        """Let go of the network."""
+        self._network = None
+
+
+def free(reader: object) -> None:
+    """Have a judge or an extractor give back the memory of its networks, if it can."""
+    getattr(reader, "free", lambda: None)()

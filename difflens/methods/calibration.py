@@ -1,0 +1,152 @@
+"""How strongly: the smallest strength per class at which the realised shares meet the requested ones."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from difflens.vocabulary import UNTOUCHED
+
+
+@dataclass(frozen=True)
+class Dose:
+    """One measured point.
+
+    Attributes:
+        strength: per class.
+        success: share of the images pushed towards each class that show it; NaN where none was pushed.
+        shares: the classes' shares of all images.
+        held: share of all images that show a class and are meant to: unlike `shares`, no failure of another class adds to it.
+    """
+
+    strength: Float[Tensor, "classes"]
+    success: Float[Tensor, "classes"]
+    shares: Float[Tensor, "classes"]
+    held: Float[Tensor, "classes"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The chosen strength per class, whether each class met its share, and every dose measured on the way."""
+
+    strength: Float[Tensor, "classes"]
+    met: tuple[bool, ...]
+    doses: tuple[Dose, ...]
+
+
+def read_dose(
+    strength: Float[Tensor, "slots"],
+    *,
+    before: Int[Tensor, "images"],
+    after: Int[Tensor, "images"],
+    targets: Int[Tensor, "images"],
+    groups: Int[Tensor, "images"],
+    classes: int,
+) -> Dose:
+    """What an edit did, for every class of every group of images by itself: group g's class c has the slot g·classes + c.
+
+    Shares are of the images with a face. One that loses its face to the edit succeeds in no class and is held by none.
+
+    Args:
+        strength: it acted with.
+        before: class of each image without it, negative where it shows no face.
+        after: class with it, likewise.
+        targets: class each image was pushed towards, `UNTOUCHED` where none.
+        groups: of each image, from 0; every one has images.
+        classes: number of classes.
+    """
+    moved = targets != UNTOUCHED
+    seen = after >= 0
+    right = seen & (after == torch.where(moved, targets, before))
+
+    def count(labels: Tensor, rows: Tensor) -> Tensor:
+        return torch.bincount((groups * classes + labels)[rows], minlength=len(strength)).double()
+
+    def size(rows: Tensor) -> Tensor:
+        faces = torch.bincount(groups[rows], minlength=len(strength) // classes)
+        return faces.clamp_min(1).double().repeat_interleave(classes)
+
+    success = count(targets, moved & right) / count(targets, moved)
+    shares, held = count(after, seen) / size(seen), count(after, right) / size(seen | (before >= 0))
+    return Dose(strength.clone(), success, shares, held)
+
+
+def calibrate(
+    measure: Callable[[Float[Tensor, "classes"]], Dose],
+    target: Float[Tensor, "classes"],
+    *,
+    neutral: float,
+    first: float,
+    largest: float,
+    tolerance: float,
+    refinements: int,
+    margin: float = 1.0,
+) -> Calibration:
+    """Bracket, then bisect, all classes at once: a measurement serves each of them (METHOD section 6).
+
+    A class whose share no strength meets gets the strength that came nearest to it.
+
+    Args:
+        measure: generates the calibration images at a strength per class and reads their classes.
+        target: requested shares q.
+        neutral: the strength that changes nothing.
+        first: how far from neutral the first strength tried lies; doubled until the share is met.
+        largest: how far from neutral the strongest edit allowed lies.
+        tolerance: a class meets its share where the images it holds reach q − tolerance.
+        refinements: bisections after bracketing.
+        margin: the strength found is taken this many times as far from neutral, but never beyond `largest`: what just
+            suffices for these images is too weak for about half of all other sets.
+
+    Raises:
+        ValueError: not 0 < first ≤ largest, or `margin` is below 1.
+    """
+    if not 0 < first <= largest:
+        raise ValueError(f"calibration needs 0 < first ≤ largest, got {first}, {largest}.")
+    if margin < 1:
+        raise ValueError(f"calibration needs a margin of at least 1, got {margin}.")
+    search = _Search(measure, target - tolerance, neutral=neutral, first=neutral + first)
+    search.bracket(neutral + largest)
+    pushed = ~search.doses[0].success.isnan()
+    for _ in range(refinements if (search.done & pushed).any() else 0):
+        search.bisect()
+    enough = (neutral + margin * (search.high - neutral)).clamp_max(neutral + largest)
+    chosen = torch.where(search.done, enough, search.best())
+    strength = torch.where(pushed, chosen, torch.full_like(chosen, neutral))
+    return Calibration(strength, tuple(bool(d) for d in search.done), tuple(search.doses))
+
+
+class _Search:
+    """Per class, a strength too weak (`low`), and one strong enough or the last one tried (`high`)."""
+
+    def __init__(self, measure: Callable[[Tensor], Dose], wanted: Tensor, *, neutral: float, first: float) -> None:
+        self.measure, self.wanted, self.neutral = measure, wanted, neutral
+        self.doses: list[Dose] = []
+        self.low = torch.full((len(wanted),), neutral, dtype=torch.float64)
+        self.high = torch.full((len(wanted),), first, dtype=torch.float64)
+        self.done = self._met(self.high)
+
+    def bracket(self, largest: float) -> None:
+        """Double the strength of the classes that need it until all meet their share or the largest is reached."""
+        while not self.done.all() and bool((self.high[~self.done] < largest).any()):
+            doubled = (self.neutral + 2 * (self.high - self.neutral)).clamp_max(largest)
+            self.low = torch.where(self.done, self.low, self.high)
+            self.high = torch.where(self.done, self.high, doubled)
+            self.done = self.done | self._met(self.high)
+
+    def bisect(self) -> None:
+        """Try the middle of every bracket."""
+        middle = torch.where(self.done, (self.low + self.high) / 2, self.high)
+        enough = self._met(middle)
+        self.high = torch.where(self.done & enough, middle, self.high)
+        self.low = torch.where(self.done & ~enough, middle, self.low)
+
+    def best(self) -> Tensor:
+        """Per class, the first strength that held most images: too strong an edit can do less than a weaker one."""
+        held = torch.stack([dose.held for dose in self.doses])
+        return torch.stack([dose.strength for dose in self.doses]).gather(0, held.argmax(0)[None])[0]
+
+    def _met(self, strength: Tensor) -> Tensor:
+        self.doses.append(self.measure(strength))
+        return (self.doses[-1].held >= self.wanted) | self.doses[-1].success.isnan()

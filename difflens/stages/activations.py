@@ -1,0 +1,51 @@
+"""`task=activations`: sample images and store the activations of a site at every step."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from difflens.data.activations import ActivationStore, expected_bytes
+from difflens.data.sampled import Shards
+from difflens.stages.plans import contrast_plan, learning_plan, plan_spec
+from difflens.store.artifacts import Artifact, check_space
+from difflens.store.run import Run
+from difflens.tasks.workbench import Workbench
+from difflens.training.steering_module import sample
+from difflens.vocabulary import GenerationPlan
+
+
+def activations(cfg: DictConfig, run: Run) -> None:
+    """Run the stage alone."""
+    collect(Workbench(cfg, run))
+
+
+def collect(bench: Workbench) -> Artifact:
+    """The stored activations, images and ids of `data.images` images; goes on where an interrupted run stopped."""
+    return bench.once("activations", lambda: _collect(bench, learning_plan(bench)))
+
+
+def open_store(bench: Workbench) -> tuple[Artifact, ActivationStore]:
+    """The activations stage's result, made if need be."""
+    artifact = collect(bench)
+    return artifact, ActivationStore(artifact.folder)
+
+
+def open_contrast(bench: Workbench) -> tuple[Artifact, ActivationStore]:
+    """Activations of the images that name a class, under prompts that name another one (see `contrast_plan`)."""
+    artifact = bench.once("contrast", lambda: _collect(bench, contrast_plan(bench)))
+    return artifact, ActivationStore(artifact.folder)
+
+
+def _collect(bench: Workbench, plan: GenerationPlan) -> Artifact:
+    images = len(plan.image_ids)
+    spec = {"model": bench.model.spec(), "site": bench.site_spec, "images": images, "base_seed": plan.base_seed}
+    spec |= plan_spec(plan)
+
+    def make(folder: Path) -> None:
+        if not bench.run.rank:
+            check_space(folder, expected_bytes(bench.model, bench.site, images))
+        trainer = bench.trainer(enable_progress_bar=True)
+        sample(trainer, bench.model, plan, Shards(folder, bench.site), record=bench.site)
+
+    with bench.run.stage("activations"):
+        return bench.run.artifact("activations", spec, make, resumable=True, together=True)

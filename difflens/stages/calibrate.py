@@ -1,0 +1,216 @@
+"""`task=calibrate`: find, per class, the smallest strength whose realised share meets the requested one."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from difflens.data.prompts import UNNAMED
+from difflens.data.sampled import Shards
+from difflens.methods.assignment import assign_batches, assign_by_affinity, assign_exact, assign_iid, check_rule
+from difflens.methods.base import Mitigation
+from difflens.methods.calibration import Calibration, Dose, read_dose
+from difflens.methods.calibration import calibrate as find_strength
+from difflens.methods.per_prompt import PerPromptMitigation
+from difflens.stages.activations import open_store
+from difflens.stages.attribution import Located, locate_features, locate_held
+from difflens.stages.edits import build_mitigation, mitigation_spec
+from difflens.stages.plans import groups, learning_plan, named_classes
+from difflens.store.artifacts import Artifact, fingerprint, is_finished, read_shard, write_shard
+from difflens.store.run import Run
+from difflens.tasks.tracked import track_calibration
+from difflens.tasks.workbench import Workbench, plain
+from difflens.training.steering_module import sample
+from difflens.vocabulary import EVERY_CLASS, NO_FACE, UNTOUCHED, GenerationPlan
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A mitigation at its chosen strength, and the calibration that chose it (None for a given strength)."""
+
+    mitigation: Mitigation
+    strength: Tensor
+    calibration: Calibration | None
+    spec: dict[str, Any]
+    located: Located
+    attached: bool = True
+    """False where the edit is asked for no times: then no image is touched, whatever the method does at strength 0."""
+
+
+def calibrate(cfg: DictConfig, run: Run) -> None:
+    """Run the stage alone."""
+    bench = Workbench(cfg, run)
+    prepared = prepare(bench)
+    for name, strength in zip(slot_names(bench), prepared.strength.tolist(), strict=True):
+        run.say(f"{name}: strength {strength:.3g}")
+
+
+def slot_names(bench: Workbench) -> list[str]:
+    """What each strength is for: a class, or a class of a prompt."""
+    if not bench.per_prompt or bench.fixed_strength is not None:
+        return list(bench.attribute.classes)
+    return [f"{prompt}, {name}" for prompt in bench.per_prompt for name in bench.attribute.classes]
+
+
+def prepare(bench: Workbench) -> Prepared:
+    """The mitigation under test, its strength given by the configuration or calibrated."""
+    located = locate_features(bench)
+    held = [locate_held(bench, attribute) for attribute in bench.held()]
+    mitigation = build_mitigation(bench, located, held)
+    spec = mitigation_spec(bench, located, held)
+    times, neutral = bench.cfg.mitigation.times, mitigation.neutral
+    if bench.fixed_strength is not None:
+        strength = neutral + times * (bench.fixed_strength - neutral)
+        spec["strength"] = strength.tolist()
+        return Prepared(mitigation.with_strength(strength), strength, None, spec, located, attached=times != 0)
+    if bench.per_prompt:
+        mitigation = PerPromptMitigation(mitigation, bench.per_prompt)
+    artifact, calibration = _calibrated(bench, mitigation, spec)
+    track_calibration(bench, slot_names(bench), calibration)
+    strength = neutral + times * (calibration.strength - neutral)
+    for name, met in zip(slot_names(bench), calibration.met, strict=True):
+        if not met:
+            bench.run.say(
+                f"{name}: the requested share was not met at any strength tried; the one that came nearest is used"
+            )
+    return Prepared(
+        mitigation.with_strength(strength),
+        strength,
+        calibration,
+        {**spec, "calibration": artifact.fingerprint, **({} if times == 1 else {"times": times})},
+        located,
+        attached=times != 0,
+    )
+
+
+def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Target class of each image under the configured rule, `UNTOUCHED` where none, and the class each shows now.
+
+    The images of each prompt meet the target by themselves. Under `affinity` an image without a face is left alone.
+    """
+    labels, logits = bench.labels(images)
+    targets = torch.full_like(labels, UNTOUCHED)
+    for number, rows in enumerate(groups(plan)):
+        target = bench.goals.of(None if plan.prompts is None else plan.prompts[int(rows[0])])
+        match check_rule(bench.cfg.mitigation.assignment):
+            case "affinity":
+                seen = rows[labels[rows] != NO_FACE]
+                targets[seen] = assign_by_affinity(target, labels[seen], logits[seen])
+            case "exact":
+                targets[rows] = assign_exact(target, len(rows), seed=seed + number)
+            case "iid":
+                targets[rows] = assign_iid(target, len(rows), seed=seed + number)
+            case "batch":
+                size = bench.model.micro_batch
+                targets[rows] = assign_batches(target, len(rows), size=size, seed=seed + number)
+            case "everyone":
+                targets[rows] = EVERY_CLASS
+    return targets, labels
+
+
+def aimed(
+    bench: Workbench, mitigation: Mitigation, plan: GenerationPlan, images: Tensor, targets: Tensor
+) -> GenerationPlan:
+    """The plan of the images that have a target class, with what the mitigation must be told of each.
+
+    `images` are those of the plan without an edit: what they show of the held attributes is kept.
+    """
+    shown = targets.new_empty(len(targets), 0)
+    if mitigation.held:
+        answers = bench.answers(images)
+        shown = torch.stack([bench.classified(answers, attribute)[0] for attribute in mitigation.held], 1)
+    aims = mitigation.aims(targets, shown, plan.prompts)
+    return plan.towards(aims).take((targets != UNTOUCHED).nonzero()[:, 0])
+
+
+def _calibrated(bench: Workbench, mitigation: Mitigation, spec: dict[str, Any]) -> tuple[Artifact, Calibration]:
+    settings = plain(bench.cfg.mitigation.calibration)
+    activations, store = open_store(bench)
+    full = {**spec, "activations": activations.fingerprint, "calibration": settings}
+
+    def make(folder: Path) -> None:
+        rows = (named_classes(bench) == UNNAMED).nonzero()[: settings["images"], 0]
+        plan = learning_plan(bench).take(rows)
+        wanted = [bench.goals.of(prompt) for prompt in bench.per_prompt] or [bench.goals.pooled(plan.prompts)]
+        found = find_strength(
+            dose_meter(bench, mitigation, store.images[rows], plan, folder=folder / "doses"),
+            torch.cat(wanted),
+            neutral=mitigation.neutral,
+            first=settings["first"],
+            largest=settings["largest"],
+            tolerance=settings["tolerance"],
+            refinements=settings["refinements"],
+            margin=settings["margin"],
+        )
+        if bench.run.rank:
+            return
+        save_file(_tensors(found), folder / "calibration.safetensors")
+        (folder / "met.json").write_text(json.dumps(found.met))
+
+    with bench.run.stage("calibrate"):
+        artifact = bench.run.artifact("calibration", full, make, resumable=True, together=True)
+    stored = load_file(artifact.folder / "calibration.safetensors")
+    columns = (stored[name] for name in ("dose_strength", "success", "shares", "held"))
+    doses = tuple(Dose(*row) for row in zip(*columns, strict=True))
+    met = tuple(json.loads((artifact.folder / "met.json").read_text()))
+    return artifact, Calibration(stored["strength"], met, doses)
+
+
+def dose_meter(
+    bench: Workbench, mitigation: Mitigation, images: Tensor, plan: GenerationPlan, *, folder: Path
+) -> Callable[[Tensor], Dose]:
+    """A function from strength per class to what it does to these images, which the plan gave without an edit.
+
+    What is measured, and meanwhile what is sampled for it, is kept in `folder`: an interrupted calibration goes on there.
+    """
+    targets, labels = assign(bench, images, plan, seed=bench.cfg.seed)
+    moved, asked = targets != UNTOUCHED, aimed(bench, mitigation, plan, images, targets)
+    parts = torch.zeros_like(targets)
+    for number, rows in enumerate(groups(plan) if bench.per_prompt else []):
+        parts[rows] = number
+
+    def measure(strength: Tensor, shards: Shards) -> Dose:
+        trainer = bench.trainer()
+        sample(trainer, bench.model, asked, shards, edit=mitigation.with_strength(strength))
+        made = shards.images(asked.image_ids)
+        trainer.strategy.barrier()  # the first rank removes the shards when all have read them
+        after = labels.clone()
+        if len(made):
+            after[moved] = bench.labels(made)[0]
+        return read_dose(
+            strength, before=labels, after=after, targets=targets, groups=parts, classes=len(bench.attribute.classes)
+        )
+
+    def recall(strength: Tensor) -> Dose:
+        name = f"dose-{fingerprint({'strength': strength.tolist()})}"
+        known = is_finished(folder, name)
+        dose = Dose(**read_shard(folder, name)) if known else measure(strength, Shards(folder / name))
+        if not bench.run.rank:
+            if not known:
+                write_shard(folder, name, asdict(dose))
+            shutil.rmtree(folder / name, ignore_errors=True)
+        bench.run.say(f"strength {_list(strength)}: success {_list(dose.success)}, shares {_list(dose.shares)}")
+        return dose
+
+    return recall
+
+
+def _tensors(found: Calibration) -> dict[str, Tensor]:
+    return {
+        "strength": found.strength,
+        "dose_strength": torch.stack([dose.strength for dose in found.doses]),
+        "success": torch.stack([dose.success for dose in found.doses]),
+        "shares": torch.stack([dose.shares for dose in found.doses]),
+        "held": torch.stack([dose.held for dose in found.doses]),
+    }
+
+
+def _list(values: Tensor) -> str:
+    return "/".join(f"{value:.3g}" for value in values.tolist())

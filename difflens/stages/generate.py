@@ -1,0 +1,89 @@
+"""`task=steer`: generate evaluation images with and without the mitigation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from difflens.data.sampled import Shards
+from difflens.report import summary_table
+from difflens.stages.calibrate import Prepared, aimed, assign, prepare
+from difflens.stages.measure import check_measures, evaluate
+from difflens.stages.plans import evaluation_plan, plan_spec
+from difflens.store.artifacts import Artifact
+from difflens.store.run import Run
+from difflens.tasks.workbench import Workbench
+from difflens.training.steering_module import sample
+from difflens.vocabulary import UNTOUCHED, GenerationPlan
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Evaluation images before and after: uint8 images [N, 3, H, W], targets [N], and where they are stored."""
+
+    plan: GenerationPlan
+    before: Tensor
+    after: Tensor
+    targets: Tensor
+    labels: Tensor
+    artifacts: tuple[Artifact, Artifact]
+
+    @property
+    def image_ids(self) -> Tensor:
+        """Ids [N] of the images."""
+        return self.plan.image_ids
+
+    @property
+    def edited(self) -> Tensor:
+        """Which images the mitigation acted on."""
+        return self.targets != UNTOUCHED
+
+
+def steer(cfg: DictConfig, run: Run) -> None:
+    """Run the stage alone, measure it, and print the summary."""
+    bench = Workbench(cfg, run)
+    check_measures(bench)
+    prepared = prepare(bench)
+    metrics = evaluate(bench, generate_pairs(bench, prepared))
+    if run.speaks:
+        Console().print(summary_table(metrics))
+
+
+def originals(bench: Workbench, plan: GenerationPlan) -> tuple[Artifact, Tensor]:
+    """The plan's images without mitigation; shared by every attribute and method."""
+    spec = {"model": bench.model.spec(), "base_seed": plan.base_seed, "images": len(plan.image_ids), **plan_spec(plan)}
+
+    def make(folder: Path) -> None:
+        sample(bench.trainer(enable_progress_bar=True), bench.model, plan, Shards(folder))
+
+    with bench.run.stage("originals"):
+        artifact = bench.run.artifact("images", spec, make, resumable=True, together=True)
+    return artifact, Shards(artifact.folder).images(plan.image_ids)
+
+
+def generate_pairs(bench: Workbench, prepared: Prepared, *, unseen: bool = False) -> Steered:
+    """The evaluation images with the mitigation; only images whose target asks for it are generated again."""
+    plan = evaluation_plan(bench, unseen=unseen)
+    source, before = originals(bench, plan)
+    targets, labels = assign(bench, before, plan, seed=bench.cfg.metric.base_seed)
+    spec: dict[str, Any] = {**prepared.spec, "originals": source.fingerprint}
+    if not prepared.attached:
+        targets, spec["attached"] = torch.full_like(targets, UNTOUCHED), False
+
+    def make(folder: Path) -> None:
+        asked = aimed(bench, prepared.mitigation, plan, before, targets)
+        edit = prepared.mitigation
+        sample(bench.trainer(enable_progress_bar=True), bench.model, asked, Shards(folder), edit=edit)
+        if not bench.run.rank:
+            save_file({"targets": targets}, folder / "targets.safetensors")
+
+    with bench.run.stage("steer"):
+        artifact = bench.run.artifact("steered", spec, make, resumable=True, together=True)
+    after = Shards(artifact.folder).replaced(before, plan.image_ids)
+    stored = load_file(artifact.folder / "targets.safetensors")["targets"]
+    return Steered(plan, before, after, stored, labels, (source, artifact))

@@ -1,0 +1,150 @@
+"""Measuring a pair of image sets: one row per method, by the second judge, on images never used before."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from hydra.utils import instantiate
+from torch import Tensor
+
+from difflens.data.folder import ImageFolder
+from difflens.data.reference import Reference, collect_reference
+from difflens.judges.pixels import float_pieces
+from difflens.judges.protocol import ReferenceStatistics
+from difflens.judges.weights import free
+from difflens.stages.agreement import agreement, arrival
+from difflens.stages.reading import Study, protocol, read_images
+from difflens.stages.rows import build_row
+from difflens.tasks.tracked import track_metrics
+from difflens.tasks.workbench import Workbench, plain
+
+if TYPE_CHECKING:
+    from difflens.stages.generate import Steered
+
+
+def check_measures(bench: Workbench) -> None:
+    """Build the extractor and look at a folder of reference images before any stage, so that what is missing is told at once.
+
+    Raises:
+        ValueError: a file or folder is not there.
+    """
+    bench.extractor  # noqa: B018
+    _reference_spec(bench)
+
+
+def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> dict[str, Any]:
+    """Write `metrics.json`: the row of the originals and that of the mitigation; of unseen prompts `metrics_unseen.json`."""
+    metric = bench.cfg.metric
+    spec = {
+        "steered": steered.artifacts[1].fingerprint,
+        "judge": bench.scoring_judge.fingerprint,  # type: ignore[attr-defined]
+        "extractor": bench.extractor.fingerprint,  # type: ignore[attr-defined]
+        "reference": _reference_spec(bench),
+        "reference_name": metric.reference_name,
+        "kid_subset": metric.kid_subset,
+        "others": [attribute.name for attribute in bench.others()],
+        "target": bench.goals.pooled(steered.plan.prompts).tolist(),
+        "targets": [bench.goals.of(prompt).tolist() for prompt in dict.fromkeys(steered.plan.prompts or ())],
+        "subject": None if bench.subject is None else bench.subject.name,
+        "unseen": unseen,
+        "method": bench.cfg.mitigation.name,
+        "missing_faces": bench.cfg.missing_faces,
+    }
+
+    def make(folder: Path) -> None:
+        (folder / "metrics.json").write_text(json.dumps(measure(bench, steered, unseen=unseen), allow_nan=True))
+
+    with bench.run.stage("metrics"):
+        artifact = bench.run.artifact("metrics", spec, make)
+        metrics: dict[str, Any] = json.loads((artifact.folder / "metrics.json").read_text())
+        if bench.cfg.published:
+            metrics["published"] = plain(bench.cfg.published)
+        bench.run.write_json("metrics_unseen.json" if unseen else "metrics.json", metrics)
+    if not unseen:
+        track_metrics(bench, metrics)
+    return metrics
+
+
+def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, Any]:
+    """The content of `metrics.json`; unseen prompts have no FID and KID, whose reference shows the studied ones."""
+    study, method = study_of(bench), bench.cfg.mitigation.name
+    reference = None if unseen else bench.once("reference", lambda: read_reference(bench))
+    before, after = (
+        read_images(partial(float_pieces, images), steered.image_ids, study, title=f"measuring {name}")
+        for name, images in (("original", steered.before), (method, steered.after))
+    )
+    prompts = steered.plan.prompts
+    target = study.goals.pooled(prompts).tolist()
+    return {
+        "model": bench.cfg.model.name,
+        "attribute": bench.attribute.name,
+        "classes": list(bench.attribute.classes),
+        "target": dict(zip(bench.attribute.classes, target, strict=True)),
+        "n": len(steered.image_ids),
+        "protocol": {
+            **protocol(study),
+            "reference": None
+            if reference is None
+            else _described(reference.statistics, bench.cfg.metric.reference_name),
+            "assignment": bench.cfg.mitigation.assignment,
+            "steps": bench.model.steps,
+            "safety_checker": getattr(bench.model, "safety_checker", None),
+            "seed": bench.cfg.metric.base_seed,
+        },
+        "rows": [
+            build_row("original", before, study, reference, prompts=prompts) | agreement(before, study, steered),
+            build_row(method, after, study, reference, original=before, edited=steered.edited, prompts=prompts)
+            | arrival(after, study, steered),
+        ],
+    }
+
+
+def _described(statistics: ReferenceStatistics, name: str) -> dict[str, Any]:
+    return {"name": name, "n": statistics.n, "sha256": statistics.sha256}
+
+
+def study_of(bench: Workbench) -> Study:
+    """What the configuration asks to be measured."""
+    return Study(
+        bench.attribute,
+        bench.goals,
+        tuple(bench.others()),
+        bench.scoring_judge,
+        bench.extractor,
+        missing=bench.cfg.missing_faces,
+        kid_subset=bench.cfg.metric.kid_subset,
+        subject=bench.subject,
+    )
+
+
+def read_reference(bench: Workbench) -> Reference:
+    """Features of the reference images: of a folder they are kept for other runs, in memory they are read anew."""
+    extractor = bench.extractor
+    images: ImageFolder | Tensor = _reference_images(bench)
+    if isinstance(images, ImageFolder):
+        return collect_reference(images, extractor, store=bench.run.store)
+    features = torch.cat([extractor(piece).cpu() for piece in float_pieces(images)])
+    free(extractor)
+    statistics = ReferenceStatistics.from_features(features, extractor=extractor.name, resize=extractor.resize)
+    return Reference(features, statistics)
+
+
+def _reference_images(bench: Workbench) -> ImageFolder | Tensor:
+    def look() -> ImageFolder | Tensor:
+        images: ImageFolder | Tensor = instantiate(bench.cfg.metric.reference)
+        if isinstance(images, ImageFolder):
+            bench.run.say(f"reference: {images.describe()}")
+        return images
+
+    return bench.once("reference images", look)
+
+
+def _reference_spec(bench: Workbench) -> Any:
+    """What decides the reference: of a folder its images, else the settings that draw them."""
+    described = plain(bench.cfg.metric.reference)
+    if "folder" not in described:
+        return described
+    images = _reference_images(bench)
+    return images.sha256 if isinstance(images, ImageFolder) else described

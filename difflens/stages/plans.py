@@ -1,0 +1,84 @@
+"""Which images a run asks its model for: those it learns from, and those it is measured on."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difflens.data.activations import ActivationStore
+from difflens.data.prompts import UNNAMED, neutral_plan, study_plan
+from difflens.tasks.workbench import Workbench
+from difflens.vocabulary import Attribute, GenerationPlan
+
+
+def learning_plan(bench: Workbench) -> GenerationPlan:
+    """The `data.images` images whose activations are stored; half of them name a class where the model takes prompts."""
+    data = bench.cfg.data
+    if bench.prompts is None:
+        return GenerationPlan(data.base_seed, torch.arange(data.images))
+    return study_plan(bench.prompts, bench.words, data.images, base_seed=data.base_seed)[0]
+
+
+def contrast_plan(bench: Workbench) -> GenerationPlan:
+    """The learning images whose prompts name a class, with the same noise under prompts that name the next class.
+
+    Raises:
+        ValueError: the model takes no prompts.
+    """
+    if bench.prompts is None:
+        raise ValueError(f"attribution.baseline=contrast needs prompts, and {bench.model.name} takes none; use zero.")
+    words = (*bench.words[1:], bench.words[0])
+    data = bench.cfg.data
+    plan, labels = study_plan(bench.prompts, words, data.images, base_seed=data.base_seed)
+    return plan.take((labels != UNNAMED).nonzero()[:, 0])
+
+
+def evaluation_plan(bench: Workbench, *, unseen: bool = False) -> GenerationPlan:
+    """The evaluation images: `metric.images`, or so many of every prompt; `unseen` takes the prompts kept for that."""
+    metric = bench.cfg.metric
+    if bench.prompts is None:
+        return GenerationPlan(metric.base_seed, torch.arange(metric.images))
+    prompts, first = bench.prompts.studied, 0
+    if unseen:
+        first = len(prompts) * metric.images
+        prompts = bench.prompts.unseen
+    return neutral_plan(prompts, metric.images, base_seed=metric.base_seed, first_id=first)
+
+
+def plan_spec(plan: GenerationPlan) -> dict[str, Any]:
+    """What artifact specs say of a plan beside its seed and size: the prompts in order, where there are any."""
+    return {} if plan.prompts is None else {"prompts": list(plan.prompts)}
+
+
+def named_classes(bench: Workbench) -> Tensor:
+    """The class that each learning image's prompt names, `UNNAMED` where it names none."""
+    if bench.prompts is None:
+        return torch.full((bench.cfg.data.images,), UNNAMED)
+    data = bench.cfg.data
+    return study_plan(bench.prompts, bench.words, data.images, base_seed=data.base_seed)[1]
+
+
+def learning_labels(bench: Workbench, store: ActivationStore, attribute: Attribute) -> Tensor:
+    """The class of each learning image: named by its prompt if `prompt.labels` says so, else as the labelling judge sees it.
+
+    Images of neutral prompts are `UNNAMED` in the first case. Prompts name classes of the attribute under study alone.
+    """
+    if bench.prompts is not None and bench.prompts.labels == "prompt" and attribute == bench.attribute:
+        return named_classes(bench)
+    return judged_labels(bench, store, attribute)
+
+
+def judged_labels(bench: Workbench, store: ActivationStore, attribute: Attribute) -> Tensor:
+    """The class of each learning image as the labelling judge sees it, `NO_FACE` where it sees none; read once per run."""
+    answers = bench.once("answers on the learning images", lambda: bench.answers(store.images))
+    return bench.classified(answers, attribute)[0]
+
+
+def groups(plan: GenerationPlan) -> list[Tensor]:
+    """Positions of the images of each prompt, in the order in which the prompts come; all of them where there are none."""
+    if plan.prompts is None:
+        return [torch.arange(len(plan.image_ids))]
+    order = dict.fromkeys(plan.prompts)
+    number = {prompt: index for index, prompt in enumerate(order)}
+    which = torch.tensor([number[prompt] for prompt in plan.prompts])
+    return [(which == index).nonzero()[:, 0] for index in range(len(order))]

@@ -1,0 +1,66 @@
+"""`task=probe`: fit one classifier per denoising step on the stored activations, labelled by the judge."""
+
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.progress import Progress
+from torch import Tensor
+
+from difflens.probes.base import Probe
+from difflens.probes.storage import load_probe, save_probe
+from difflens.stages.activations import open_store
+from difflens.stages.plans import learning_labels
+from difflens.store.artifacts import Artifact
+from difflens.store.run import Run
+from difflens.tasks.tracked import track_probe
+from difflens.tasks.workbench import Workbench, plain
+from difflens.vocabulary import Attribute
+
+
+def probe(cfg: DictConfig, run: Run) -> None:
+    """Run the stage alone."""
+    artifact, _, accuracy = fit(Workbench(cfg, run))
+    run.say(
+        f"probe {artifact.fingerprint}: held-out accuracy {accuracy[0]:.3f} at step 0, {accuracy.max():.3f} at best"
+    )
+
+
+def fit(bench: Workbench, attribute: Attribute | None = None) -> tuple[Artifact, Probe, Tensor]:
+    """The probe of an attribute (the one under study if None) and its held-out accuracy per step."""
+    studied = attribute or bench.attribute
+    return bench.once(f"probe {studied.name}", lambda: _fit(bench, studied))
+
+
+def _fit(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Probe, Tensor]:
+    activations, store = open_store(bench)
+    spec = {
+        "activations": activations.fingerprint,
+        **bench.attribute_spec(attribute),
+        **bench.label_spec(),
+        "probe": plain(bench.cfg.probe),
+        "seed": bench.cfg.seed,
+    }
+
+    def make(folder: Path) -> None:
+        labels = learning_labels(bench, store, attribute)
+        with Progress() as progress:
+            bar = progress.add_task(f"probe {attribute.name}", total=store.steps)
+            fitted = instantiate(bench.cfg.probe)(
+                store.at_step,
+                labels,
+                attribute,
+                steps=store.steps,
+                seed=bench.cfg.seed,
+                progress=lambda step: progress.update(bar, completed=step + 1),
+            )
+        if not all(learnt.isfinite().all() for learnt in fitted.probe.buffers()):
+            raise ValueError(f"the probe of {attribute.name} did not converge; raise probe.l2 or data.images.")
+        save_probe(fitted, folder)
+
+    with bench.run.stage("probe"):
+        artifact = bench.run.artifact("probe", spec, make)
+    fitted, accuracy = load_probe(artifact.folder)
+    if attribute == bench.attribute:
+        track_probe(bench, accuracy)
+    return artifact, fitted, accuracy

@@ -1,0 +1,246 @@
+"""One row of `metrics.json`: everything that is measured on the images of one method."""
+
+import math
+import re
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difflens.data.reference import Reference
+from difflens.judges.protocol import OTHER, faces_found, select_classes
+from difflens.metrics.clip import ClipSimilarity, PromptSimilarity
+from difflens.metrics.fairness import (
+    FairnessDiscrepancy,
+    FairnessResult,
+    IntersectionalFairnessDiscrepancy,
+    PerPromptFairnessDiscrepancy,
+)
+from difflens.metrics.frechet import FrechetDistance, KernelDistance
+from difflens.metrics.leakage import Leakage
+from difflens.metrics.official import OfficialDiscrepancies, official_discrepancies
+from difflens.metrics.others import count_others
+from difflens.stages.reading import CROSSED, Reading, Study
+from difflens.vocabulary import Attribute
+
+AT_ONCE = 4096
+"""Images whose features are in float64 at once."""
+
+
+def build_row(
+    method: str,
+    reading: Reading,
+    study: Study,
+    reference: Reference | None,
+    *,
+    original: Reading | None = None,
+    edited: Tensor | None = None,
+    prompts: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The row of one set of images.
+
+    Args:
+        method: what made them.
+        reading: what was read off them.
+        study: what is measured.
+        reference: of FID and KID, None where these are not measured.
+        original: the same ids without mitigation, if these are with one.
+        edited: which images the mitigation acted on [N].
+        prompts: the prompt of each image, if they have any.
+    """
+    nothing: dict[str, Any] = {"clip_i": None, "clip_i_paper": None, "leakage": {}}
+    return {
+        "method": method,
+        "n": len(reading.image_ids),
+        "edited": 0 if edited is None else int(edited.sum()),
+        **fairness(reading, study, study.goals.pooled(prompts)),
+        **(prompted(reading, study, prompts) if prompts else {}),
+        **(quality(reading, study, reference) if reference else {"fid": None, "kid": None, "kid_sd": None}),
+        **(nothing if original is None else pairs(original, reading, study, edited)),
+    }
+
+
+def fairness(reading: Reading, study: Study, target: Tensor) -> dict[str, Any]:
+    """FD of all images from the target [C], also of a product's parts; what is outside; FD over product classes."""
+    single = _discrepancy(reading.logits(study.judge, study.attribute), study.attribute, target, missing=study.missing)
+    return {
+        "missing_faces": single.missing,
+        "other": _outside(reading, study),
+        **_summary(single),
+        "fd_squared_unbiased": single.fd_squared_unbiased,
+        "fd_max": single.fd_maximum,
+        **_official(reading, study, torch.ones(len(reading.image_ids), dtype=torch.bool)),
+        **_parts(reading, study, target),
+        **_intersectional(reading, study, target),
+    }
+
+
+def _intersectional(reading: Reading, study: Study, target: Tensor) -> dict[str, Any]:
+    """FD over the product classes of `Study.crossed`, from `crossed_target`."""
+    names = [attribute.name for attribute in study.crossed]
+    if not names:
+        return {"intersectional_fd": None, "intersectional_attributes": names, "intersectional": None}
+    classes = {attribute.name: attribute.classes for attribute in study.crossed}
+    metric = IntersectionalFairnessDiscrepancy(classes, crossed_target(study, target), missing=study.missing)
+    metric.update({attribute.name: reading.logits(study.judge, attribute) for attribute in study.crossed})
+    found = metric.compute()
+    summary = {
+        "n": found.n,
+        "missing_faces": found.missing,
+        "fd": found.fd,
+        "fd_hard": found.fd_hard,
+        "fd_chance": found.fd_chance,
+        "fd_squared_unbiased": found.fd_squared_unbiased,
+        "fd_max": found.fd_maximum,
+    }
+    return {"intersectional_fd": found.fd_hard, "intersectional_attributes": names, "intersectional": summary}
+
+
+def crossed_target(study: Study, target: Tensor) -> Tensor:
+    """The target [C_1, …, C_k] of the product classes: the studied attribute's own [C], times equal shares of all others."""
+    components = study.attribute.components
+    joint = target.double().view([len(part.classes) for part in components])
+    for axis, part in reversed([*enumerate(components)]):
+        named = [index for index, name in enumerate(part.classes) if name != OTHER]
+        crossed = part.name in CROSSED
+        joint = joint.index_select(axis, torch.tensor(named)) if crossed else joint.sum(axis)
+    joint = joint / joint.sum()
+    for attribute in study.crossed[joint.ndim :]:
+        size = len(attribute.classes)
+        joint = joint.unsqueeze(-1).expand(*joint.shape, size) / size
+    return joint
+
+
+def _parts(reading: Reading, study: Study, target: Tensor) -> dict[str, Any]:
+    """The discrepancy of each part of a product, from what the product's target asks of it."""
+    parts, joint = study.attribute.parts, target.view([len(part.classes) for part in study.attribute.components])
+    found: dict[str, Any] = {}
+    for axis, part in enumerate(parts):
+        share = joint.movedim(axis, 0).flatten(1).sum(1)
+        found[part.name] = _summary(_discrepancy(reading.logits(study.judge, part), part, share, missing=study.missing))
+    return {"parts": found} if parts else {}
+
+
+def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str, Any]:
+    """The discrepancy under every prompt, their means (METHOD section 7: not the pooled one), obedience, and CLIP-T."""
+    order = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    which = torch.tensor([order[prompt] for prompt in prompts])
+    targets = torch.stack([study.goals.of(prompt) for prompt in order])
+    metric = PerPromptFairnessDiscrepancy(study.attribute.classes, targets, prompts=[*order], missing=study.missing)
+    metric.update(reading.logits(study.judge, study.attribute), which)
+    fairness = metric.compute()
+    obeyed = _obeyed(reading, study, list(order), which)
+    by_prompt: dict[str, dict[str, Any]] = {}
+    for prompt, found in fairness.prompts.items():
+        rows = which == order[prompt]
+        goal = dict(zip(study.attribute.classes, study.goals.of(prompt).tolist(), strict=True))
+        counted = {"n": found.n, "missing_faces": found.missing}
+        by_prompt[prompt] = {**counted, "target": goal, **_summary(found), **_official(reading, study, rows)}
+        if obeyed is not None:
+            by_prompt[prompt]["obeyed"] = float(obeyed[rows].nanmean())
+    similarity = PromptSimilarity()
+    similarity.update(reading.embeddings, study.extractor.embed_texts(list(order))[which])  # type: ignore[attr-defined]
+    clip = similarity.compute()
+    means = {
+        "fd_prompt_mean": fairness.fd_mean_over_prompts,
+        "fd_hard_prompt_mean": fairness.fd_hard_mean_over_prompts,
+    }
+    if "fd_official" in next(iter(by_prompt.values())):
+        means["fd_official_prompt_mean"] = fmean(row["fd_official"] for row in by_prompt.values())
+    share = None if obeyed is None else float(obeyed.nanmean())
+    return {**means, "prompts": by_prompt, "obeyed": share, "clip_t": clip.cosine, "clip_t_paper": clip.paper}
+
+
+def _obeyed(reading: Reading, study: Study, prompts: Sequence[str], which: Tensor) -> Tensor | None:
+    """Whether each image shows what its prompt, `prompts[which]`, names [N]: 1, 0, or NaN without a face; None if unmeasured.
+
+    Raises:
+        ValueError: a prompt names no class of the subject, or several.
+    """
+    if study.subject is None:
+        return None
+    named = []
+    for prompt in prompts:
+        found = [name for name in study.subject.classes if re.search(rf"\b{re.escape(name)}\b", prompt)]
+        if len(found) != 1:
+            raise ValueError(f"prompt.subject: {prompt!r} names {found or 'none'} of {list(study.subject.classes)}.")
+        named.append(study.subject.index(found[0]))
+    logits = reading.logits(study.judge, study.subject)
+    hit = (logits.argmax(-1) == torch.tensor(named)[which]).double()
+    return hit.masked_fill(~faces_found(logits), torch.nan)
+
+
+def quality(reading: Reading, study: Study, reference: Reference) -> dict[str, Any]:
+    """FID and KID."""
+    frechet = FrechetDistance(study.extractor.dim, reference.statistics)
+    for features in reading.features.split(AT_ONCE):
+        frechet.update(features)
+    kernel = KernelDistance(reference.features, reading.image_ids, subset_size=study.kid_subset)
+    kernel.update(reading.features, reading.image_ids)
+    fid, kid = frechet.compute().distance, kernel.compute()
+    return {"fid": fid, "kid": kid.distance, "kid_sd": kid.subset_sd}
+
+
+def pairs(before: Reading, after: Reading, study: Study, edited: Tensor | None) -> dict[str, Any]:
+    """CLIP-I and leakage of images against those of the same ids without mitigation; `edited` is None where nobody knows."""
+    ids = after.image_ids
+    similarity = ClipSimilarity(before.embeddings, before.image_ids)
+    similarity.update(after.embeddings, ids)
+    clip = similarity.compute()
+    return {"clip_i": clip.cosine, "clip_i_paper": clip.paper, **_leakage(before, after, study, edited)}
+
+
+def _leakage(before: Reading, after: Reading, study: Study, edited: Tensor | None) -> dict[str, Any]:
+    if not study.others:
+        return {"leakage": {}}
+    first, second = ({a.name: r.logits(study.judge, a) for a in study.studied} for r in (before, after))
+    classes = {a.name: a.classes for a in study.studied}
+    leakage = Leakage(study.attribute.name, first, before.image_ids, classes=classes, missing=study.missing)
+    nothing = torch.zeros(len(after.image_ids), dtype=torch.bool)
+    leakage.update(second, after.image_ids, edited=nothing if edited is None else edited)
+    leaked = leakage.compute()
+    return {
+        "leakage": {name: _finite(entry._asdict()) for name, entry in leaked.attributes.items()},
+        **_finite({"editing_precision": leaked.editing_precision}),
+        "pairs_without_face": leaked.missing,
+    }
+
+
+def _discrepancy(logits: Tensor, attribute: Attribute, target: Tensor, *, missing: str) -> FairnessResult:
+    metric = FairnessDiscrepancy(attribute.classes, target, missing=missing)
+    metric.update(logits)
+    return metric.compute()
+
+
+def _summary(found: FairnessResult) -> dict[str, Any]:
+    return {
+        "fd": found.fd,
+        "fd_hard": found.fd_hard,
+        "fd_chance": found.fd_chance,
+        "shares": {name: share._asdict() for name, share in found.shares.items()},
+    }
+
+
+def _official(reading: Reading, study: Study, rows: Tensor) -> dict[str, float]:
+    """The released code's discrepancy of some images, where the judge follows its protocol."""
+    if reading.outputs is None or study.attribute.name not in OfficialDiscrepancies._fields:
+        return {}
+    outputs = reading.outputs[rows]
+    seen = official_discrepancies(outputs[faces_found(outputs)])
+    return {"fd_official": seen._asdict()[study.attribute.name]}
+
+
+def _outside(reading: Reading, study: Study) -> dict[str, Any]:
+    """Of each part of the attribute for which the judge knows more classes, the images outside of those studied."""
+    counted = {}
+    for part in study.attribute.components:
+        others = count_others(reading.answers[part.name], select_classes(study.judge, part))
+        if len(study.judge.classes[part.name]) > len(part.classes):
+            counted[part.name] = {**others._asdict(), "share": others.images / others.n}
+    return counted
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -1,0 +1,1 @@
+"""What is kept on disk: artifacts and their shards, run folders, locks and hashes."""

@@ -1,0 +1,113 @@
+"""Files on a disk that may fill up or lose power: atomic writes, hashes, free space."""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from difflens.store.errors import ArtifactError
+
+TEMPORARY = ".partial"
+"""Suffix of files and folders that are still being written."""
+
+log = logging.getLogger(__name__)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Force a file's bytes, or a folder's entries, from the system's cache onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished temporary file its mode (0644: safetensors leaves 0600) and its final name, atomically."""
+    temporary.chmod(0o644)
+    sync(temporary)
+    os.replace(temporary, path)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file so that a reader sees the old or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: Path, data: Any) -> Path:
+    """Write readable JSON atomically.
+
+    Raises:
+        ValueError: the data hold NaN or infinity, which JSON does not know.
+    """
+    return write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def human_size(size: int | float) -> str:
+    """A number of bytes in the largest binary unit that leaves at least 1: 1536 is `1.5 KiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def free_space(path: Path) -> int:
+    """Free bytes on the disk that holds `path`, which need not exist yet."""
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(existing).free
+
+
+def check_space(path: Path, needed_bytes: int) -> None:
+    """Say how much will be written to `path` and how much is free.
+
+    Raises:
+        ArtifactError: it will not fit.
+    """
+    free = free_space(path)
+    log.info("%s to write under %s, %s free", human_size(needed_bytes), path, human_size(free))
+    if needed_bytes > free:
+        raise ArtifactError(
+            f"{human_size(needed_bytes)} will not fit under {path}: only {human_size(free)} are free; "
+            "free some space or set paths.artifacts to a larger disk."
+        )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one it was raised from, says that the disk or the quota is exhausted.
+
+    safetensors and torch report a full disk as errors of their own types: only their text tells.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    cause = error.__cause__ or error.__context__
+    return "No space left on device" in str(error) or (cause is not None and is_disk_full(cause))
+
+
+def point_latest(outputs: Path, folder: Path, *, name: str = "latest") -> None:
+    """Make `outputs/<name>` a link to the folder, atomically: at every moment it points to a run, or to a sweep."""
+    latest = outputs / name
+    if latest.exists() and not latest.is_symlink():
+        log.warning("%s is not a link; it is left as it is and does not point to %s", latest, folder)
+        return
+    temporary = outputs / f".{name}.{os.getpid()}{TEMPORARY}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(folder, outputs), target_is_directory=True)
+    os.replace(temporary, latest)

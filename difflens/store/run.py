@@ -1,0 +1,256 @@
+"""One run: its folder, status, manifest, stages and artifacts."""
+
+import json
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from difflens.cli.exits import ending, was_interrupted
+from difflens.cli.targets import check_targets
+from difflens.store.artifacts import Artifact, ArtifactStore
+from difflens.store.errors import one_line
+from difflens.store.files import point_latest, write_json, write_text
+from difflens.store.fingerprints import fingerprint
+from difflens.store.locks import is_stale
+from difflens.store.provenance import peak_memory, provenance
+from difflens.store.ranks import (
+    TRACEBACK,
+    first_to_fail,
+    process_rank,
+    quiet_rank,
+    rank_prefix,
+    refuse_distributed_sweep,
+)
+
+log = logging.getLogger(__name__)
+
+
+REVISIONS = {
+    "activations": 1,
+    "attribution": 2,
+    "calibration": 2,
+    "cards": 3,
+    "images": 2,
+    "metrics": 5,
+    "probe": 1,
+    "reading": 1,
+    "sae": 1,
+    "statistics": 1,
+    "steered": 3,
+}
+"""How often the code that makes a kind of artifact has changed its numbers; a raised one leaves older artifacts unused."""
+
+
+START_TOGETHER = 30.0
+"""Seconds within which all ranks of a distributed run have started."""
+
+
+def finite(data: Any) -> Any:
+    """The data with numbers that JSON does not know (an undefined metric's NaN) as null."""
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+class Run:
+    """What a task is given besides the configuration.
+
+    Attributes:
+        folder: the run folder: config.yaml, status.json, manifest.json and what the task writes.
+        store: the artifacts shared by all runs.
+        rank: 0, or this process's rank in a distributed run.
+        speaks: whether this process writes the run folder and tells the user: the first rank, or the first that failed.
+        manifest: what manifest.json says.
+        group: the name of the sweep it is a job of, None for a run of its own.
+        id: the same for every attempt at this job of the sweep, None for a run of its own.
+        used: the artifacts it needed so far, each with whether it was there already.
+    """
+
+    def __init__(self, folder: Path, store: ArtifactStore, *, rank: int = 0) -> None:
+        """Nothing is written yet: `open_run` keeps the folder's files."""
+        self.folder = folder
+        self.store = store
+        self.rank = rank
+        self.speaks = rank == 0
+        self.manifest: dict[str, Any] = {"seconds": {}, "artifacts": []}
+        self.failed_stage: str | None = None
+        self.group: str | None = None
+        self.id: str | None = None
+        self.used: list[tuple[Artifact, bool]] = []
+        self._endings: list[Callable[[int], None]] = []
+        self._opened = time.monotonic()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Record the block's seconds under `name` and say them in one line; a repeated name adds up."""
+        start = time.monotonic()
+        try:
+            yield
+        except BaseException:
+            self.failed_stage = self.failed_stage or name
+            raise
+        finally:
+            seconds = time.monotonic() - start
+            self.manifest["seconds"][name] = round(self.manifest["seconds"].get(name, 0.0) + seconds, 3)
+        self.write_manifest()
+        self.say(f"{name}: {seconds:.1f} s")
+
+    def artifact(
+        self,
+        kind: str,
+        spec: Mapping[str, Any],
+        make: Callable[[Path], object],
+        *,
+        resumable: bool = False,
+        together: bool = False,
+    ) -> Artifact:
+        """The artifact of this spec and this revision of the code: reused if there is one, else made by `make(folder)`.
+
+        In a distributed run the first rank makes it while the others wait, or take part if `together`: then they call
+        `make` too, in which no two ranks may write the same file, and the first must end last.
+        """
+        assert kind in REVISIONS, f"REVISIONS lacks {kind!r}"
+        spec = {**spec, "revision": REVISIONS[kind]}
+        if self.rank == 0:
+            artifact, reused = self.store.get_or_create(kind, spec, make, resumable=resumable)
+        else:
+            artifact, reused = self.store.join(kind, spec, make if together else None, first=self.first_process)
+        self.used.append((artifact, reused))
+        entry = {"kind": kind, "fingerprint": artifact.fingerprint, "reused": reused}
+        self.manifest["artifacts"].append(entry)
+        self.write_manifest()
+        self.say(f"{kind} {artifact.fingerprint}: {'reused' if reused else 'made'}")
+        return artifact
+
+    def first_process(self) -> dict[str, Any]:
+        """Process id and host of the run's first rank, as status.json tells; empty before it does.
+
+        A folder used again holds an earlier run's status until the first rank has started: while this process is young, a
+        first rank that has ended is taken for the earlier one's.
+        """
+        with suppress(OSError, ValueError):
+            status = json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
+            owner = {key: status.get(key) for key in ("pid", "host")}
+            if time.monotonic() - self._opened > START_TOGETHER or not is_stale(owner):
+                return owner
+        return {}
+
+    def at_end(self, close: Callable[[int], None]) -> None:
+        """Have `close(exit_code)` called when the run ends, however it does."""
+        self._endings.append(close)
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Call what was registered with `at_end` after the block; trouble in there ends no run."""
+        code = 0
+        try:
+            yield
+        except BaseException as error:
+            code = ending(error, stage=self.failed_stage).exit_code
+            raise
+        finally:
+            for close in self._endings:
+                try:
+                    close(code)
+                except Exception as error:
+                    log.warning("%s", one_line(error))
+
+    def write_json(self, name: str, data: Any) -> Path:
+        """Write a JSON file into the run folder atomically; NaN and infinities become null."""
+        path = self.folder / name
+        return write_json(path, finite(data)) if self.speaks else path
+
+    def write_last(self, name: str, data: Any) -> None:
+        """Write a JSON file over its older version in place where a full disk leaves no room for a second one."""
+        try:
+            self.write_json(name, data)
+        except OSError:
+            (self.folder / name).write_text(json.dumps(finite(data), indent=2) + "\n", encoding="utf-8")
+
+    def write_manifest(self) -> None:
+        """Bring manifest.json up to date, so that a killed run leaves a true one."""
+        self.manifest.update(peak_memory())
+        self.write_json("manifest.json", self.manifest)
+
+    def say(self, line: str) -> None:
+        """Print one line and keep it in the run's log, from the first rank only."""
+        if self.speaks:
+            log.info(line)
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values, every interpolation resolved and every `_target_` checked."""
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(config, dict)
+    check_targets(config)
+    return {str(key): value for key, value in config.items()}
+
+
+@contextmanager
+def recorded_status(run: Run, overrides: Sequence[str], key: str | None = None) -> Iterator[None]:
+    """Keep status.json true: `running` at once, then `done`, or `failed` with one line and the traceback's file."""
+    start = time.monotonic()
+    status: dict[str, Any] = {
+        "status": "running",
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "overrides": list(overrides),
+        **({} if key is None else {"key": key}),
+    }
+    if run.speaks:
+        (run.folder / TRACEBACK).unlink(missing_ok=True)
+    run.write_json("status.json", status)
+    try:
+        yield
+        status.update(status="done")
+    except BaseException as error:
+        code, line = ending(error, stage=run.failed_stage)
+        status.update(status="failed", error=rank_prefix(run.rank) + line, exit_code=code)
+        run.speaks = not (run.rank and was_interrupted(error)) and first_to_fail(run.folder, error)
+        raise
+    finally:
+        status.update(seconds=round(time.monotonic() - start, 3))
+        if run.speaks:
+            with suppress(OSError) if status["status"] == "failed" else nullcontext():
+                run.write_last("status.json", status)
+                run.write_manifest()
+
+
+@contextmanager
+def open_run(
+    cfg: DictConfig, folder: Path, *, overrides: Sequence[str] = (), sweep: bool = False, key: str | None = None
+) -> Iterator[Run]:
+    """A run in `folder`, whose files tell the truth about it from the first moment and after any ending.
+
+    Args:
+        cfg: the composed configuration; `paths.outputs` and `paths.artifacts` say where results go.
+        folder: the run folder.
+        overrides: what the command line changed.
+        sweep: whether this is one job of a sweep.
+        key: what decides the job's results, kept in status.json.
+    """
+    run = Run(folder, ArtifactStore(Path(cfg.paths.artifacts)), rank=process_rank())
+    run.group = folder.parent.name if sweep else None
+    run.id = fingerprint({"folder": str(folder.resolve()), "key": key}) if sweep and key else None
+    with recorded_status(run, overrides, key), quiet_rank(run.rank), run.ending():
+        config = resolve(cfg)
+        if sweep:
+            refuse_distributed_sweep(config)
+        run.manifest = {**provenance(config, overrides), **run.manifest}
+        if run.rank == 0:
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+            point_latest(Path(cfg.paths.outputs), folder)
+        run.write_manifest()
+        yield run

@@ -1,0 +1,209 @@
+"""A run folder tells the truth about its run: while it runs, when it ends and when it fails."""
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from difflens.cli.exits import INTERRUPTED, ending
+from difflens.cli.targets import check_targets
+from difflens.store.artifacts import ArtifactStore
+from difflens.store.errors import ArtifactError, UserError
+from difflens.store.provenance import git_state, seeds
+from difflens.store.run import REVISIONS, Run, open_run
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> DictConfig:
+    paths = {"outputs": str(tmp_path), "artifacts": "${paths.outputs}/artifacts"}
+    return OmegaConf.create({"paths": paths, "seed": 7, "sae": {"seed": 8}, "lr": 0.1, "twice": "${lr}"})
+
+
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
+
+
+def test_a_run_leaves_its_config_status_and_manifest(cfg, tmp_path):
+    folder = tmp_path / "runs" / "first"
+    with open_run(cfg, folder, overrides=["lr=0.1"]) as run:
+        assert read(folder, "status.json")["status"] == "running"
+        assert (tmp_path / "latest").resolve() == folder
+        for _ in range(2):
+            with run.stage("sae"):
+                run.artifact("sae", {"k": 3}, lambda made: (made / "x").write_text("x"))
+        run.write_json("metrics.json", {"rows": [{"fd": float("nan"), "n": 3}]})
+    assert read(folder, "status.json")["status"] == "done"
+    assert OmegaConf.load(folder / "config.yaml").twice == 0.1
+    manifest = read(folder, "manifest.json")
+    mark = run.store.path("sae", {"k": 3, "revision": REVISIONS["sae"]}).name
+    assert manifest["artifacts"] == [{"kind": "sae", "fingerprint": mark, "reused": reused} for reused in (False, True)]
+    assert manifest["seeds"] == {"seed": 7, "sae.seed": 8}
+    assert manifest["overrides"] == ["lr=0.1"] and manifest["git"].keys() == {"commit", "dirty"}
+    assert manifest["versions"]["torch"] and manifest["peak_memory_mib"] > 10 and manifest["seconds"].keys() == {"sae"}
+    assert read(folder, "metrics.json") == {"rows": [{"fd": None, "n": 3}]}
+
+
+def test_a_raised_revision_leaves_older_artifacts_unused(cfg, tmp_path, monkeypatch):
+    def made(name: str) -> tuple[str, bool]:
+        with open_run(cfg, tmp_path / "runs" / name) as run:
+            found = run.artifact("sae", {"k": 3}, lambda folder: (folder / "x").write_text(name))
+        return (found.folder / "x").read_text(), run.manifest["artifacts"][0]["reused"]
+
+    assert made("first") == ("first", False) and made("second") == ("first", True)
+    monkeypatch.setitem(REVISIONS, "sae", REVISIONS["sae"] + 1)
+    assert made("third") == ("third", False)
+    monkeypatch.setitem(REVISIONS, "sae", REVISIONS["sae"] - 1)
+    assert made("fourth") == ("first", True)
+
+
+def test_a_disk_too_full_for_a_second_file_still_learns_that_the_run_failed(cfg, tmp_path, monkeypatch):
+    def full(path: Path, text: str) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    folder = tmp_path / "runs" / "x"
+    with pytest.raises(ArtifactError, match="the first error"), open_run(cfg, folder):
+        monkeypatch.setattr("difflens.store.files.write_text", full)
+        monkeypatch.setattr("difflens.store.run.write_text", full)
+        raise ArtifactError("the first error")
+    assert read(folder, "status.json")["status"] == "failed" and "first" in read(folder, "status.json")["error"]
+
+
+def test_latest_follows_the_newest_run_and_spares_a_real_folder(cfg, tmp_path):
+    for name in ("a", "b"):
+        with open_run(cfg, tmp_path / "runs" / name):
+            pass
+    assert (tmp_path / "latest").is_symlink() and (tmp_path / "latest").resolve().name == "b"
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").mkdir()
+    with open_run(cfg, tmp_path / "runs" / "c"):
+        pass
+    assert not (tmp_path / "latest").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "code"),
+    [
+        (RuntimeError("the loss\n is NaN"), "sae: RuntimeError: the loss is NaN", 1),
+        (ValueError("from deep inside"), "sae: from deep inside", 1),
+        (UserError("k=0 must be positive"), "sae: k=0 must be positive", 2),
+        (KeyboardInterrupt(), INTERRUPTED, 130),
+    ],
+)
+def test_a_failure_is_recorded_in_one_line_with_its_traceback_aside(cfg, tmp_path, error, line, code):
+    folder = tmp_path / "runs" / "x"
+    with pytest.raises(type(error)), open_run(cfg, folder) as run, run.stage("sae"):
+        raise error
+    status = read(folder, "status.json")
+    assert (status["status"], status["error"], status["exit_code"]) == ("failed", line, code)
+    assert "in test_a_failure_is_recorded" in (folder / "traceback.txt").read_text()
+    assert read(folder, "manifest.json")["seconds"].keys() == {"sae"}
+
+
+def test_a_config_that_does_not_resolve_is_recorded_too(cfg, tmp_path):
+    cfg.lr = "???"
+    with pytest.raises(Exception, match="lr") as caught, open_run(cfg, tmp_path / "runs" / "x"):
+        pytest.fail("the task must not start")
+    assert ending(caught.value).exit_code == 2
+    assert read(tmp_path / "runs" / "x", "status.json")["status"] == "failed"
+
+
+def test_several_devices_in_a_sweep_are_refused(cfg, tmp_path):
+    cfg.trainer = {"devices": 2}
+    with open_run(cfg, tmp_path / "runs" / "x"):
+        pass
+    with pytest.raises(UserError, match="every rank would restart"), open_run(cfg, tmp_path / "y", sweep=True):
+        pass
+
+
+def test_other_ranks_write_no_run_files_but_share_the_artifact(cfg, tmp_path, monkeypatch):
+    with open_run(cfg, tmp_path / "runs" / "x") as run:
+        run.artifact("sae", {"k": 1}, lambda made: (made / "x").write_text("x"))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with open_run(cfg, tmp_path / "runs" / "y") as other:
+        assert other.artifact("sae", {"k": 1}, lambda made: pytest.fail("made twice")).kind == "sae"
+    assert not (tmp_path / "runs" / "y").exists()
+
+
+def instantiation(cause: Exception) -> InstantiationException:
+    error = InstantiationException("Error in call to target 'difflens.sae.TopK':\nwhatever\nfull_key: sae")
+    error.__cause__ = cause
+    return error
+
+
+def test_an_earlier_run_in_the_same_folder_is_not_taken_for_the_first_rank(tmp_path, monkeypatch):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    owner = {"pid": ended.pid, "host": socket.gethostname()}
+    (tmp_path / "status.json").write_text(json.dumps(owner))
+    run = Run(tmp_path, ArtifactStore(tmp_path), rank=1)
+    assert run.first_process() == {}
+    monkeypatch.setattr("difflens.store.run.START_TOGETHER", -1)
+    assert run.first_process() == owner
+
+
+def test_exit_codes_tell_a_wrong_configuration_from_a_failed_run():
+    assert ending(ValueError("k=0"), stage=None) == (2, "k=0")
+    assert ending(ValueError("k=0"), stage="sae") == (1, "sae: k=0")
+    assert ending(ArtifactError("x is truncated")) == (1, "x is truncated")
+    assert ending(instantiation(ValueError("k=0"))) == (2, "sae (difflens.sae.TopK): k=0")
+    assert ending(instantiation(RuntimeError("no memory"))).exit_code == 1
+    other = ending(instantiation(RuntimeError("Error(s) in loading state_dict for UNet: " + "size mismatch " * 999)))
+    assert other.exit_code == 2 and other.line.endswith("another model, or a damaged one?") and len(other.line) < 900
+    assert ending(instantiation(KeyError("vit"))).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (errno.ENOSPC, "report: the disk is full (x.png); free some space and run the same command again."),
+        (errno.EACCES, "report: x.png: Permission denied; set paths.outputs and paths.artifacts to folders"),
+        (errno.EIO, "report: OSError: [Errno 5] Input/output error: 'x.png'"),
+    ],
+)
+def test_trouble_with_a_file_says_which_and_what_to_do(number, line):
+    code, told = ending(OSError(number, os.strerror(number), "x.png"), stage="report")
+    assert code == 1 and told.startswith(line)
+
+
+def test_only_known_packages_may_be_targets(monkeypatch):
+    known = ["difflens.vocabulary.Site", "diffusers.DDPMPipeline.from_pretrained", "torch.optim.AdamW", "torch.nn.ReLU"]
+    check_targets({"all": [{"_target_": name} for name in known]})
+    for name in (
+        "os.system",
+        "builtins.eval",
+        "torch.hub.load",
+        "difflensx.evil",
+        "difflens.main.os.system",
+        "difflens.main.importlib.import_module",
+        "difflens.vocabulary.torch.load",
+        "torch.nn.modules.module.warnings.warn",
+        "difflens..os",
+        "difflens.vocabulary.__builtins__",
+        "difflens.vocabulary",
+        17,
+    ):
+        with pytest.raises(UserError, match=r"_target_ of sae\.inner\.0"):
+            check_targets({"sae": {"inner": [{"_target_": name}]}})
+    with pytest.raises(UserError, match="DIFFLENS_ALLOW_TARGETS"):
+        check_targets({"_target_": "mine.Method"})
+    monkeypatch.setenv("DIFFLENS_ALLOW_TARGETS", "mine, other.")
+    check_targets({"_target_": "mine.Method"})
+
+
+def test_seeds_are_found_wherever_they_are():
+    config = {"seed": 1, "a": [{"fit": {"base_seed": 2, "seeds": 4}}], "b": {"seed": None}}
+    assert dict(seeds(config)) == {"seed": 1, "a.0.fit.base_seed": 2}
+
+
+def test_an_installed_package_claims_no_commit(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "difflens.store.provenance.__file__", str(tmp_path / "site-packages" / "difflens" / "provenance.py")
+    )
+    assert git_state() == {"commit": None, "dirty": None}
