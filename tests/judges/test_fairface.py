@@ -19,7 +19,7 @@ from difflens.metrics.functional import official_discrepancies
 from difflens.metrics.others import count_others
 from difflens.vocabulary import Attribute
 
-ORACLE = load_file(Path(__file__).parent / "fixtures" / "official_fairness.safetensors")
+ORACLE = load_file(Path(__file__).parents[1] / "fixtures" / "official_fairness.safetensors")
 LOGITS = ORACLE["fairface_logits"]
 ATTRIBUTES = {
     "gender": Attribute("gender", ("female", "male")),

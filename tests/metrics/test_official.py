@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from difflens.metrics.functional import fairness_discrepancy, official_discrepancies
 
-ORACLE = Path(__file__).parent / "fixtures" / "official_fairness.safetensors"
+ORACLE = Path(__file__).parents[1] / "fixtures" / "official_fairness.safetensors"
 
 
 def test_official_discrepancies_equal_the_released_code() -> None:
