@@ -18,7 +18,7 @@ from difflens.judges.pixels import as_photographs
 from difflens.judges.zero_shot import ZeroShotJudge
 from difflens.judges.protocol import Judge
 from difflens.metrics import PromptSimilarity
-from difflens.judges import clip as embeddings as module
+from difflens.judges import clip as module
 from difflens.models.base import weights_fingerprint
 from difflens.store.fingerprints import fingerprint
 
