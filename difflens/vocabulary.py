@@ -15,7 +15,10 @@ UNTOUCHED = -1
 NO_FACE = -2
 """Label of an image in which the judge finds no face."""
 
-EVERY_CLASS = -3
+UNNAMED = -3
+"""Label of an image whose prompt names no class."""
+
+EVERY_CLASS = -4
 """Target of an image that is edited with the strengths of all classes."""
 
 Branch = Literal["none", "cond", "uncond", "both"]
@@ -98,6 +101,26 @@ def product(parts: Sequence[Attribute]) -> Attribute:
 
 
 @dataclass(frozen=True)
+class PerImage:
+    """What an edit is told of each image.
+
+    Args:
+        target: the class it is pushed towards, `UNTOUCHED` where nothing may change, `EVERY_CLASS` for all at once.
+        shown: attribute → its class in the unedited image, negative where it is not known; for attributes that are held.
+        prompt: of each image, None for a model without prompts.
+    """
+
+    target: Int[Tensor, "images"]
+    shown: Mapping[str, Int[Tensor, "images"]] = field(default_factory=dict)
+    prompt: tuple[str, ...] | None = None
+
+    def to(self, device: torch.device | str) -> "PerImage":
+        """The same with its numbers on a device."""
+        shown = {name: labels.to(device) for name, labels in self.shown.items()}
+        return replace(self, target=self.target.to(device), shown=shown)
+
+
+@dataclass(frozen=True)
 class GenerationPlan:
     """Which images to generate: each image's noise depends on (base seed, image id) and on nothing else."""
 
@@ -107,9 +130,11 @@ class GenerationPlan:
     """Target class per image for a mitigation, `UNTOUCHED` where it must not act."""
     prompts: tuple[str, ...] | None = None
     """Prompt per image for a text-to-image model, None for an unconditional one."""
+    shown: Mapping[str, Int[Tensor, "images"]] = field(default_factory=dict)
+    """Attribute → the class that each unedited image shows, for attributes that a method is to hold."""
 
     def __post_init__(self) -> None:
-        for name, values in (("targets", self.targets), ("prompts", self.prompts)):
+        for name, values in (("targets", self.targets), ("prompts", self.prompts), *self.shown.items()):
             if values is not None and len(values) != len(self.image_ids):
                 raise ValueError(f"a plan of {len(self.image_ids)} images needs as many {name}, got {len(values)}.")
 
@@ -121,11 +146,24 @@ class GenerationPlan:
         """The plan of the images at these positions."""
         targets = None if self.targets is None else self.targets[rows]
         prompts = None if self.prompts is None else tuple(self.prompts[row] for row in rows.tolist())
-        return GenerationPlan(self.base_seed, self.image_ids[rows], targets, prompts)
+        shown = {name: labels[rows] for name, labels in self.shown.items()}
+        return GenerationPlan(self.base_seed, self.image_ids[rows], targets, prompts, shown)
 
-    def towards(self, targets: Int[Tensor, "images"]) -> "GenerationPlan":
-        """The same images with these targets."""
-        return replace(self, targets=targets)
+    def towards(
+        self, targets: Int[Tensor, "images"], shown: Mapping[str, Int[Tensor, "images"]] | None = None
+    ) -> "GenerationPlan":
+        """The same images with these targets, and with what they show of the attributes to be held."""
+        return replace(self, targets=targets, shown=shown or {})
+
+    def per_image(self) -> PerImage:
+        """What an edit is told of these images.
+
+        Raises:
+            ValueError: they have no targets.
+        """
+        if self.targets is None:
+            raise ValueError("an edit needs plan.targets: one class per image, UNTOUCHED where it must not act.")
+        return PerImage(self.targets, self.shown, self.prompts)
 
 
 @dataclass(frozen=True)

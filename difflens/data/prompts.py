@@ -9,11 +9,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from difflens.models.prompts import check_prompts
-from difflens.vocabulary import GenerationPlan
+from difflens.vocabulary import UNNAMED, GenerationPlan
 
 SLOT = "{}"
-UNNAMED = -1
-"""Label of an image whose prompt names no class."""
 
 
 @dataclass(frozen=True)

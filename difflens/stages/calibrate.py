@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from difflens.data.prompts import UNNAMED
+from difflens.vocabulary import UNNAMED
 from difflens.data.sampled import Shards
 from difflens.methods.assignment import assign_batches, assign_by_affinity, assign_exact, assign_iid, check_rule
 from difflens.methods.base import Mitigation

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difflens.attribution.causality import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
-from difflens.data.prompts import UNNAMED
+from difflens.vocabulary import UNNAMED
 from difflens.methods.sae_features import SaeFeatureMitigation, selected_latents
 from difflens.report.experiment_figures import draw_ablation
 from difflens.stages.activations import open_store

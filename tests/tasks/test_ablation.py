@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difflens.attribution.causality import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
-from difflens.data.prompts import UNNAMED
+from difflens.vocabulary import UNNAMED
 from difflens.sae.topk import TopKAutoencoder
 from difflens.stages.attribution import Located
 from difflens.store.artifacts import Artifact
