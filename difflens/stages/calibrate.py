@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from difflens.vocabulary import UNNAMED
 from difflens.data.sampled import Shards
 from difflens.methods.assignment import assign_batches, assign_by_affinity, assign_exact, assign_iid, check_rule
 from difflens.methods.base import Mitigation
@@ -28,7 +27,7 @@ from difflens.store.run import Run
 from difflens.tasks.tracked import track_calibration
 from difflens.tasks.workbench import Workbench, plain
 from difflens.training.steering_module import sample
-from difflens.vocabulary import EVERY_CLASS, NO_FACE, UNTOUCHED, GenerationPlan
+from difflens.vocabulary import EVERY_CLASS, NO_FACE, UNNAMED, UNTOUCHED, GenerationPlan
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from difflens.attribution.causality import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
-from difflens.vocabulary import UNNAMED
 from difflens.methods.sae_features import SaeFeatureMitigation, selected_latents
 from difflens.report.experiment_figures import draw_ablation
 from difflens.stages.activations import open_store
@@ -20,7 +19,7 @@ from difflens.store.run import Run
 from difflens.tasks.experiment_files import keep
 from difflens.tasks.workbench import Workbench
 from difflens.training.steering_module import generate
-from difflens.vocabulary import FeatureSet
+from difflens.vocabulary import UNNAMED, FeatureSet
 
 
 def ablation(cfg: DictConfig, run: Run) -> None:

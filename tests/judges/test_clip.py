@@ -13,12 +13,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from difflens.judges import clip as module
 from difflens.judges.clip import OpenClipModel, _plain, load_open_clip
 from difflens.judges.pixels import as_photographs
-from difflens.judges.zero_shot import ZeroShotJudge
 from difflens.judges.protocol import Judge
+from difflens.judges.zero_shot import ZeroShotJudge
 from difflens.metrics import PromptSimilarity
-from difflens.judges import clip as module
 from difflens.models.base import weights_fingerprint
 from difflens.store.fingerprints import fingerprint
 

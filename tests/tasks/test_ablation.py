@@ -10,14 +10,13 @@ from torch import Tensor
 
 from difflens.attribution.causality import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
-from difflens.vocabulary import UNNAMED
 from difflens.sae.topk import TopKAutoencoder
 from difflens.stages.attribution import Located
 from difflens.store.artifacts import Artifact
 from difflens.tasks import ablation
 from difflens.tasks.workbench import Workbench
 from difflens.training.attribution_module import AttributionResult
-from difflens.vocabulary import Attribute, FeatureScores, FeatureSet, GenerationPlan, Site
+from difflens.vocabulary import UNNAMED, Attribute, FeatureScores, FeatureSet, GenerationPlan, Site
 
 GENDER = Attribute("gender", ("female", "male"))
 STEPS, WIDTH, IMAGES = 2, 8, 12
