@@ -1,16 +1,24 @@
-"""Captions of drawn faces, and the tokenizer through which the miniature CLIP reads them."""
+"""Captions and prompts of drawn faces, and the tokenizers through which the miniature's models read them."""
+
+from __future__ import annotations
 
 import random
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from difflens.miniature.faces import FACTORS, WORKPLACE_FACTORS, validate
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 CONTEXT_LENGTH = 48
 """Tokens of a text including its start and end: the longest caption, or a short text of words no caption has."""
@@ -34,13 +42,9 @@ _WORDINGS: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
         "profession": (WORKPLACE_FACTORS["profession"],),
     }
 )
+_END_OF_WORD, _START, _END = "</w>", "<|startoftext|>", "<|endoftext|>"
 _PROMPTS = 8
 _DETAILS = ("glasses", "smile", "hair", "shirt", "background", "pose")
-
-
-def everything(n: int, *, factors: Iterable[str] = FACTORS) -> dict[str, Tensor]:
-    """Mentions of all factors: factor → true for each of `n` captions."""
-    return {name: torch.ones(n, dtype=torch.bool) for name in factors}
 
 
 def draw_mentions(n: int, *, seed: int, full: float, factors: Iterable[str] = FACTORS) -> dict[str, Tensor]:
@@ -70,7 +74,8 @@ def caption(factors: Mapping[str, Tensor], *, seed: int, mentioned: Mapping[str,
         ValueError: `factors` do not describe faces (see `faces.validate`), or `mentioned` names an unknown factor.
     """
     n = validate(factors)
-    mentioned = everything(n, factors=factors) if mentioned is None else mentioned
+    every = torch.ones(n, dtype=torch.bool)
+    mentioned = dict.fromkeys(factors, every) if mentioned is None else mentioned
     unknown = sorted(set(mentioned) - set(factors))
     if unknown:
         raise ValueError(f"captions cannot mention {unknown}; the faces have {list(factors)}.")
@@ -170,18 +175,6 @@ class ByteTokenizer:
         parts = ([self._ids[word]] if word in self._ids else [*word.encode(), ord(" ")] for word in _split(text))
         return [token for part in parts for token in part]
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The words behind tokens up to the end, separated by spaces."""
-        data = bytearray()
-        for token in tokens:
-            if token == self.end:
-                break
-            if token < self.first_word:
-                data.append(token)
-            elif token < self.start:
-                data += f"{self.words[token - self.first_word]} ".encode()
-        return data.decode(errors="replace").rstrip(" ")
-
     def __call__(self, texts: str | Sequence[str]) -> Int[Tensor, "texts context"]:
         """Token ids (int64) of one text or several, padded with 0; a text too long is cut, with a warning."""
         texts = [texts] if isinstance(texts, str) else list(texts)
@@ -194,3 +187,39 @@ class ByteTokenizer:
             ids = [self.start, *ids[:room], self.end]
             row[: len(ids)] = torch.tensor(ids)
         return tokens
+
+
+def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, in their order, after which each of `words` is one token (Sennrich et al., 2016)."""
+    pieces = [[*word[:-1], word[-1] + _END_OF_WORD] for word in sorted(set(words))]
+    merges = []
+    while pairs := Counter(pair for word in pieces for pair in pairwise(word)):
+        merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
+        pieces = [_merged(word, merges[-1]) for word in pieces]
+    return merges
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for piece in word:
+        if merged and (merged[-1], piece) == pair:
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    return merged
+
+
+def build_tokenizer(words: Iterable[str], *, context_length: int) -> CLIPTokenizer:
+    """A `CLIPTokenizer` that reads each of `words` (ASCII, lower-case) as one token and any other text by its bytes.
+
+    Ids are those of bytes, bytes that end a word, merges, start and end, which also pads.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer  # seconds, which only training is willing to spend
+
+    merges = learn_merges(words)
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = [*alphabet, *(byte + _END_OF_WORD for byte in alphabet), *("".join(pair) for pair in merges), _START, _END]
+    vocabulary: Any = {token: i for i, token in enumerate(tokens)}
+    rules: Any = merges  # pairs, which the annotation does not foresee
+    return CLIPTokenizer(vocab=vocabulary, merges=rules, model_max_length=context_length)

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,14 @@ class FitSettings:
     seed: int = 0
     checkpoint_every: int = 500
     report_every: int = 1000
-    restarts: tuple[int, ...] = ()
+    restarts: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "restarts", tuple(self.restarts))
+
+    def generator(self, step: int) -> torch.Generator:
+        """The random numbers of a step, which are the same whatever came before it."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
 
 
 class Recipe(ABC):
@@ -63,50 +68,96 @@ class Recipe(ABC):
         """Write the weights and their configuration."""
 
 
+class _Training:
+    """What a checkpoint holds: the model, its average and its optimiser after `step` steps."""
+
+    def __init__(self, recipe: Recipe, settings: FitSettings) -> None:
+        torch.manual_seed(settings.seed)
+        self.settings, self.step = settings, 0
+        self.model = recipe.build().train()
+        self.average = recipe.build().eval().requires_grad_(False)
+        self.average.load_state_dict(self.model.state_dict())
+        self.new_optimiser()
+
+    def new_optimiser(self) -> None:
+        rates = {"lr": self.settings.lr, "weight_decay": self.settings.weight_decay}
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), **rates)
+
+    def save(self, path: Path) -> None:
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimiser")}
+        partial = path.with_name(f"{path.name}.partial")
+        rest = {"step": self.step, "settings": asdict(self.settings), "rng": torch.get_rng_state()}
+        torch.save({**parts, **rest}, partial)
+        os.replace(partial, path)
+
+    def resume(self, path: Path) -> None:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        if state["settings"] != asdict(self.settings):
+            made_with = state["settings"]
+            raise ValueError(f"{path} was made with other settings ({made_with}); delete {path.parent} to start again.")
+        for name in ("model", "average", "optimiser"):
+            getattr(self, name).load_state_dict(state[name])
+        torch.set_rng_state(state["rng"])
+        self.step = int(state["step"])
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        # A young average forgets faster, or the untrained weights would stay in it.
+        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        for mean, value in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            mean.copy_(value)
+
+
 def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Path) -> dict[str, float]:
     """Train `recipe`, resuming from `workspace` if it holds a checkpoint, and export the averaged weights.
 
     Returns:
         The figures of the final report, which also stand in `export_to/training.json` beside the settings; those of all
         reports are in `export_to/training_log.csv`.
+
+    Raises:
+        ValueError: the checkpoint was made with other settings.
     """
     workspace.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(settings.seed)
-    model = recipe.build().train()
-    average = recipe.build().eval().requires_grad_(False)
-    average.load_state_dict(model.state_dict())
-    optimiser = _optimiser(model, settings)
-    first = _resume(workspace, model, average, optimiser, settings)
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    ) as progress:
-        bar = progress.add_task(recipe.name, total=settings.steps, completed=first)
-        for step in range(first, settings.steps):
+    checkpoint, reports = workspace / "checkpoint.pt", workspace / "report.csv"
+    now = _Training(recipe, settings)
+    if checkpoint.exists():
+        now.resume(checkpoint)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns) as progress:
+        bar = progress.add_task(recipe.name, total=settings.steps, completed=now.step)
+        while (step := now.step) < settings.steps:
             if step and step % settings.report_every == 0:
-                _log(workspace / "report.csv", {"step": step, **recipe.report(average)})
+                _log(reports, {"step": step, **recipe.report(now.average)})
             if step in settings.restarts:
-                model.load_state_dict(average.state_dict())
-                optimiser = _optimiser(model, settings)
-            for group in optimiser.param_groups:
+                now.model.load_state_dict(now.average.state_dict())
+                now.new_optimiser()
+            for group in now.optimiser.param_groups:
                 group["lr"] = settings.lr * learning_rate_factor(step, settings)
             with fast_autocast():
-                loss = recipe.loss(model, step, settings)
+                loss = recipe.loss(now.model, step, settings)
             loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
-            _average(average, model, min(settings.ema, (1 + step) / (10 + step)))
-            value = float(loss.detach())
+            norm = nn.utils.clip_grad_norm_(now.model.parameters(), 1.0)
+            now.optimiser.step()
+            now.optimiser.zero_grad()
+            now.update_average()
+            now.step, value = step + 1, float(loss.detach())
             progress.update(bar, advance=1, description=f"{recipe.name} loss {value:.4f}")
-            done = step + 1
-            if done % 50 == 0:
-                _log(workspace / "log.csv", {"step": done, "loss": value, "norm": float(norm), "time": time.time()})
-            if done % settings.checkpoint_every == 0 or done == settings.steps:
-                _checkpoint(workspace, model, average, optimiser, done, settings)
-    figures = recipe.report(average)
-    _log(workspace / "report.csv", {"step": settings.steps, **figures})
-    recipe.export(average, export_to)
-    _record(recipe, settings, figures, workspace / "report.csv", export_to)
+            if now.step % 50 == 0:
+                row = {"step": now.step, "loss": value, "norm": float(norm), "time": time.time()}
+                _log(workspace / "log.csv", row)
+            if now.step % settings.checkpoint_every == 0 or now.step == settings.steps:
+                now.save(checkpoint)
+    figures = recipe.report(now.average)
+    _log(reports, {"step": settings.steps, **figures})
+    recipe.export(now.average, export_to)
+    # safetensors writes files that their owner alone can read.
+    for file in (file for file in export_to.rglob("*") if file.is_file()):
+        file.chmod(0o644)
+    shutil.copy(reports, export_to / "training_log.csv")
+    summary = {"recipe": recipe.name, "settings": asdict(settings), "figures": figures}
+    (export_to / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
     return figures
 
 
@@ -127,62 +178,6 @@ def learning_rate_factor(step: int, settings: FitSettings) -> float:
         return (step + 1) / settings.warmup
     done = (step - settings.warmup) / max(1, steps - settings.warmup)
     return 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _optimiser(model: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-
-
-@torch.no_grad()
-def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-    for mean, value in zip(average.buffers(), model.buffers(), strict=True):
-        mean.copy_(value)
-
-
-def _checkpoint(
-    workspace: Path,
-    model: nn.Module,
-    average: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    step: int,
-    settings: FitSettings,
-) -> None:
-    state = {
-        "model": model.state_dict(),
-        "average": average.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "step": step,
-        "settings": asdict(settings),
-        "rng": torch.get_rng_state(),
-    }
-    partial = workspace / "checkpoint.pt.partial"
-    torch.save(state, partial)
-    os.replace(partial, workspace / "checkpoint.pt")
-
-
-def _resume(
-    workspace: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, settings: FitSettings
-) -> int:
-    path = workspace / "checkpoint.pt"
-    if not path.exists():
-        return 0
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    if state["settings"] != asdict(settings):
-        raise ValueError(
-            f"{path} was made with other settings ({state['settings']}); delete {workspace} to start again."
-        )
-    model.load_state_dict(state["model"])
-    average.load_state_dict(state["average"])
-    optimiser.load_state_dict(state["optimiser"])
-    torch.set_rng_state(state["rng"])
-    return int(state["step"])
-
-
-def _record(recipe: Recipe, settings: FitSettings, figures: dict[str, float], reports: Path, export_to: Path) -> None:
-    shutil.copy(reports, export_to / "training_log.csv")
-    summary = {"recipe": recipe.name, "settings": asdict(settings), "figures": figures}
-    (export_to / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def _log(path: Path, row: dict[str, float]) -> None:

@@ -3,15 +3,12 @@
 import json
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from difflens.miniature.faces import FACTORS, SIZE, WORKPLACE_FACTORS, render
-from difflens.miniature.fit import FitSettings, Recipe
-from difflens.miniature.population import Population
+from difflens.miniature.faces import FACTORS, SIZE, WORKPLACE_FACTORS
 from difflens.models.base import weights_fingerprint
 from difflens.store.locations import locate
 
@@ -75,71 +72,6 @@ def _heads(width: int, factors: Iterable[str]) -> nn.ModuleDict:
 ARCHITECTURES: Mapping[str, type[nn.Module]] = {"convolutional": ConvolutionalJudge, "mixer": MixerJudge}
 
 
-class JudgeRecipe(Recipe):
-    """Cross-entropy on every factor of renders with slight noise and brightness changes.
-
-    Args:
-        name: what the judge is called.
-        architecture: `convolutional` or `mixer`.
-        population: the faces trained on.
-        pool: number of renders trained on; `held_out` the number of fresh ones a report scores.
-    """
-
-    def __init__(self, name: str, *, architecture: str, population: Population, pool: int, held_out: int) -> None:
-        self.name, self.architecture = name, architecture
-        self.population, self.pool, self.held_out = population, pool, held_out
-        self._factors = population.sample(pool, seed=2)
-
-    def build(self) -> nn.Module:
-        """See `Recipe.build`."""
-        return ARCHITECTURES[self.architecture](self.population.factors)
-
-    def loss(self, model: nn.Module, step: int, settings: FitSettings) -> Tensor:
-        """See `Recipe.loss`."""
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-        rows = torch.randint(self.pool, (settings.batch,), generator=generator)
-        factors = {name: index[rows] for name, index in self._factors.items()}
-        logits = model(_disturb(render(factors), generator))
-        losses = [nn.functional.cross_entropy(logits[name].float(), index) for name, index in factors.items()]
-        return torch.stack(losses).mean()
-
-    @torch.inference_mode()
-    def report(self, model: nn.Module) -> dict[str, float]:
-        """See `Recipe.report`."""
-        factors = self.population.sample(self.held_out, seed=3)
-        logits = model(render(factors))
-        return {
-            f"{name}_accuracy": float((logits[name].argmax(-1) == index).double().mean())
-            for name, index in factors.items()
-        }
-
-    def export(self, model: nn.Module, folder: Path) -> None:
-        """See `Recipe.export`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: value.half().contiguous() for name, value in model.state_dict().items()},
-            folder / "judge.safetensors",
-        )
-        (folder / "judge.safetensors").chmod(0o644)
-        config = {"architecture": self.architecture, "factors": self.population.factors}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _disturb(images: Tensor, generator: torch.Generator) -> Tensor:
-    n = len(images)
-    gain = 1 + 0.1 * (torch.rand(n, 1, 1, 1, generator=generator) - 0.5)
-    noise = 0.08 * torch.rand(n, 1, 1, 1, generator=generator) * torch.randn(images.shape, generator=generator)
-    return (images * gain + noise).clamp(0, 1)
-
-
-def load_network(folder: Path) -> nn.Module:
-    """The judge's network saved in `folder`, in float32 and evaluation mode."""
-    config = json.loads((folder / "config.json").read_text())
-    network = ARCHITECTURES[config["architecture"]](config.get("factors", FACTORS))
-    network.load_state_dict({name: value.float() for name, value in load_file(folder / "judge.safetensors").items()})
-    return network.eval().requires_grad_(False)
-
-
 class MiniatureJudge:
     """A trained judge as `difflens.judges.protocol.Judge`: images in [0, 1] → factor → logits [N, C].
 
@@ -168,10 +100,14 @@ def _resized(images: Tensor) -> Tensor:
 
 
 def load_judge(folder: str) -> MiniatureJudge:
-    """The judge saved in `folder`.
+    """The judge saved in `folder`, in float32 and evaluation mode.
 
     Raises:
         ValueError: there is none.
     """
     path = locate(folder)
-    return MiniatureJudge(load_network(path), path.name)
+    config = json.loads((path / "config.json").read_text())
+    # Judges trained before there were professions do not say which factors they read.
+    network = ARCHITECTURES[config["architecture"]](config.get("factors", FACTORS))
+    network.load_state_dict({name: value.float() for name, value in load_file(path / "judge.safetensors").items()})
+    return MiniatureJudge(network.eval().requires_grad_(False), path.name)

@@ -1,23 +1,61 @@
 """`task=miniature`: train the embedded world's models from nothing."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from difflens.miniature.fit import fit
+from difflens.miniature.diffusion_recipes import GeneratorRecipe, PipelineRecipe, VaeRecipe, load_vae
+from difflens.miniature.fit import FitSettings, Recipe, fit
+from difflens.miniature.judges import load_judge
+from difflens.miniature.population import named_population
+from difflens.miniature.reader_recipes import ClipRecipe, JudgeRecipe
 from difflens.store.run import Run
+
+KINDS: Mapping[str, type[Recipe]] = {
+    "judge": JudgeRecipe,
+    "clip": ClipRecipe,
+    "vae": VaeRecipe,
+    "generator": GeneratorRecipe,
+    "text_to_image": PipelineRecipe,
+}
+_NAMED: Mapping[str, Callable[[str], Any]] = {
+    "population": named_population,
+    "judge": load_judge,
+    "autoencoder": load_vae,
+}
+
+
+def make_recipe(kind: str, **settings: Any) -> Recipe:
+    """A recipe of that kind; a population is named in its settings, a judge or a trained autoencoder by its folder.
+
+    Raises:
+        ValueError: there is no such kind, it does not take these settings, or what they name is not there.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"task.recipes: there is no kind {kind!r}; there are {', '.join(KINDS)}.")
+    _check_names(settings, KINDS[kind], f"a recipe of kind {kind}")
+    return KINDS[kind](**{name: _NAMED[name](value) if name in _NAMED else value for name, value in settings.items()})
+
+
+def _check_names(settings: Mapping[str, Any], kind: type, what: str) -> None:
+    known = [field.name for field in fields(kind)]
+    if unknown := [name for name in settings if name not in known]:
+        raise ValueError(f"task.recipes: {what} has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}.")
 
 
 def miniature(cfg: DictConfig, run: Run) -> None:
     """Fit and export every model named in `task.models`, in that order, resuming what a stopped run left."""
+    if unknown := [name for name in cfg.task.models if name not in cfg.task.recipes]:
+        raise ValueError(f"task.models names {unknown[0]!r}; the recipes are {list(cfg.task.recipes)}.")
     for name in cfg.task.models:
-        if name not in cfg.task.recipes:
-            raise ValueError(f"task.models names {name!r}; the recipes are {list(cfg.task.recipes)}.")
-        recipe = instantiate(cfg.task.recipes[name].recipe, _convert_="all")
-        settings = instantiate(cfg.task.recipes[name].fit)
+        # Only now: a recipe loads models that those before it have just written.
+        settings: Any = OmegaConf.to_container(cfg.task.recipes[name], resolve=True)
+        _check_names(settings["fit"], FitSettings, f"{name}.fit")
+        recipe, budget = make_recipe(**settings["recipe"]), FitSettings(**settings["fit"])
         with run.stage(name):
-            workspace = Path(cfg.task.workspace) / name
-            export_to = Path(cfg.task.export_to) / cfg.task.recipes[name].get("folder", name)
-            figures = fit(recipe, settings, workspace=workspace, export_to=export_to)
+            export_to = Path(cfg.task.export_to) / settings.get("folder", name)
+            figures = fit(recipe, budget, workspace=Path(cfg.task.workspace) / name, export_to=export_to)
         run.say(f"{name}: {', '.join(f'{key} {value:.4g}' for key, value in figures.items())}")
