@@ -18,12 +18,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from difflens.cli.exits import Ending, ending, interrupt, was_interrupted
 from difflens.cli.known_keys import check_keys
 from difflens.cli.products import register_products
 from difflens.cli.sweeps import close_sweep, job_to_do, register_resolvers, sweep_ending
 from difflens.cli.usage import config_groups, usage
 from difflens.store.errors import JobFailedError, NotReadyError, UserError
+from difflens.store.exits import Ending, ending, interrupt, was_interrupted
 from difflens.store.ranks import TRACEBACK, process_rank, rank_prefix
 from difflens.store.run import Run, open_run
 

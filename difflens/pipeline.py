@@ -7,7 +7,7 @@ from difflens.stages.generate import generate_pairs
 from difflens.stages.measure import check_measures, evaluate
 from difflens.stages.present import present
 from difflens.store.run import Run
-from difflens.tasks.workbench import Workbench
+from difflens.study.workbench import Workbench
 
 
 def pipeline(cfg: DictConfig, run: Run) -> None:

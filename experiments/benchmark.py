@@ -25,8 +25,8 @@ from difflens.methods.sae_features import SaeFeatureMitigation
 from difflens.models.base import DiffusionModel
 from difflens.probes.linear import LinearProbe
 from difflens.sae.topk import TopKAutoencoder
-from difflens.tasks.attributes import read_attribute
-from difflens.tasks.values import plain
+from difflens.study.attributes import read_attribute
+from difflens.study.values import plain
 from difflens.vocabulary import UNTOUCHED, Attribute, FeatureSet, GenerationPlan, Site
 
 PRESETS = ("gender", "age", "race")

@@ -32,8 +32,8 @@ from difflens.sae.base import SparseAutoencoder
 from difflens.sae.batch_topk import BatchTopKAutoencoder
 from difflens.sae.topk import TopKAutoencoder
 from difflens.stages.sae import loss_recovered
+from difflens.study.workbench import Workbench
 from difflens.tasks.separation import summed_codes
-from difflens.tasks.workbench import Workbench
 from difflens.training.attribution_module import AttributionModule, LabelledMaps
 from difflens.training.health_callback import HealthOverTraining
 from difflens.training.loggers import Tracker

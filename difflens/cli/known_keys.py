@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from difflens.cli.exits import nearest
 from difflens.store.errors import UserError
+from difflens.store.exits import nearest
 
 GROUPS = ("attribution", "data", "judge", "metric", "mitigation", "paths", "probe")
 """Groups whose files name every key. Not looked at are `attribute` (products have no file), `task`, and what is built from a

@@ -22,10 +22,10 @@ from difflens.stages import probe as probe_task
 from difflens.stages import sae as sae_task
 from difflens.stages.activations import open_contrast, open_store
 from difflens.stages.plans import learning_labels, named_classes
+from difflens.stages.tracked import track_attribution
 from difflens.store.artifacts import Artifact
 from difflens.store.run import Run
-from difflens.tasks.tracked import track_attribution
-from difflens.tasks.workbench import Workbench, plain
+from difflens.study.workbench import Workbench, plain
 from difflens.training.attribution_module import AttributionModule, AttributionResult, LabelledMaps
 from difflens.vocabulary import Attribute, FeatureScores, FeatureSet
 

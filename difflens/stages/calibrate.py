@@ -22,10 +22,10 @@ from difflens.stages.activations import open_store
 from difflens.stages.attribution import Located, locate_features, locate_held
 from difflens.stages.edits import build_mitigation, mitigation_spec
 from difflens.stages.plans import groups, learning_plan, named_classes
+from difflens.stages.tracked import track_calibration
 from difflens.store.artifacts import Artifact, fingerprint, is_finished, read_shard, write_shard
 from difflens.store.run import Run
-from difflens.tasks.tracked import track_calibration
-from difflens.tasks.workbench import Workbench, plain
+from difflens.study.workbench import Workbench, plain
 from difflens.training.steering_module import sample
 from difflens.vocabulary import EVERY_CLASS, NO_FACE, UNNAMED, UNTOUCHED, GenerationPlan
 

@@ -17,7 +17,7 @@ from difflens.stages.calibrate import Prepared
 from difflens.stages.edits import feature_edit
 from difflens.stages.plans import judged_labels, learning_plan
 from difflens.store.artifacts import Artifact
-from difflens.tasks.workbench import Workbench
+from difflens.study.workbench import Workbench
 from difflens.training.steering_module import generate
 
 SHOWN = 8

@@ -12,7 +12,7 @@ from difflens.methods.holding import HoldingMitigation
 from difflens.methods.sae_features import SaeFeatureMitigation
 from difflens.stages import probe as probe_task
 from difflens.stages.attribution import Located
-from difflens.tasks.workbench import Workbench, plain
+from difflens.study.workbench import Workbench, plain
 
 
 def build_mitigation(bench: Workbench, located: Located, held: Sequence[Located]) -> Mitigation:

@@ -20,9 +20,9 @@ from difflens.stages.calibrate import Prepared, prepare, slot_names
 from difflens.stages.cards import draw_cards
 from difflens.stages.generate import Steered, generate_pairs
 from difflens.stages.measure import check_measures, evaluate
+from difflens.stages.tracked import track_pictures
 from difflens.store.run import Run
-from difflens.tasks.tracked import track_pictures
-from difflens.tasks.workbench import Workbench
+from difflens.study.workbench import Workbench
 from difflens.vocabulary import EVERY_CLASS, NO_FACE
 
 

@@ -16,8 +16,8 @@ from difflens.stages.activations import open_store
 from difflens.stages.attribution import Located, locate_features
 from difflens.stages.plans import judged_labels, learning_plan, named_classes
 from difflens.store.run import Run
+from difflens.study.workbench import Workbench
 from difflens.tasks.experiment_files import keep
-from difflens.tasks.workbench import Workbench
 from difflens.training.steering_module import generate
 from difflens.vocabulary import UNNAMED, FeatureSet
 

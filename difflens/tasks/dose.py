@@ -10,8 +10,8 @@ from difflens.stages.calibrate import prepare
 from difflens.stages.generate import generate_pairs
 from difflens.stages.measure import check_measures, evaluate
 from difflens.store.run import Run
+from difflens.study.workbench import Workbench
 from difflens.tasks.experiment_files import keep
-from difflens.tasks.workbench import Workbench
 
 
 def dose(cfg: DictConfig, run: Run) -> None:

@@ -11,8 +11,8 @@ from difflens.stages import probe as probe_task
 from difflens.stages.attribution import locate_features
 from difflens.stages.plans import evaluation_plan
 from difflens.store.run import Run
+from difflens.study.workbench import Workbench
 from difflens.tasks.experiment_files import keep
-from difflens.tasks.workbench import Workbench
 
 
 def evolution(cfg: DictConfig, run: Run) -> None:

@@ -24,7 +24,7 @@ from difflens.stages.cards import draw_cards
 from difflens.stages.edits import feature_edit
 from difflens.stages.plans import evaluation_plan
 from difflens.store.run import Run
-from difflens.tasks.workbench import Workbench
+from difflens.study.workbench import Workbench
 from difflens.vocabulary import GenerationPlan
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from difflens.data.mixing import buffer_sizes
 from difflens.judges.faces import WholeImage
 from difflens.judges.fairface import FairFaceJudge
 from difflens.judges.inception import InceptionFeatures
-from difflens.tasks.settings import check_buffer, check_settings
+from difflens.study.settings import check_buffer, check_settings
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

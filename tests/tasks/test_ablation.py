@@ -13,8 +13,8 @@ from difflens.attribution.statistics import CodeStatistics
 from difflens.sae.topk import TopKAutoencoder
 from difflens.stages.attribution import Located
 from difflens.store.artifacts import Artifact
+from difflens.study.workbench import Workbench
 from difflens.tasks import ablation
-from difflens.tasks.workbench import Workbench
 from difflens.training.attribution_module import AttributionResult
 from difflens.vocabulary import UNNAMED, Attribute, FeatureScores, FeatureSet, GenerationPlan, Site
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from program import Program
 from sweep_folder import write_job
 
-from difflens.tasks import tracked
+from difflens.stages import tracked
 from difflens.training.workspace import TABLES, describe_workspace
 
 ROOT = Path(__file__).parents[2]

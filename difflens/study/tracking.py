@@ -4,7 +4,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from difflens.store.run import Run
-from difflens.tasks.values import blaming, plain
+from difflens.study.values import blaming, plain
 from difflens.training.loggers import RunIdentity, Tracker
 
 

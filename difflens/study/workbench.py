@@ -21,12 +21,12 @@ from difflens.methods.goals import Goals, read_goals
 from difflens.models.base import DiffusionModel
 from difflens.sae.base import SparseAutoencoder
 from difflens.store.run import Run
-from difflens.tasks.attributes import class_words, read_attribute
-from difflens.tasks.checks import check
-from difflens.tasks.devices import trainer_settings
-from difflens.tasks.settings import check_target, read_strength
-from difflens.tasks.tracking import open_tracker
-from difflens.tasks.values import blaming, plain
+from difflens.study.attributes import class_words, read_attribute
+from difflens.study.checks import check
+from difflens.study.devices import trainer_settings
+from difflens.study.settings import check_target, read_strength
+from difflens.study.tracking import open_tracker
+from difflens.study.values import blaming, plain
 from difflens.training.loggers import Tracker
 from difflens.training.sigterm import OwnSigterm
 from difflens.vocabulary import NO_FACE, Attribute, Site

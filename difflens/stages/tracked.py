@@ -10,7 +10,7 @@ from difflens.methods.calibration import Calibration
 from difflens.report.images import select_pairs
 from difflens.report.run_folder import read_run
 from difflens.report.sweep import flat
-from difflens.tasks.workbench import Workbench
+from difflens.study.workbench import Workbench
 
 
 def track_sae(bench: Workbench, health: Mapping[str, Any]) -> None:

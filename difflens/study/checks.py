@@ -8,11 +8,11 @@ from difflens.data.mixing import buffer_sizes
 from difflens.methods.assignment import check_rule
 from difflens.methods.sae_features import check_mode
 from difflens.store.provenance import main_memory
-from difflens.tasks.settings import check_buffer, check_settings, check_top
-from difflens.tasks.values import blaming, plain
+from difflens.study.settings import check_buffer, check_settings, check_top
+from difflens.study.values import blaming, plain
 
 if TYPE_CHECKING:
-    from difflens.tasks.workbench import Workbench
+    from difflens.study.workbench import Workbench
 
 
 def check(bench: "Workbench") -> None:

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from difflens.main import conf_folder
-from difflens.tasks.settings import NUMBERS, check_settings, check_target, check_top
+from difflens.study.settings import NUMBERS, check_settings, check_target, check_top
 
 
 @pytest.fixture(scope="module")
