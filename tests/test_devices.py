@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from difflens.methods.per_prompt import PerPromptMitigation
+from difflens.methods.sae_features import SaeFeatureMitigation, selected_latents
+from difflens.methods.single_feature import SingleFeature
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from second_device import SECOND, second_device
 from tiny_pipeline import MIDDLE, plan, tiny_pipeline, tiny_text_to_image
@@ -19,9 +22,6 @@ from difflens.data.activations import ActivationStore
 from difflens.data.sampled import Shards
 from difflens.methods.base import Mitigation
 from difflens.methods.holding import HoldingMitigation
-from difflens.methods.per_prompt import PerPromptMitigation
-from difflens.methods.sae_features import SaeFeatureMitigation, selected_latents
-from difflens.methods.single_feature import SingleFeature
 from difflens.models.base import DiffusionModel
 from difflens.models.devices import placed
 from difflens.models.live_pipeline import edited_pipeline

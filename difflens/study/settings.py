@@ -62,7 +62,7 @@ NUMBERS: Mapping[str, Range] = {
     "mitigation.calibration.tolerance": NOT_NEGATIVE,
     "mitigation.calibration.refinements": _whole(0),
     "mitigation.hold.ratio": NOT_NEGATIVE,
-    "mitigation.hold.top": _whole(1),
+    "mitigation.held_top": _whole(1),
     "metric.images": _whole(2),
     "metric.base_seed": _whole(0),
     "metric.reference.images": _whole(2),
@@ -160,8 +160,8 @@ def check_everyone(cfg: DictConfig) -> None:
     held = [name for name in settings.hold.attributes if name not in studied]
     needs = {
         "strength=auto": (settings.strength == "auto", "give strengths, such as {female: 1, male: 1.43}"),
-        "mode=contrast": (settings.mode == "contrast", "take scale, add or clamp"),
-        f"suppress={settings.suppress}": (settings.suppress is not None, "set it to null"),
+        "mode=contrast": (settings.get("mode") == "contrast", "take scale, add or clamp"),
+        f"suppress={settings.get('suppress')}": (settings.get("suppress") is not None, "set it to null"),
         f"hold.attributes={held}": (bool(held), "set it to []"),
     }
     for setting, (is_set, remedy) in needs.items():
