@@ -75,6 +75,19 @@ def debugging() -> bool:
     return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
 
 
+SWITCHES = ("-m", "--multirun", "-r", "--run", "--resolve", "--hydra-help", "--version", "--info")
+"""Flags that take no value."""
+
+
+def flags_first(arguments: list[str]) -> list[str]:
+    """The arguments with all flags before the overrides: argparse takes overrides in one piece only.
+
+    They stay as they are where a flag's value stands by itself (`-c job`).
+    """
+    together = all(not each.startswith("-") or "=" in each or each in SWITCHES for each in arguments)
+    return sorted(arguments, key=lambda each: not each.startswith("-")) if together else arguments
+
+
 def tell(end: Ending) -> None:
     """Print the line on stderr."""
     print(f"difflens: error: {end.line}", file=sys.stderr, flush=True)
@@ -120,6 +133,7 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(usage(conf_folder()))
         return
+    sys.argv[1:] = flags_first(sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM):
         # Whoever started the program may have asked that it be left alone (`nohup`, `&` in a script).
         if signal.getsignal(number) != signal.SIG_IGN:

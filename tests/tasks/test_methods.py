@@ -82,7 +82,7 @@ def test_a_method_without_an_autoencoder_goes_the_whole_way_and_none_is_trained(
 
     plain = made()
     with difflens.steer(pipe, features):
-        assert (made() - plain).abs().amax((1, 2, 3)).min() > 0.05
+        assert (made() - plain).abs().amax((1, 2, 3)).min() > 0.01
     assert torch.equal(made(), plain)
 
 
