@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import lightning
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 from rich.progress import track
 from torch import Tensor
@@ -68,13 +68,14 @@ class Workbench:
         Raises:
             ValueError: it is no `Method`, or the class does not take what the file gives it.
         """
-        with blaming("mitigation"):
-            found = instantiate(self.method_settings)
-        if not isinstance(found, Method):
+        target = self.method_settings.get("_target_")
+        kind = get_class(target) if isinstance(target, str) else None
+        if kind is None or not issubclass(kind, Method):
             raise ValueError(
-                f"mitigation._target_={self.cfg.mitigation.get('_target_')!r} is no difflens.methods.base.Method; name a "
-                "class of it, such as difflens.methods.difflens.DiffLens."
+                f"mitigation._target_={target!r} is no difflens.methods.base.Method; name a class of it, such as "
+                "difflens.methods.difflens.DiffLens."
             )
+        found: Method = instantiate(self.method_settings)
         return found
 
     def new_autoencoder(self) -> SparseAutoencoder:
