@@ -41,6 +41,26 @@ class Window:
         return self.start * steps <= step < self.stop * steps
 
 
+def check_switch(key: str, value: object) -> None:
+    """Check a switch: YAML and the command line read `off`, `no` and `maybe` as words, which Python takes for true.
+
+    Raises:
+        ValueError: it is neither true nor false.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} must be true or false, got {value!r}.")
+
+
+def check_update(update: str) -> None:
+    """Check the word for the update.
+
+    Raises:
+        ValueError: it is unknown.
+    """
+    if update not in ("asymmetric", "symmetric"):
+        raise ValueError(f"mitigation.update must be asymmetric or symmetric, got {update!r}.")
+
+
 class LocatedFeatures(NamedTuple):
     """The latents that drive an attribute, what they usually do, and the SAE they belong to."""
 
@@ -126,8 +146,7 @@ class SiteEdit(ABC):
     def __init__(
         self, attribute: Attribute, *, site: Site, update: str, window: Window, gate: Probe | None = None
     ) -> None:
-        if update not in ("asymmetric", "symmetric"):
-            raise ValueError(f"mitigation.update must be asymmetric or symmetric, got {update!r}.")
+        check_update(update)
         self.attribute, self.site, self.window, self.gate = attribute, site, window, gate
         self.update: Update = update  # type: ignore[assignment]
         self.prompts: tuple[str, ...] = ()

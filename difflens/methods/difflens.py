@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from difflens.attribution.statistics import CodeStatistics
-from difflens.methods.base import Given, LocatedFeatures, Method, Need, SiteEdit, Window
+from difflens.methods.base import Given, LocatedFeatures, Method, Need, SiteEdit, Window, check_switch, check_update
 from difflens.models.devices import placed
 from difflens.probes.base import Probe
 from difflens.sae.base import SparseAutoencoder
@@ -50,6 +50,8 @@ class DiffLens(Method):
         held_top: int = 24,
     ) -> None:
         check_mode(mode, places, protocol, unit)
+        check_switch("mitigation.gate", gate)
+        check_update(update)
         self.mode, self.unit, self.places, self.suppress = mode, unit, places, suppress
         self.gate, self.protocol, self.update, self.held_top = gate, protocol, update, held_top
         self.window = window or Window()

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from difflens.methods.base import Given, Method, Need, SiteEdit, Window
+from difflens.methods.base import Given, Method, Need, SiteEdit, Window, check_switch, check_update
 from difflens.probes.base import Probe
 from difflens.vocabulary import Attribute, Site
 
@@ -27,6 +27,8 @@ class HDirection(Method):
     """
 
     def __init__(self, *, gate: bool = False, update: str = "asymmetric", window: Window | None = None) -> None:
+        check_switch("mitigation.gate", gate)
+        check_update(update)
         self.gate, self.update, self.window = gate, update, window or Window()
 
     @property
