@@ -114,7 +114,6 @@ def test_a_class_without_images_says_what_to_do(program: Program) -> None:
         ("model.micro_batch=100000000", "model.micro_batch must be a whole number of at least 1 and at most 4096"),
         ("model.eta=5", "model.eta must be a number from 0 to 1, got 5"),
         ("judge.labels=null", "judge.labels must be a group of settings"),
-        ("data={}", "data"),
         ("preset=foo", "preset=foo: no such preset"),
         ("+sed=1", "nothing reads 'sed'; take it away. Did you mean 'seed'?"),
         ("trainer.accelerator=abacus", "trainer: "),
