@@ -11,7 +11,7 @@ from torch import Tensor
 from difflens.attribution.causality import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
 from difflens.methods.sae_features import SaeFeatureMitigation, selected_latents
-from difflens.report.experiment_figures import draw_ablation
+from difflens.report.figures import draw_ablation
 from difflens.stages.activations import open_store
 from difflens.stages.attribution import Located, locate_features
 from difflens.stages.plans import judged_labels, learning_plan, named_classes
