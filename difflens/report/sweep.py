@@ -4,7 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Job:
     status: str = "not started"
     error: str = ""
     seconds: float | None = None
-    metrics: Json = {}  # noqa: RUF008
+    metrics: Json = field(default_factory=dict)
     dose: Json | None = None
 
     @property

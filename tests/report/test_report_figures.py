@@ -12,13 +12,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from difflens.report import sections
-from difflens.report.model_figures import draw_density, draw_probe, draw_sae_steps
-from difflens.report.outcome_figures import draw_dose, draw_leakage, draw_shares
+from difflens.report.figures import draw_density, draw_dose, draw_leakage, draw_probe, draw_sae_steps, draw_shares
 from difflens.report.page import template_of
-from difflens.report.palette import MARKERS, OKABE_ITO, class_styles
 from difflens.report.run_folder import read_run
 from difflens.report.sections import verdict
-from difflens.report.svg import inline_svg
+from difflens.report.svg import MARKERS, OKABE_ITO, class_styles, inline_svg
 
 CLASSES = ["female", "male"]
 HALF = {"female": 0.5, "male": 0.5}

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from difflens.report import summary_markdown, summary_table
-from difflens.report.comparison import FD
-from difflens.report.tables import summary_measures
-from difflens.report.wording import chance_sentence, result_sentence
+from difflens.report.measures import FD, fairness
+from difflens.report.tables import summary_lines
+from difflens.report.page import chance_sentence, result_sentence
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 LEAKAGE = {
@@ -69,7 +69,7 @@ def printed(metrics: dict[str, Any], width: int = 100) -> str:
 
 
 def test_cells_are_the_numbers_of_the_json(metrics: dict[str, Any]) -> None:
-    cells = {measure.label: measure.cells for measure in summary_measures(metrics)}
+    cells = {measure.label: measure.cells for measure in summary_lines(metrics)}
     assert cells == {
         "FD, soft": ("0.226", "0.006"),
         "FD, hard": ("0.225", "0.005"),
@@ -90,7 +90,7 @@ def test_cells_are_the_numbers_of_the_json(metrics: dict[str, Any]) -> None:
 def test_the_terminal_table_keeps_every_cell_on_its_line(metrics: dict[str, Any], width: int) -> None:
     lines = printed(metrics, width).splitlines()
     assert max(map(len, lines)) <= width
-    for measure in summary_measures(metrics):
+    for measure in summary_lines(metrics):
         assert [line for line in lines if measure.label in line and all(cell in line for cell in measure.cells)]
     assert "second_judge" in "".join(lines) and "abababababab" in "".join(lines)
 
@@ -115,7 +115,7 @@ def test_markdown_is_a_rectangular_table(metrics: dict[str, Any]) -> None:
     lines = [line for line in summary_markdown(metrics).splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {4}
     assert lines[:3] == ["| measure | original | DiffLens |", "| --- | ---: | ---: |", "| FD, soft | 0.226 | 0.006 |"]
-    assert len(lines) == 2 + len(summary_measures(metrics))
+    assert len(lines) == 2 + len(summary_lines(metrics))
 
 
 def test_the_sentences_follow_the_numbers(metrics: dict[str, Any]) -> None:
@@ -134,8 +134,8 @@ def test_with_prompts_the_mean_of_their_own_fd_is_the_result(metrics: dict[str, 
     sentence = result_sentence(metrics)
     assert sentence == "gender: FD 0.600 → 0.030, the mean of 2 prompts, over 512 images; 82 images were changed."
     assert "FD 0.040, above the 0.035" in chance_sentence(metrics)
-    labels = [measure.label for measure in summary_measures(metrics)]
-    cells = {measure.label: measure.cells for measure in summary_measures(metrics)}
+    labels = [measure.label for measure in summary_lines(metrics)]
+    cells = {measure.label: measure.cells for measure in summary_lines(metrics)}
     assert cells["FD by chance, mean over prompts"] == ("0.035", "0.035")
     assert cells["FD by chance, prompts pooled"] == ("0.025", "0.025")
     assert {"FD, soft, prompts pooled", "FD, hard, prompts pooled", "FD hard, a nurse"} <= {*labels}

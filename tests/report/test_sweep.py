@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from sweep_folder import write_job
 
-from difflens.report.axes import moves_originals, strength_of
-from difflens.report.comparison import FD, FID, cells_of, compare
-from difflens.report.experiment_figures import draw_doses
-from difflens.report.formats import Grid
-from difflens.report.responses import responses_of
-from difflens.report.sweep import as_csv, read_jobs, tidy_rows
-from difflens.report.sweep_figures import Point, front, points_of
+from difflens.report.comparison import cells_of, compare, points_of, responses_of
+from difflens.report.figures import Point, draw_doses, front
+from difflens.report.measures import BUILT_IN, FD
+from difflens.report.sweep import as_csv, moves_originals, read_jobs, strength_of, tidy_rows
 from difflens.report.sweep_page import write_sweep
+from difflens.report.tables import Grid
+
+FID = next(measure for measure in BUILT_IN if measure.key == "fid")
 
 
 @pytest.fixture
