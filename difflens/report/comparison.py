@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from difflens.report.figures import Point
-from difflens.report.measures import FD, Measure, fairest, fairness, measures_of, prices
+from difflens.report.measures import FD, WORST_LEAKAGE, Measure, fairest, fairness, measures_of, prices
 from difflens.report.run_folder import Json, rows_of
 from difflens.report.sweep import (
     Job,
@@ -165,7 +165,8 @@ def _title(others: Sequence[str], name: Sequence[str]) -> str:
 def _response(line: Sequence[tuple[float, Cell]]) -> dict[str, Any]:
     """Means over seeds, shaped as rows of metrics.json are."""
     metrics = [job.metrics for _, cell in line for job in cell.jobs]
-    measures = prices(measures_of(*metrics))
+    # The leakage of every attribute has a panel of its own.
+    measures = [measure for measure in prices(measures_of(*metrics)) if measure != WORST_LEAKAGE]
     rows = [
         {
             "dose": strength,

@@ -86,11 +86,7 @@ class StageProgress(ProgressBar):
         if self._enabled:
             self._stage = Stage(self.name, int(total) if 0 < total < float("inf") else None)
 
-    def _advance(self, *_: Any) -> None:
-        if self._stage is not None:
-            self._stage.advance()
-
-    def _close(self, *_: Any) -> None:
+    def _close(self) -> None:
         if self._stage is not None:
             self._stage.close()
             self._stage = None
@@ -100,17 +96,27 @@ class StageProgress(ProgressBar):
         self._open(trainer.estimated_stepping_batches)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Updates, not batches: those of an epoch before a resumed one count too."""
+        """Updates, not batches: a resumed training goes on where it was."""
         if self._stage is not None:
             self._stage.advance(trainer.global_step - self._stage.done)
+
+    def on_train_end(self, *_: Any) -> None:
+        """Take the display away."""
+        self._close()
 
     def on_predict_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Count batches."""
         self._open(sum(trainer.num_predict_batches))
 
-    def on_test_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Count batches."""
-        self._open(sum(trainer.num_test_batches))
+    def on_predict_batch_end(self, *_: Any) -> None:
+        """One more batch."""
+        if self._stage is not None:
+            self._stage.advance()
 
-    on_predict_batch_end = on_test_batch_end = _advance
-    on_train_end = on_predict_end = on_test_end = on_exception = _close
+    def on_predict_end(self, *_: Any) -> None:
+        """Take the display away."""
+        self._close()
+
+    def on_exception(self, *_: Any) -> None:
+        """Leave the terminal as it was."""
+        self._close()

@@ -117,8 +117,13 @@ def wandb_tracker(
         raise ValueError(f"logger.mode={mode!r} is not one of {', '.join(MODES)}.")
     if mode == "disabled":
         return Tracker()
-    about = {"id": identity.id, "name": identity.name, "group": identity.group, "job_type": identity.task}
-    about |= {"tags": [*identity.tags, *tags], "config": dict(identity.config), "dir": str(folder)}
+    about: dict[str, Any] = {"id": identity.id, "name": identity.name, "group": identity.group}
+    about |= {
+        "job_type": identity.task,
+        "tags": [*identity.tags, *tags],
+        "config": dict(identity.config),
+        "dir": str(folder),
+    }
     with ExitStack() as held:
         held.enter_context(_surroundings(folder.resolve() / "wandb"))
         run = _start(mode, {**about, "project": project, "entity": entity}, folder)

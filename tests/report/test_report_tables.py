@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from difflens.report import summary_markdown, summary_table
-from difflens.report.measures import FD, fairness
-from difflens.report.tables import summary_lines
+from difflens.report.measures import fairness
 from difflens.report.page import chance_sentence, result_sentence
+from difflens.report.tables import summary_lines
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 LEAKAGE = {
@@ -71,18 +71,19 @@ def printed(metrics: dict[str, Any], width: int = 100) -> str:
 def test_cells_are_the_numbers_of_the_json(metrics: dict[str, Any]) -> None:
     cells = {measure.label: measure.cells for measure in summary_lines(metrics)}
     assert cells == {
-        "FD, soft": ("0.226", "0.006"),
-        "FD, hard": ("0.225", "0.005"),
+        "FD, soft ↓": ("0.226", "0.006"),
+        "FD, hard ↓": ("0.225", "0.005"),
         "FD by chance": ("0.025", "0.025"),
-        "FD², unbiased": ("0.0501", f"{MINUS}0.0021"),
+        "FD², unbiased ↓": ("0.0501", f"{MINUS}0.0021"),
         "female (target 50 %)": (f"34.1 % (30.1{DASH}38.3)", DASH),
         "FID ↓": ("3.21", DASH),
         "KID ↓": (DASH, "0.0011 ± 0.0002"),
         "CLIP-I ↑": (DASH, "0.9712"),
-        "CLIP-I ↑, (cos + 1) / 2": (DASH, "0.9856"),
+        "CLIP-I, (cos + 1) / 2": (DASH, "0.9856"),
         "leakage into age, all / edited": (DASH, "2.1 % / 10.6 %"),
         "leakage into glasses, all / edited": (DASH, f"0.4 % / {DASH}"),
         "images changed": ("0", "82"),
+        "leakage, worst ↓": (DASH, "2.1 %"),
     }
 
 
@@ -114,7 +115,7 @@ def test_names_are_text_and_never_markup(metrics: dict[str, Any]) -> None:
 def test_markdown_is_a_rectangular_table(metrics: dict[str, Any]) -> None:
     lines = [line for line in summary_markdown(metrics).splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {4}
-    assert lines[:3] == ["| measure | original | DiffLens |", "| --- | ---: | ---: |", "| FD, soft | 0.226 | 0.006 |"]
+    assert lines[:3] == ["| measure | original | DiffLens |", "| --- | ---: | ---: |", "| FD, soft ↓ | 0.226 | 0.006 |"]
     assert len(lines) == 2 + len(summary_lines(metrics))
 
 
@@ -138,5 +139,7 @@ def test_with_prompts_the_mean_of_their_own_fd_is_the_result(metrics: dict[str, 
     cells = {measure.label: measure.cells for measure in summary_lines(metrics)}
     assert cells["FD by chance, mean over prompts"] == ("0.035", "0.035")
     assert cells["FD by chance, prompts pooled"] == ("0.025", "0.025")
-    assert {"FD, soft, prompts pooled", "FD, hard, prompts pooled", "FD hard, a nurse"} <= {*labels}
-    assert FD.read(metrics["rows"][1]) == pytest.approx(0.04) and FD.read({"fd_hard": 0.2}) == 0.2
+    assert {"FD, soft, prompts pooled ↓", "FD, hard, prompts pooled ↓", "FD hard, a nurse"} <= {*labels}
+    assert (
+        fairness(metrics["rows"][1], "fd_hard") == pytest.approx(0.04) and fairness({"fd_hard": 0.2}, "fd_hard") == 0.2
+    )
