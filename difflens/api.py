@@ -21,8 +21,7 @@ from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult
 from difflens.models.live_pipeline import edited_pipeline
 from difflens.probes.base import Probe
 from difflens.probes.storage import load_probe
-from difflens.report.run_folder import read_run
-from difflens.report.wording import baseline
+from difflens.report.run_folder import baseline, read_run
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.storage import load_sae as read_sae
 from difflens.store.artifacts import Artifact

@@ -10,7 +10,7 @@ from rich.table import Table
 from difflens.attribution.causality import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
 from difflens.methods.difflens import FeatureEdit, selected_latents
-from difflens.report.experiment_figures import draw_ablation
+from difflens.report.figures import draw_ablation
 from difflens.stages.activations import open_store
 from difflens.stages.attribution import Located, locate_features
 from difflens.stages.plans import judged_labels, learning_plan, named_classes
