@@ -278,6 +278,11 @@ def read_strength(strength: Any, *, classes: tuple[str, ...]) -> Tensor | None:
     """
     if strength == "auto":
         return None
+    if strength is None:
+        raise ValueError(
+            "strength=published: no strength was published for this model and attribute; take strength=calibrated, or give "
+            "mitigation.strength."
+        )
     per_class = strength if isinstance(strength, dict) else dict.fromkeys(classes, strength)
     try:
         values = torch.tensor([float(per_class[name]) for name in classes], dtype=torch.float64)
