@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from difflens.cli.exits import Ending
 from difflens.store.errors import JobFailedError
+from difflens.store.exits import Ending
 from difflens.store.files import point_latest
 from difflens.store.fingerprints import fingerprint
 from difflens.store.locks import exclusive

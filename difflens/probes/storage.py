@@ -10,9 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from difflens.cli.targets import allowed_prefixes
 from difflens.probes.base import Probe, ProbeFit
 from difflens.probes.linear import LinearProbe
+from difflens.store.targets import allowed_prefixes
 
 FILE = "probe.safetensors"
 

@@ -9,7 +9,7 @@ from difflens.data.sampled import Shards
 from difflens.stages.plans import contrast_plan, learning_plan, plan_spec
 from difflens.store.artifacts import Artifact, check_space
 from difflens.store.run import Run
-from difflens.tasks.workbench import Workbench
+from difflens.study.workbench import Workbench
 from difflens.training.steering_module import sample
 from difflens.vocabulary import GenerationPlan
 

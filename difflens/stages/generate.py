@@ -17,7 +17,7 @@ from difflens.stages.measure import check_measures, evaluate
 from difflens.stages.plans import evaluation_plan, plan_spec
 from difflens.store.artifacts import Artifact
 from difflens.store.run import Run
-from difflens.tasks.workbench import Workbench
+from difflens.study.workbench import Workbench
 from difflens.training.steering_module import sample
 from difflens.vocabulary import UNTOUCHED, GenerationPlan
 

@@ -17,8 +17,8 @@ from difflens.judges.weights import free
 from difflens.stages.agreement import agreement, arrival
 from difflens.stages.reading import Study, protocol, read_images
 from difflens.stages.rows import build_row
-from difflens.tasks.tracked import track_metrics
-from difflens.tasks.workbench import Workbench, plain
+from difflens.stages.tracked import track_metrics
+from difflens.study.workbench import Workbench, plain
 
 if TYPE_CHECKING:
     from difflens.stages.generate import Steered

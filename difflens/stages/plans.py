@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from difflens.data.activations import ActivationStore
-from difflens.data.prompts import UNNAMED, neutral_plan, study_plan
-from difflens.tasks.workbench import Workbench
-from difflens.vocabulary import Attribute, GenerationPlan
+from difflens.data.prompts import neutral_plan, study_plan
+from difflens.study.workbench import Workbench
+from difflens.vocabulary import UNNAMED, Attribute, GenerationPlan
 
 
 def learning_plan(bench: Workbench) -> GenerationPlan:

@@ -11,10 +11,10 @@ from difflens.probes.base import Probe
 from difflens.probes.storage import load_probe, save_probe
 from difflens.stages.activations import open_store
 from difflens.stages.plans import learning_labels
+from difflens.stages.tracked import track_probe
 from difflens.store.artifacts import Artifact
 from difflens.store.run import Run
-from difflens.tasks.tracked import track_probe
-from difflens.tasks.workbench import Workbench, plain
+from difflens.study.workbench import Workbench, plain
 from difflens.vocabulary import Attribute
 
 

@@ -35,10 +35,10 @@ from difflens.sae.losses import denoising_loss_recovered
 from difflens.sae.storage import load_sae, read_spec, save_sae
 from difflens.stages.activations import open_store
 from difflens.stages.plans import learning_plan
+from difflens.stages.tracked import track_sae
 from difflens.store.artifacts import Artifact, require_equal
 from difflens.store.run import Run
-from difflens.tasks.tracked import track_sae
-from difflens.tasks.workbench import Workbench, plain
+from difflens.study.workbench import Workbench, plain
 from difflens.training.health_callback import HealthOverTraining
 from difflens.training.sae_module import SaeModule
 

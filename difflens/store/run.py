@@ -14,10 +14,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from difflens.cli.exits import ending, was_interrupted
-from difflens.cli.targets import check_targets
 from difflens.store.artifacts import Artifact, ArtifactStore
 from difflens.store.errors import one_line
+from difflens.store.exits import ending, was_interrupted
 from difflens.store.files import point_latest, write_json, write_text
 from difflens.store.fingerprints import fingerprint
 from difflens.store.locks import is_stale
@@ -30,6 +29,7 @@ from difflens.store.ranks import (
     rank_prefix,
     refuse_distributed_sweep,
 )
+from difflens.store.targets import check_targets
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 REVISIONS = {
     "activations": 1,
     "attribution": 2,
+    "fit": 1,
     "calibration": 2,
     "cards": 3,
     "images": 2,

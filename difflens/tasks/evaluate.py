@@ -20,9 +20,9 @@ from difflens.methods.goals import read_goals
 from difflens.models.memory import return_memory_at_once
 from difflens.stages.reading import Reading, Study, protocol, read_images
 from difflens.store.run import Run
-from difflens.tasks.attributes import read_attribute
-from difflens.tasks.settings import check_settings
-from difflens.tasks.values import plain
+from difflens.study.attributes import read_attribute
+from difflens.study.settings import check_settings
+from difflens.study.values import plain
 from difflens.vocabulary import Attribute
 
 AT_ONCE = 16

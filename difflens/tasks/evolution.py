@@ -6,13 +6,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from difflens.report.experiment_figures import draw_evolution
+from difflens.report.figures import draw_evolution
 from difflens.stages import probe as probe_task
 from difflens.stages.attribution import locate_features
 from difflens.stages.plans import evaluation_plan
 from difflens.store.run import Run
+from difflens.study.workbench import Workbench
 from difflens.tasks.experiment_files import keep
-from difflens.tasks.workbench import Workbench
 
 
 def evolution(cfg: DictConfig, run: Run) -> None:

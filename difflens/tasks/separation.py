@@ -8,12 +8,12 @@ from difflens.attribution.separation import monosemanticity, paired_auc, separat
 from difflens.miniature.faces import FACTORS, render
 from difflens.miniature.population import Population
 from difflens.models.devices import placed
-from difflens.report.experiment_figures import draw_separation
+from difflens.report.figures import draw_separation
 from difflens.sae.base import SparseAutoencoder
 from difflens.stages.attribution import locate_features
 from difflens.store.run import Run
+from difflens.study.workbench import Workbench
 from difflens.tasks.experiment_files import keep
-from difflens.tasks.workbench import Workbench
 
 
 def separation_task(cfg: DictConfig, run: Run) -> None:

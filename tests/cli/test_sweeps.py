@@ -6,7 +6,7 @@ import time
 import pytest
 from small_program import World
 
-from difflens.cli.exits import NO_SLURM
+from difflens.store.exits import NO_SLURM
 
 
 def jobs(difflens: World) -> dict[str, dict]:

@@ -8,8 +8,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from difflens.cli.exits import ending
 from difflens.main import conf_folder
+from difflens.store.exits import ending
 from difflens.tasks.doctor import needs
 
 SD = ("model.device=cpu", "model.precision=bf16")

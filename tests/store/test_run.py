@@ -12,12 +12,12 @@ import pytest
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from difflens.cli.exits import INTERRUPTED, ending
-from difflens.cli.targets import check_targets
 from difflens.store.artifacts import ArtifactStore
 from difflens.store.errors import ArtifactError, UserError
+from difflens.store.exits import INTERRUPTED, ending
 from difflens.store.provenance import git_state, seeds
 from difflens.store.run import REVISIONS, Run, open_run
+from difflens.store.targets import check_targets
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 
-from difflens.cli.exits import ending
 from difflens.models.sampling import ddim_step
 from difflens.models.unconditional import UnconditionalModel
+from difflens.store.exits import ending
 from difflens.store.files import sha256_of
 from difflens.store.run import open_run
 from difflens.tasks import convert as task

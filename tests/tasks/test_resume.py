@@ -9,7 +9,7 @@ import pytest
 import torch
 from program import Program, count_samples, undisturbed
 
-from difflens.cli.exits import INTERRUPTED
+from difflens.store.exits import INTERRUPTED
 from difflens.store.locks import read_owner
 
 STAGES = ["activations", "sae", "probe", "attribution", "statistics", "calibration", "images", "steered", "metrics"]

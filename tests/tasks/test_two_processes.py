@@ -12,7 +12,7 @@ import pytest
 import torch
 from program import Ended, Program, count_samples
 
-from difflens.cli.exits import INTERRUPTED
+from difflens.store.exits import INTERRUPTED
 
 STRONG = ["mitigation.assignment=exact", "mitigation.calibration.first=8", "mitigation.calibration.largest=8"]
 STRONG += ["sae.training.tokens=12000"]

@@ -1,0 +1,149 @@
+"""How an exception ends the program: one line and an exit code, 2 for a mistake in the configuration, else 1."""
+
+import difflib
+import errno
+import re
+from collections.abc import Sequence
+from threading import Event
+from types import FrameType
+from typing import NamedTuple
+
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+
+from difflens.store.errors import one_line
+from difflens.store.files import is_disk_full
+
+NO_SLURM = (
+    "the SLURM launchers start jobs with srun, which this machine has not: run on a cluster, or take "
+    "hydra/launcher=submitit_local, hydra/launcher=joblib or none."
+)
+INTERRUPTED = "interrupted; run the same command again to go on"
+
+asked_to_stop = Event()
+"""Set once a signal has asked this process to stop."""
+
+
+class Ending(NamedTuple):
+    """The exit code and the line for stderr."""
+
+    exit_code: int
+    line: str
+
+
+def interrupt(_: int, __: FrameType | None) -> None:
+    """Handle SIGINT, SIGTERM and SIGHUP: the status is written and locks are released on the way out.
+
+    Asked again meanwhile, it goes on tidying up: a second exception would interrupt just that, with a traceback.
+    """
+    if asked_to_stop.is_set():
+        return
+    asked_to_stop.set()
+    raise KeyboardInterrupt
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C or SIGTERM ended the run.
+
+    Lightning turns that into `sys.exit(1)` after its own shutdown; torch, met in the middle of reading a tensor, into a
+    ValueError without a cause.
+    """
+    return isinstance(error, KeyboardInterrupt) or asked_to_stop.is_set()
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """A suggestion for a mistyped word with a leading space, or nothing if no known word is near."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def about_option(error: MissingConfigException) -> str:
+    """The line for a config group's choice that does not exist, with the files there are."""
+    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    options = sorted(str(option) for option in error.options or () if "+" not in option)
+    if group == "hydra/launcher" and choice.startswith(("joblib", "submitit")):
+        return f"{group}={choice} needs the launchers: pip install 'difflens[launchers]'."
+    if not group or not options:
+        return one_line(error).removeprefix("MissingConfigException: ")
+    return f"{group}={choice}: no such {group}; available: {', '.join(options)}.{nearest(choice, options)}"
+
+
+def about_key(error: ConfigCompositionException, groups: Sequence[str]) -> str:
+    """The line for an override that fits nothing in the configuration, or whose value does not fit."""
+    text = " ".join(str(error).split())
+    if text.startswith("Ambiguous value"):
+        return f"{text.split(' 1. ')[0]}: add -m to run one job per value, or write key=[a,b] for a list."
+    cause = error.__cause__
+    unknown = re.match(r"Could not override '([^'@]+)", text)
+    if unknown is None:
+        detail = " ".join(str(cause).split("\n")[0].split()) if cause is not None else ""
+        return f"{text}: {detail}".strip(": ")
+    key = unknown[1]
+    known = list(groups)
+    parent = getattr(cause, "parent_node", None)
+    if parent is not None and hasattr(parent, "keys"):
+        prefix = f"{key.rpartition('.')[0]}.".lstrip(".")
+        known += [f"{prefix}{name}" for name in parent]
+    return f"{key}=…: the configuration has no {key!r}.{nearest(key, known)} `difflens --cfg job` prints all of it."
+
+
+def about_value(error: OmegaConfBaseException) -> str:
+    """The line for a value that is missing, interpolates something missing, or has the wrong type."""
+    key, text = error.full_key, str(error).split("\n")[0].strip()
+    return f"{key}: {text}" if key and key not in text else text
+
+
+def about_object(error: InstantiationException) -> Ending:
+    """The ending for an object that could not be built: the configuration's fault if it was given wrong values."""
+    key = re.search(r"full_key: (\S+)", str(error))
+    target = re.search(r"target '([^']+)'", str(error))
+    where = " ".join(part for part in (key and key[1], target and f"({target[1]})") if part)
+    cause = error.__cause__
+    if cause is None:
+        return Ending(2, " ".join(str(error).split()))
+    code = getattr(cause, "exit_code", None)
+    if code is not None or isinstance(cause, ValueError | TypeError | ImportError):
+        return Ending(code or 2, f"{where}: {one_line(cause)}")
+    damaged = "state_dict" in str(cause) or not isinstance(cause, RuntimeError | MemoryError)
+    if damaged and not is_disk_full(cause):
+        return Ending(2, f"{where}: {one_line(cause)}; is this the folder of another model, or a damaged one?")
+    return Ending(1, f"{where}: {one_line(cause)}")
+
+
+def about_file(error: OSError) -> str:
+    """The line for a file or folder that could not be used."""
+    if is_disk_full(error):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"the disk is full{where}; free some space and run the same command again."
+    if error.filename is None or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        return one_line(error)
+    return f"{error.filename}: {error.strerror}; set paths.outputs and paths.artifacts to folders that can be written."
+
+
+def ending(error: BaseException, *, stage: str | None = None, groups: Sequence[str] = ()) -> Ending:
+    """What to tell the user about an exception.
+
+    Args:
+        error: the exception.
+        stage: the stage it was raised in. Outside of any stage objects are being built from the configuration, so
+            that a ValueError is the configuration's fault.
+        groups: names of the config groups, to suggest the nearest to a mistyped one.
+    """
+    if was_interrupted(error):
+        return Ending(130, INTERRUPTED)
+    match error:
+        case MissingConfigException():
+            return Ending(2, about_option(error))
+        case InstantiationException():
+            return about_object(error)
+        case ConfigCompositionException():
+            return Ending(2, about_key(error, groups))
+        case OmegaConfBaseException():
+            return Ending(2, about_value(error))
+        case RuntimeError() if 'Could not detect "srun"' in str(error):
+            return Ending(2, NO_SLURM)
+        case HydraException():
+            return Ending(2, " ".join(str(error).split()))
+    code = getattr(error, "exit_code", 2 if isinstance(error, ValueError) and stage is None else 1)
+    line = about_file(error) if isinstance(error, OSError) else one_line(error)
+    return Ending(code, f"{stage}: {line}" if stage else line)

@@ -1,0 +1,276 @@
+"""What the tasks of one run share: the objects the configuration describes, each built once, when first needed."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import lightning
+import torch
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig
+from rich.progress import track
+from torch import Tensor
+
+from difflens.data.prompts import PromptSet, fill
+from difflens.judges.pixels import float_pieces
+from difflens.judges.protocol import FeatureExtractor, Judge, faces_found, missing_faces, read_classes, select_classes
+from difflens.methods.base import Method
+from difflens.methods.goals import Goals, read_goals
+from difflens.models.base import DiffusionModel
+from difflens.sae.base import SparseAutoencoder
+from difflens.store.run import Run
+from difflens.study.attributes import class_words, read_attribute
+from difflens.study.checks import check
+from difflens.study.devices import trainer_settings
+from difflens.study.settings import check_target, read_strength
+from difflens.study.tracking import open_tracker
+from difflens.study.values import blaming, plain
+from difflens.training.loggers import Tracker
+from difflens.training.sigterm import OwnSigterm
+from difflens.vocabulary import NO_FACE, Attribute, Site
+
+__all__ = ["Workbench", "blaming", "plain"]
+
+SHARED = ("name", "strength", "times", "assignment", "target", "hold", "calibration")
+"""What all methods share: who is moved, how strongly, and what is held."""
+
+Result = TypeVar("Result")
+
+
+class Workbench:
+    """The configuration, the run, and the objects built from them."""
+
+    def __init__(self, cfg: DictConfig, run: Run) -> None:
+        self.cfg, self.run = cfg, run
+        self._made: dict[str, Any] = {}
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module="lightning")
+        check(self)
+
+    @cached_property
+    def fixed_strength(self) -> Tensor | None:
+        """The strength per class [C] the configuration gives, or None where it is to be calibrated."""
+        return read_strength(plain(self.cfg.mitigation.strength), classes=self.attribute.classes)
+
+    @property
+    def method_settings(self) -> dict[str, Any]:
+        """The method's own part of `mitigation`: its class and its constructor's arguments."""
+        return {key: value for key, value in plain(self.cfg.mitigation).items() if key not in SHARED}
+
+    @cached_property
+    def method(self) -> Method:
+        """The method under test: an instance of the class that `mitigation._target_` names, and of no other.
+
+        Raises:
+            ValueError: it is no `Method`, or the class does not take what the file gives it.
+        """
+        target = self.method_settings.get("_target_")
+        kind = get_class(target) if isinstance(target, str) else None
+        if kind is None or not issubclass(kind, Method):
+            raise ValueError(
+                f"mitigation._target_={target!r} is no difflens.methods.base.Method; name a class of it, such as "
+                "difflens.methods.difflens.DiffLens."
+            )
+        found: Method = instantiate(self.method_settings)
+        return found
+
+    def new_autoencoder(self) -> SparseAutoencoder:
+        """An untrained SAE of the site's size, as `sae` describes it."""
+        described = {key: value for key, value in plain(self.cfg.sae).items() if key not in ("training", "saved")}
+        with blaming(f"data.site.module={self.site.module}"):
+            channels, height, width = self.model.site_shape(self.site)
+        with blaming("sae"):
+            autoencoder: SparseAutoencoder = instantiate(described, positions=height * width)(channels)
+        return autoencoder
+
+    @cached_property
+    def model(self) -> DiffusionModel:
+        """The model under study."""
+        if self.run.rank and torch.cuda.is_available():
+            torch.cuda.set_device(self.run.rank % torch.cuda.device_count())  # which "cuda" means from here on
+        model: DiffusionModel = instantiate(self.cfg.model)
+        if getattr(model, "safety_checker", None):
+            self.run.say(f"{model.name}: its safety checker is switched off; black images would enter every measure")
+        return model
+
+    @cached_property
+    def site(self) -> Site:
+        """Where activations are read and edited; a branch left open is the model's own."""
+        site: Site = instantiate(self.cfg.data.site)
+        return replace(site, branch=self.model.default_branch) if site.branch == "none" else site
+
+    @property
+    def site_spec(self) -> dict[str, Any]:
+        """The site, for artifact specs."""
+        return asdict(self.site)
+
+    @cached_property
+    def prompts(self) -> PromptSet | None:
+        """The prompts of the study, None for an unconditional model.
+
+        Raises:
+            ValueError: the model needs prompts and there are none, or the other way round.
+        """
+        described = self.cfg.get("prompt")
+        wanted = self.model.default_branch != "none"
+        if wanted != bool(described):
+            raise ValueError(
+                f"{self.model.name} is given prompts: choose a list, such as prompt=workplace."
+                if wanted
+                else f"{self.model.name} takes no prompts: leave prompt out."
+            )
+        prompts: PromptSet | None = instantiate(described, _convert_="all") if wanted else None
+        return prompts
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """How prompts name each class of the attribute (see `class_words`)."""
+        return class_words(plain(self.cfg.attribute))
+
+    @cached_property
+    def attribute(self) -> Attribute:
+        """The bias under study."""
+        return read_attribute(plain(self.cfg.attribute))
+
+    @cached_property
+    def goals(self) -> Goals:
+        """The target distribution of every prompt, or of all images."""
+        target = plain(self.cfg.mitigation.target)
+        if target is not None:
+            check_target(target)
+        texts = [] if self.prompts is None else [*self.prompts.studied, *self.prompts.unseen]
+        return read_goals(self.attribute, target, prompts=[fill(text) for text in texts])
+
+    @property
+    def subject(self) -> Attribute | None:
+        """What the prompts are about, None where they do not say or the scoring judge does not know it."""
+        name = (self.prompts and self.prompts.subject) or ""
+        known = self.scoring_judge.classes
+        return Attribute(name, tuple(known[name])) if name in known else None
+
+    @cached_property
+    def per_prompt(self) -> tuple[str, ...]:
+        """The prompts that are calibrated each by itself; none where all share one calibration.
+
+        Raises:
+            ValueError: the model takes no prompts.
+        """
+        if not self.cfg.mitigation.calibration.per_prompt:
+            return ()
+        if self.prompts is None:
+            raise ValueError(
+                f"mitigation.calibration.per_prompt=true needs prompts, and {self.model.name} takes none; set it to false."
+            )
+        return tuple(fill(text) for text in self.prompts.studied)
+
+    @cached_property
+    def labelling_judge(self) -> Judge:
+        """Labels the probe's data and calibrates."""
+        return self._judge("labels")
+
+    @cached_property
+    def scoring_judge(self) -> Judge:
+        """Scores the tables; never the one that labelled."""
+        judge = self._judge("scores")
+        if judge.fingerprint == self.labelling_judge.fingerprint:  # type: ignore[attr-defined]
+            raise ValueError("judge.labels and judge.scores are the same network; tables need a second judge.")
+        return judge
+
+    def _judge(self, role: str) -> Judge:
+        judge: Judge = instantiate(self.cfg.judge[role])
+        for part in self.attribute.components:
+            select_classes(judge, part)
+        return judge
+
+    @cached_property
+    def extractor(self) -> FeatureExtractor:
+        """The image features of FID and KID."""
+        extractor: FeatureExtractor = instantiate(self.cfg.metric.extractor)
+        return extractor
+
+    def labels(self, images: Tensor, attribute: Attribute | None = None) -> tuple[Tensor, Tensor]:
+        """The class [N] of images (uint8 [N, 3, H, W]) by the labelling judge, and its logits [N, C].
+
+        An image without a face has the class `NO_FACE` and logits of NaN.
+        """
+        return self.classified(self.answers(images), attribute or self.attribute)
+
+    def answers(self, images: Tensor) -> dict[str, Tensor]:
+        """The labelling judge's logits of every attribute it reads off images (uint8 [N, 3, H, W])."""
+        pieces = track(float_pieces(images), description="labelling", transient=True)
+        parts = [self.labelling_judge(piece) for piece in pieces]
+        answers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        found = faces_found(answers[self.attribute.components[0].name])
+        if missing := missing_faces(found, policy=self.cfg.missing_faces):
+            self.run.say(f"no face in {missing} of {len(found)} images that were labelled; they count for no class")
+        return answers
+
+    def classified(self, answers: dict[str, Tensor], attribute: Attribute) -> tuple[Tensor, Tensor]:
+        """Classes and logits of one attribute, as `labels` gives them."""
+        logits = read_classes(self.labelling_judge, attribute, answers)
+        return torch.where(faces_found(logits), logits.argmax(-1), NO_FACE), logits
+
+    def others(self) -> list[Attribute]:
+        """The other attributes that both judges read, on which leakage is measured.
+
+        Raises:
+            ValueError: a judge does not read one of them.
+        """
+        known = self.scoring_judge.classes
+        read = [name for name in known if name in self.labelling_judge.classes]
+        if unknown := [name for name in self.cfg.judge.others if name not in read]:
+            raise ValueError(f"judge.others names {unknown}, which the judges do not both read; both read {read}.")
+        studied = [part.name for part in self.attribute.components]
+        return [Attribute(name, tuple(known[name])) for name in self.cfg.judge.others if name not in studied]
+
+    def held(self) -> list[Attribute]:
+        """The other attributes that the mitigation holds where they are.
+
+        Raises:
+            ValueError: one of them is not measured.
+        """
+        studied, others = [part.name for part in self.attribute.components], self.others()
+        names = [name for name in self.cfg.mitigation.hold.attributes if name not in studied]
+        if unknown := [name for name in names if name not in {other.name for other in others}]:
+            raise ValueError(
+                f"mitigation.hold.attributes names {unknown}, which judge.others does not list; hold some of "
+                f"{[other.name for other in others]}, or nothing: mitigation.hold.attributes=[]."
+            )
+        return [other for other in others if other.name in names]
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """Where curves and figures go besides the run folder; closed with the run's exit code."""
+        return open_tracker(self.cfg, self.run)
+
+    def once(self, name: str, work: Callable[[], Result]) -> Result:
+        """The result of a piece of work that several stages ask for; done, checked and said once per run."""
+        if name not in self._made:
+            self._made[name] = work()
+        result: Result = self._made[name]
+        return result
+
+    def trainer(self, *, alone: bool = False, **settings: Any) -> lightning.Trainer:
+        """A Lightning trainer without logger and checkpoints unless `settings` ask for them.
+
+        It spreads over the configured devices, all ranks taking part, unless `alone` (see `trainer_settings`).
+        """
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+        described = trainer_settings(self.cfg, alone=alone)
+        callbacks = [OwnSigterm(), *settings.pop("callbacks", [])]
+        return lightning.Trainer(**{**quiet, **described, **settings}, callbacks=callbacks)
+
+    def label_spec(self) -> dict[str, Any]:
+        """Where the learning images' labels come from, if there is a choice, for artifact specs."""
+        return {} if self.prompts is None else {"labels": self.prompts.labels}
+
+    def attribute_spec(self, attribute: Attribute) -> dict[str, Any]:
+        """An attribute and the judge that labels it, for artifact specs."""
+        return {
+            "attribute": {"name": attribute.name, "classes": list(attribute.classes)},
+            "judge": self.labelling_judge.fingerprint,  # type: ignore[attr-defined]
+        }
