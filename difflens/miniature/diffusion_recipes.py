@@ -1,4 +1,4 @@
-"""What the miniature's diffusion models learn from: a generator, and an autoencoder and a U-Net of the text-to-image pipeline."""
+"""What the miniature's diffusion models learn from: the generator, and the text-to-image pipeline with its autoencoder."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -64,33 +64,36 @@ class VaeRecipe(Recipe):
 
     def loss(self, model: nn.Module, step: int, settings: FitSettings) -> Tensor:
         """Of reconstructions from a draw of the posterior."""
+        vae: AutoencoderKL = model
         generator = settings.generator(step)
         rows = torch.randint(self.pool, (settings.batch,), generator=generator)
         images = render({name: index[rows] for name, index in self.faces.items()}) * 2 - 1
-        posterior = model.encode(images).latent_dist
+        posterior = vae.encode(images).latent_dist
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
         noise = torch.randn(mean.shape, generator=generator)
-        error = model.decode(mean + (0.5 * log_variance).exp() * noise).sample.float() - images
+        error = vae.decode(mean + (0.5 * log_variance).exp() * noise).sample.float() - images
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return error.abs().mean() + error.square().mean() + self.kl * divergence
 
     @torch.inference_mode()
     def report(self, model: nn.Module) -> dict[str, float]:
         """The signal-to-noise ratio of held-out reconstructions in decibels, and their largest error in [0, 1]."""
-        images, latents = self._held_out(model)
-        decoded = torch.cat([model.decode(part).sample for part in latents.split(128)])
+        vae: AutoencoderKL = model
+        images, latents = self._held_out(vae)
+        decoded = torch.cat([vae.decode(part).sample for part in latents.split(128)])
         error = (decoded.clamp(-1, 1) - images) / 2
         return {"psnr": float(-10 * error.square().mean().log10()), "largest_error": float(error.abs().max())}
 
     @torch.inference_mode()
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the weights with the `scaling_factor` that gives the latents of renders a standard deviation of 1."""
-        model.register_to_config(scaling_factor=round(1 / float(self._held_out(model)[1].std()), 5))
-        model.half().save_pretrained(folder)
+        vae: AutoencoderKL = model
+        vae.register_to_config(scaling_factor=round(1 / float(self._held_out(vae)[1].std()), 5))
+        vae.half().save_pretrained(folder)
 
-    def _held_out(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+    def _held_out(self, vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
         images = render(self.population.sample(self.held_out, seed=3)) * 2 - 1
-        return images, torch.cat([model.encode(part).latent_dist.mode() for part in images.split(128)])
+        return images, torch.cat([vae.encode(part).latent_dist.mode() for part in images.split(128)])
 
 
 def load_vae(folder: str) -> AutoencoderKL:

@@ -80,8 +80,8 @@ class _Training:
         self.new_optimiser()
 
     def new_optimiser(self) -> None:
-        rates = {"lr": self.settings.lr, "weight_decay": self.settings.weight_decay}
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), **rates)
+        parameters, settings = self.model.parameters(), self.settings
+        self.optimiser = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
     def save(self, path: Path) -> None:
         parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimiser")}
