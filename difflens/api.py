@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from difflens.attribution.statistics import CodeStatistics
-from difflens.methods.base import Window
+from difflens.methods.base import Given, LocatedFeatures, Method, SiteEdit, Window
 from difflens.methods.quota import Quota, fewest_pushes
-from difflens.methods.sae_features import SaeFeatureMitigation
 from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult
 from difflens.models.live_pipeline import edited_pipeline
+from difflens.probes.base import Probe
 from difflens.probes.storage import load_probe
-from difflens.report.run_folder import read_run
-from difflens.report.wording import baseline
+from difflens.report.run_folder import baseline, read_run
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.storage import load_sae as read_sae
 from difflens.store.artifacts import Artifact
 from difflens.store.past_run import RunArtifacts
+from difflens.store.targets import EXTRA_VARIABLE, allowed_prefixes
 from difflens.vocabulary import Attribute, FeatureSet, Site
 
-DECIDES_EDIT = ("mitigation", "attribution", "latents", "strength", "calibration", "times")
+DECIDES_EDIT = ("fit", "strength", "calibration", "times")
 """Entries of the spec of steered images that decide the edit; the others say of which images it was."""
 
 LEAST_PUSH = 1e-6
@@ -40,12 +41,13 @@ class Features:
     """What a run found of one attribute: the edit at the run's strengths, and the grid of steps it belongs to.
 
     Attributes:
-        mitigation: the edit; its `features` are the latents per class, its `sae` the autoencoder.
+        mitigation: the edit of the method that the run was made with; of difflens, its `features` are the latents per class
+            and its `sae` the autoencoder.
         timesteps: the scheduler's timesteps on which features and probe were found.
         natural: share [C] of each class among the run's unedited images; None if it was not measured, or differs by prompt.
     """
 
-    mitigation: SaeFeatureMitigation
+    mitigation: SiteEdit
     timesteps: tuple[float, ...]
     natural: Tensor | None = None
 
@@ -66,38 +68,66 @@ def load_sae(run: str | Path) -> SparseAutoencoder:
 
 
 def load_features(run: str | Path) -> Features:
-    """The features that a run located, as the edit it made of them; without what it held the other attributes by.
+    """What a run fitted of one attribute, as the edit it made of it; without what it held the other attributes by.
 
     Raises:
         ValueError: the folder is no run, it steered nothing or with several strengths, or its strengths belong to prompts.
     """
     chain = RunArtifacts(run)
     steered = _steered(chain)
-    statistics = chain.read("statistics", steered.spec["attribution"])
-    attribution = chain.read("attribution", statistics.spec["attribution"])
-    sae, probe = (chain.read(kind, attribution.spec[kind]) for kind in ("sae", "probe"))
-    activations = chain.read("activations", sae.spec["activations"])
-    described, settings = probe.spec["attribute"], steered.spec["mitigation"]
-    attribute = Attribute(described["name"], tuple(described["classes"]))
-    latents = {name: tuple(group) for name, group in steered.spec["latents"].items()}
-    window, usual = settings["window"], CodeStatistics(**load_file(statistics.folder / "statistics.safetensors"))
-    if settings.get("unit") == "code":
-        usual = usual._replace(level=torch.ones_like(usual.level))
-    mitigation = SaeFeatureMitigation(
-        read_sae(sae.folder / "autoencoder"),
-        FeatureSet(attribute, latents),
-        usual,
-        site=Site(**{key: value for key, value in activations.spec["site"].items() if key != "_target_"}),
-        strength=torch.zeros(len(attribute.classes)),
-        window=Window(window["start"], window["stop"]),
-        gate=load_probe(probe.folder)[0] if settings["gate"] else None,
-        **{key: settings[key] for key in ("mode", "places", "suppress", "update", "protocol")},
+    fitted = chain.read("fit", steered.spec["fit"])
+    activations = chain.read("activations", fitted.spec["activations"])
+    attribute = Attribute(fitted.spec["attribute"]["name"], tuple(fitted.spec["attribute"]["classes"]))
+    timesteps = tuple(activations.spec["model"]["timesteps"])
+    given = Given(
+        attribute,
+        Site(**activations.spec["site"]),
+        len(timesteps),
+        probe=_probe(chain, fitted.spec["probe"]),
+        located=_located(chain, fitted.spec, attribute),
     )
+    edit = build_method(fitted.spec["method"]).edit(given, load_file(fitted.folder / "fit.safetensors"))
     strength = _strength(chain, steered.spec, attribute)
     if "times" in steered.spec:
-        strength = mitigation.neutral + steered.spec["times"] * (strength - mitigation.neutral)
-    timesteps = tuple(activations.spec["model"]["timesteps"])
-    return Features(mitigation.with_strength(strength), timesteps, _natural(chain.run, attribute))
+        strength = edit.neutral + steered.spec["times"] * (strength - edit.neutral)
+    return Features(edit.with_strength(strength), timesteps, _natural(chain.run, attribute))
+
+
+def build_method(described: Mapping[str, Any]) -> Method:
+    """The method that a fit was made by, of its class and settings.
+
+    Raises:
+        ValueError: its class is no method of a package that is let in.
+    """
+    dotted = str(described["class"])
+    module, _, name = dotted.rpartition(".")
+    found = getattr(import_module(module), name, None) if dotted.startswith(allowed_prefixes()) else None
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ValueError(f"the run's method {dotted!r} is no Method of a package that is let in; set {EXTRA_VARIABLE}.")
+    settings = {key: _setting(value) for key, value in described["settings"].items() if key != "_target_"}
+    return found(**settings)
+
+
+def _setting(value: Any) -> Any:
+    """A setting as the constructor takes it; windows are the only objects among them."""
+    if isinstance(value, Mapping) and str(value.get("_target_")) == f"{Window.__module__}.{Window.__qualname__}":
+        return Window(value["start"], value["stop"])
+    return value
+
+
+def _probe(chain: RunArtifacts, fingerprint: str | None) -> Probe | None:
+    return None if fingerprint is None else load_probe(chain.read("probe", fingerprint).folder)[0]
+
+
+def _located(chain: RunArtifacts, spec: Mapping[str, Any], attribute: Attribute) -> LocatedFeatures | None:
+    """What the attribution stage found, where the method asked for it."""
+    if spec["statistics"] is None:
+        return None
+    statistics = chain.read("statistics", spec["statistics"])
+    sae = chain.read("sae", chain.read("attribution", statistics.spec["attribution"]).spec["sae"])
+    features = FeatureSet(attribute, {name: tuple(group) for name, group in spec["latents"].items()})
+    usual = CodeStatistics(**load_file(statistics.folder / "statistics.safetensors"))
+    return LocatedFeatures(read_sae(sae.folder / "autoencoder"), features, usual)
 
 
 def _natural(run: Path, attribute: Attribute) -> Tensor | None:
@@ -177,7 +207,7 @@ def steer(
         yield pipeline
 
 
-def _quota(target: Tensor, mitigation: SaeFeatureMitigation, natural: Tensor | None, seed: int) -> Quota:
+def _quota(target: Tensor, mitigation: SiteEdit, natural: Tensor | None, seed: int) -> Quota:
     """Every image gets a class, or, where some class has no strength, only as many as must."""
     inert = mitigation.strength == mitigation.neutral
     if not bool((inert & (target > 0)).any()):

@@ -23,7 +23,7 @@ from difflens.cli.products import register_products
 from difflens.cli.sweeps import close_sweep, job_to_do, register_resolvers, sweep_ending
 from difflens.cli.usage import config_groups, usage
 from difflens.store.errors import JobFailedError, NotReadyError, UserError
-from difflens.store.exits import Ending, ending, interrupt, was_interrupted
+from difflens.store.exits import Ending, ending, interrupt, nearest, was_interrupted
 from difflens.store.ranks import TRACEBACK, process_rank, rank_prefix
 from difflens.store.run import Run, open_run
 
@@ -70,9 +70,49 @@ def whole_errors(wanted: bool) -> Iterator[None]:
             os.environ[HYDRA_VARIABLE] = before
 
 
+def check_places(arguments: list[str]) -> None:
+    """Refuse names and folders that would lead out of the outputs, before Hydra makes the run's folder of them.
+
+    Raises:
+        UserError: with the key and the value.
+    """
+    for argument in arguments:
+        key, equals, value = argument.lstrip("+").partition("=")
+        value = value.strip("'\"")
+        if equals and key in ("name", "model.name", "task.name", "attribute.name") and {"/", "\\"} & {*value}:
+            raise UserError(f"{key} must be a name without '/', since it names the run's folder, got {value!r}.")
+        if equals and key in ("paths.outputs", "paths.artifacts") and value in ("", "null", "~"):
+            raise UserError(f"{key} must be a folder, got {value!r}; leave it out for {key.partition('.')[2]}/.")
+
+
+def check_preset(chosen: str | None, overrides: list[str], folders: tuple[Path, ...]) -> None:
+    """Refuse a preset that no file gives: the group is optional, since most models have none for most attributes.
+
+    Raises:
+        UserError: the command line names one that there is not.
+    """
+    named = any(override.startswith("preset=") for override in overrides)
+    known = sorted(path.stem for folder in folders for path in (folder / "preset").glob("*.yaml"))
+    if named and chosen not in (None, *known):
+        raise UserError(f"preset={chosen}: no such preset; available: {', '.join(known)}.{nearest(str(chosen), known)}")
+
+
 def debugging() -> bool:
     """Whether exceptions are to be shown whole."""
     return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
+
+
+SWITCHES = ("-m", "--multirun", "-r", "--run", "--resolve", "--hydra-help", "--version", "--info")
+"""Flags that take no value."""
+
+
+def flags_first(arguments: list[str]) -> list[str]:
+    """The arguments with all flags before the overrides: argparse takes overrides in one piece only.
+
+    They stay as they are where a flag's value stands by itself (`-c job`).
+    """
+    together = all(not each.startswith("-") or "=" in each or each in SWITCHES for each in arguments)
+    return sorted(arguments, key=lambda each: not each.startswith("-")) if together else arguments
 
 
 def tell(end: Ending) -> None:
@@ -98,6 +138,7 @@ def job(cfg: DictConfig) -> None:
                 return
             with open_run(cfg, folder, overrides=overrides, sweep=sweep, key=key) as run:
                 sources = tuple(Path(s.path) for s in settings.runtime.config_sources if s.schema == "file")
+                check_preset(settings.runtime.choices.get("preset"), overrides, sources)
                 check_keys(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)), sources)
                 load_task(cfg.task._target_)(cfg, run)
     except Exception as error:
@@ -120,7 +161,8 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(usage(conf_folder()))
         return
-    for number in (signal.SIGINT, signal.SIGTERM):
+    sys.argv[1:] = flags_first(sys.argv[1:])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Whoever started the program may have asked that it be left alone (`nohup`, `&` in a script).
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, interrupt)
@@ -130,6 +172,7 @@ def main() -> None:
     os.environ.setdefault(DEBUG_VARIABLE, os.environ.get(HYDRA_VARIABLE, "0"))
     register_resolvers()
     try:
+        check_places(sys.argv[1:])
         with whole_errors(True):
             try:
                 job()

@@ -20,8 +20,8 @@ from difflens.attribution.integrated_gradients import IntegratedGradients, Offic
 from difflens.attribution.statistics import CodeStatistics
 from difflens.main import conf_folder
 from difflens.methods.base import Window
-from difflens.methods.holding import HoldingMitigation
-from difflens.methods.sae_features import SaeFeatureMitigation
+from difflens.methods.difflens import FeatureEdit
+from difflens.methods.holding import Holding
 from difflens.models.base import DiffusionModel
 from difflens.probes.linear import LinearProbe
 from difflens.sae.topk import TopKAutoencoder
@@ -57,9 +57,7 @@ def settings_of(attribute: str, *overrides: str) -> DictConfig:
         return compose("config", overrides=[f"attribute={attribute}", *overrides])
 
 
-def study(
-    model: DiffusionModel, cfg: DictConfig, attribute: Attribute, latents: range, **settings: Any
-) -> SaeFeatureMitigation:
+def study(model: DiffusionModel, cfg: DictConfig, attribute: Attribute, latents: range, **settings: Any) -> FeatureEdit:
     """An edit of the size of a study's, of random weights: time does not depend on them."""
     site, classes, chosen = instantiate(cfg.data.site), len(attribute.classes), tuple(latents)
     channels, height, width = model.site_shape(site)
@@ -69,16 +67,16 @@ def study(
         torch.rand(classes, model.steps, len(chosen), height, width),
         torch.ones(model.steps, len(chosen)),
     )
-    return SaeFeatureMitigation(
+    edit = FeatureEdit(
         TopKAutoencoder(channels, expansion=cfg.sae.expansion, k=cfg.sae.k).requires_grad_(False).eval(),
         FeatureSet(attribute, {name: chosen[i::classes] for i, name in enumerate(attribute.classes)}),
         usual,
         site=site,
         mode=cfg.mitigation.mode,
-        strength=torch.ones(classes),
         gate=LinearProbe(model.steps, classes, channels * height * width),
         **settings,
     )
+    return edit.with_strength(torch.ones(classes))  # type: ignore[return-value]
 
 
 def steering(model: DiffusionModel, cfg: DictConfig, *, repeats: int = 5) -> dict[str, dict[str, float]]:
@@ -91,10 +89,13 @@ def steering(model: DiffusionModel, cfg: DictConfig, *, repeats: int = 5) -> dic
     def sample(target: int, **settings: Any) -> Callable[[], object]:
         latents = range(cfg.attribution.top * len(attribute.classes))
         edit = study(model, cfg, attribute, latents, **{"window": window, **settings})
-        held = [study(model, cfg, other, range(1, 1 + hold.top * len(other.classes))) for other in others]
-        holding = HoldingMitigation(edit, held, ratio=hold.ratio)
-        targets = holding.aims(torch.full_like(ids, target), torch.zeros(len(ids), len(held), dtype=torch.int64))
-        return lambda: list(model.sample(GenerationPlan(0, ids, targets), edit=holding))
+        held = [
+            study(model, cfg, other, range(1, 1 + cfg.mitigation.held_top * len(other.classes))) for other in others
+        ]
+        holding = Holding(edit, held, ratio=hold.ratio)
+        shown = {other.name: torch.zeros_like(ids) for other in others}
+        plan = GenerationPlan(0, ids).towards(torch.full_like(ids, target), shown)
+        return lambda: list(model.sample(plan, edit=holding))
 
     untouched = lambda: list(model.sample(GenerationPlan(0, ids)))  # noqa: E731
     cases = {

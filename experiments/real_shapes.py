@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from difflens.attribution.statistics import CodeStatistics
-from difflens.methods.sae_features import SaeFeatureMitigation
+from difflens.methods.difflens import FeatureEdit
 from difflens.models.pipelines import load_text_to_image
 from difflens.models.text_to_image import TextToImageModel
 from difflens.sae.topk import TopKAutoencoder
@@ -49,7 +49,7 @@ def settings() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def steering(model: TextToImageModel, strength: float, update: str) -> SaeFeatureMitigation:
+def steering(model: TextToImageModel, strength: float, update: str) -> FeatureEdit:
     """Adds to 40 latents of an SAE as wide as the paper's for Stable Diffusion; strength 0 changes nothing."""
     channels, height, width = model.site_shape(SITE)
     torch.manual_seed(0)
@@ -59,12 +59,11 @@ def steering(model: TextToImageModel, strength: float, update: str) -> SaeFeatur
         torch.tensor(latents), torch.zeros(2, model.steps, 80, height, width), torch.ones(model.steps, 80)
     )
     features = FeatureSet(GENDER, {"female": latents[:40], "male": latents[40:]})
-    return SaeFeatureMitigation(
-        sae, features, usual, site=SITE, mode="add", strength=torch.full((2,), strength), update=update
-    )
+    edit = FeatureEdit(sae, features, usual, site=SITE, mode="add", update=update)
+    return edit.with_strength(torch.full((2,), strength))  # type: ignore[return-value]
 
 
-def sampler(model: TextToImageModel, edit: SaeFeatureMitigation | None) -> Callable[[], Tensor]:
+def sampler(model: TextToImageModel, edit: FeatureEdit | None) -> Callable[[], Tensor]:
     ids = torch.arange(model.micro_batch)
     plan = GenerationPlan(0, ids, torch.zeros_like(ids), ("A face of a firefighter",) * len(ids))
     return lambda: next(model.sample(plan, edit=edit)).images

@@ -15,11 +15,12 @@ from torch import Tensor
 import difflens
 from difflens.api import Features
 from difflens.attribution.statistics import CodeStatistics
-from difflens.methods.sae_features import SaeFeatureMitigation
+from difflens.methods.base import SiteEdit
+from difflens.methods.difflens import FeatureEdit
 from difflens.metrics.functional import chance_discrepancy
 from difflens.sae.topk import TopKAutoencoder
 from difflens.store.artifacts import ArtifactStore
-from difflens.vocabulary import UNTOUCHED, Attribute, FeatureSet, Site
+from difflens.vocabulary import UNTOUCHED, Attribute, FeatureSet, PerImage, Site
 
 EXAMPLE = Path(__file__).parents[1] / "experiments" / "steer_a_pipeline.py"
 
@@ -61,16 +62,16 @@ def test_a_run_gives_back_its_sae_and_its_features_and_the_example_runs_on_it() 
     assert all(sum(pair) == pytest.approx(1) for pair in shares)
 
 
-def edit(*strength: float) -> SaeFeatureMitigation:
+def edit(*strength: float) -> SiteEdit:
     nothing = CodeStatistics(torch.tensor([1, 2]), torch.zeros(2, 1, 2, 4, 4), torch.zeros(1, 2))
-    return SaeFeatureMitigation(
+    made = FeatureEdit(
         TopKAutoencoder(16, expansion=2, k=4),
         FeatureSet(Attribute("gender", ("female", "male")), {"female": (1,), "male": (2,)}),
         nothing,
         site=Site(),
         mode="contrast",
-        strength=torch.tensor(strength),
     )
+    return made.with_strength(torch.tensor(strength))
 
 
 @pytest.fixture
@@ -78,11 +79,11 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The classes of all images that any edit meets; no edit does anything."""
     found: list[int] = []
 
-    def note(edit: SaeFeatureMitigation, h: Tensor, step: int, targets: Tensor) -> Tensor:
-        found.extend(targets.tolist())
+    def note(edit: FeatureEdit, h: Tensor, step: int, images: PerImage) -> Tensor:
+        found.extend(images.target.tolist())
         return h
 
-    monkeypatch.setattr(SaeFeatureMitigation, "__call__", note)
+    monkeypatch.setattr(FeatureEdit, "__call__", note)
     return found
 
 
@@ -146,8 +147,8 @@ def test_a_run_that_steered_with_several_strengths_is_refused(tmp_path: Path) ->
     with pytest.raises(ValueError, match="steered with 2 different strengths"):
         difflens.load_features(doses)
     # The images of seen and of unseen prompts, edited alike.
-    twice = [{"attribution": "x", "calibration": "y", "originals": name} for name in ("seen", "unseen")]
-    with pytest.raises(ValueError, match="statistics x of the run"):
+    twice = [{"fit": "x", "calibration": "y", "originals": name} for name in ("seen", "unseen")]
+    with pytest.raises(ValueError, match="fit x of the run"):
         difflens.load_features(recorded(tmp_path / "prompts", "steered", *twice))
     with pytest.raises(ValueError, match="has no sae"):
         difflens.load_sae(doses)

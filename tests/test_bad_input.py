@@ -91,6 +91,30 @@ def test_a_class_without_images_says_what_to_do(program: Program) -> None:
             "nothing reads 'mitigation.strenght'; take it away. Did you mean 'mitigation.strength'?",
         ),
         ("+mitigation.hold.tops=8", "nothing reads 'mitigation.hold.tops'"),
+        ("+trainer.limit_train_batches=0", "trainer.limit_train_batches=0 would change numbers"),
+        ("+trainer.max_time=00:00:00:01", "trainer.max_time="),
+        ("trainer.devices=99", "trainer.devices=99 asks for more processes than"),
+        ("mitigation.gate=maybe", "mitigation.gate must be true or false, got 'maybe'"),
+        ("mitigation.gate=off", "mitigation.gate must be true or false, got 'off'"),
+        ("mitigation.strength=true", "mitigation.strength must be auto, a number"),
+        ("mitigation.strength=1e30", "mitigation.strength must be auto, a number"),
+        ("mitigation.update=foo", "mitigation.update must be asymmetric or symmetric, got 'foo'"),
+        ("mitigation.hold=null", "mitigation.hold must be a group of settings, got None"),
+        ("mitigation.hold.attributes=[age,age]", "mitigation.hold.attributes must be a list without repeats"),
+        ("mitigation.calibration=null", "mitigation.calibration must be a group of settings"),
+        ("mitigation.calibration.margin=0.5", "mitigation.calibration.margin must be a number of at least 1"),
+        ("data.images=99999999999999999999999", "data.images must be a whole number of at least 2"),
+        (
+            "data.base_seed=18446744073709551616",
+            "data.base_seed must be a whole number of at least 0 and at most 4294967295",
+        ),
+        ("metric.images=1000000000000", "metric.images must be a whole number of at least 2"),
+        ("metric.cards=1000000", "metric.cards must be a whole number of at least 1 and at most 1000"),
+        ("metric.extractor=null", "metric.extractor must be a group of settings"),
+        ("model.micro_batch=100000000", "model.micro_batch must be a whole number of at least 1 and at most 4096"),
+        ("model.eta=5", "model.eta must be a number from 0 to 1, got 5"),
+        ("judge.labels=null", "judge.labels must be a group of settings"),
+        ("preset=foo", "preset=foo: no such preset"),
         ("+sed=1", "nothing reads 'sed'; take it away. Did you mean 'seed'?"),
         ("trainer.accelerator=abacus", "trainer: "),
         ("judge.others=[beard]", "judge.others names ['beard']"),
@@ -130,10 +154,11 @@ def damage(folder: Path, name: str, how: str) -> Path:
     return path
 
 
-def test_a_damaged_artifact_is_refused_and_once_deleted_made_again_with_the_same_numbers(program: Program) -> None:
+def test_damaged_artifacts_are_told_and_made_again_with_the_same_numbers(program: Program) -> None:
     before = {
         path.relative_to(program.folder): path.read_bytes() for path in program.folder.rglob("artifacts/**/*.*s*")
     }
+    damaged: dict[Path, Path] = {}
     for kind, name, how in (
         ("activations", "shard-00001*.safetensors", "flipped"),
         ("sae", "autoencoder/sae.safetensors", "half"),
@@ -142,12 +167,12 @@ def test_a_damaged_artifact_is_refused_and_once_deleted_made_again_with_the_same
         ("metrics", "files.json", "gone"),
     ):
         (folder,) = program.artifacts(kind)
-        path = damage(folder, name, how)
-        line = refused(program, "task=steer", code=1)
-        assert str(path.relative_to(program.folder)) in line
-        assert f"delete {folder.relative_to(program.folder)} to rebuild it" in line
-        shutil.rmtree(folder)
-    assert program("task=steer").code == 0
+        damaged[folder] = damage(folder, name, how)
+    done = program("task=steer")
+    assert done.code == 0
+    for folder, path in damaged.items():
+        assert f"{folder.parent.name} {folder.name} is made anew: {path.relative_to(program.folder)}" in done.out
+        assert not list(folder.parent.glob("*.broken-*"))
     assert (program.latest / "metrics.json").read_bytes() == (undisturbed().latest / "metrics.json").read_bytes()
     assert before == {path: (program.folder / path).read_bytes() for path in before}
 
@@ -201,3 +226,12 @@ def test_on_a_full_disk_the_run_says_so_and_goes_on_when_there_is_space(small_di
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     assert program("task=steer").code == 0
     assert (program.latest / "metrics.json").read_bytes() == (undisturbed().latest / "metrics.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "override", ["name=../../../../x", "name=a/b", "model.name=../../x", "paths.outputs=", "paths.outputs=null"]
+)
+def test_no_name_leads_out_of_the_outputs(tmp_path: Path, override: str) -> None:
+    ended = Program(tmp_path / "here")(override)
+    assert ended.code == 2 and override.partition("=")[0] in ended.complaint
+    assert not (tmp_path / "here" / "outputs").exists() and {path.name for path in tmp_path.iterdir()} == {"here"}

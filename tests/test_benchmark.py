@@ -24,14 +24,14 @@ def benchmark() -> ModuleType:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_timed_at_its_own_place(benchmark: ModuleType, monkeypatch, name: str) -> None:
     edits: list[Any] = []
-    holding = benchmark.HoldingMitigation
+    holding = benchmark.Holding
 
     def watched(edit: Any, held: Any, *, ratio: float) -> Any:
         edits.append(edit)
         assert {other.attribute.name for other in held} == set(PRESETS) - {name}
         return holding(edit, held, ratio=ratio)
 
-    monkeypatch.setattr(benchmark, "HoldingMitigation", watched)
+    monkeypatch.setattr(benchmark, "Holding", watched)
     cfg = benchmark.settings_of(name, "model.steps=2", "model.micro_batch=1")
     found = benchmark.steering(instantiate(cfg.model), cfg, repeats=1)
     site, window = instantiate(cfg.data.site), instantiate(cfg.mitigation.window)

@@ -17,11 +17,9 @@ from difflens.attribution.integrated_gradients import GradientTimesActivation, I
 from difflens.attribution.statistics import CodeStatistics
 from difflens.data.activations import ActivationStore
 from difflens.data.sampled import Shards
-from difflens.methods.base import Mitigation
-from difflens.methods.holding import HoldingMitigation
-from difflens.methods.per_prompt import PerPromptMitigation
-from difflens.methods.sae_features import SaeFeatureMitigation, selected_latents
-from difflens.methods.single_feature import SingleFeature
+from difflens.methods.base import SiteEdit
+from difflens.methods.difflens import FeatureEdit, SingleFeature, selected_latents
+from difflens.methods.holding import Holding
 from difflens.models.base import DiffusionModel
 from difflens.models.devices import placed
 from difflens.models.live_pipeline import edited_pipeline
@@ -38,12 +36,12 @@ from difflens.training.attribution_module import AttributionModule, LabelledMaps
 from difflens.training.health_callback import HealthOverTraining
 from difflens.training.loggers import Tracker
 from difflens.training.sae_module import SaeModule
-from difflens.vocabulary import UNTOUCHED, Attribute, FeatureSet, GenerationPlan, Site
+from difflens.vocabulary import NO_FACE, UNTOUCHED, Attribute, FeatureSet, GenerationPlan, Site
 
 GENDER, AGE = Attribute("gender", ("female", "male")), Attribute("age", ("young", "old"))
 STEPS, CHANNELS, POSITIONS = 5, 16, 16
 TARGETS = torch.tensor([0, 1, UNTOUCHED, 1])
-SHOWN = torch.tensor([[1], [0], [1], [-1]])
+SHOWN = {"age": torch.tensor([1, 0, 1, NO_FACE])}
 
 
 def autoencoder(**settings: Any) -> TopKAutoencoder:
@@ -51,7 +49,7 @@ def autoencoder(**settings: Any) -> TopKAutoencoder:
     return TopKAutoencoder(CHANNELS, expansion=2, k=16, **settings).requires_grad_(False).eval()
 
 
-def edit(sae: TopKAutoencoder, attribute: Attribute = GENDER, **settings: Any) -> SaeFeatureMitigation:
+def edit(sae: TopKAutoencoder, attribute: Attribute = GENDER, **settings: Any) -> FeatureEdit:
     """A gated edit by 8 latents."""
     generator = torch.Generator().manual_seed(1)
     features = FeatureSet(attribute, dict(zip(attribute.classes, ((1, 3, 5, 7), (2, 4, 6, 8)), strict=True)))
@@ -63,12 +61,13 @@ def edit(sae: TopKAutoencoder, attribute: Attribute = GENDER, **settings: Any) -
     )
     gate = LinearProbe(STEPS, 2, CHANNELS * POSITIONS)
     gate.weight.normal_(generator=generator).mul_(0.1)
-    described = {"site": Site(), "mode": "contrast", "strength": torch.tensor([3.0, 2.0]), "gate": gate}
-    return SaeFeatureMitigation(sae, features, usual, **{**described, **settings})
+    described = {"site": Site(), "mode": "contrast", "gate": gate}
+    made = FeatureEdit(sae, features, usual, **{**described, **settings})
+    return made.with_strength(torch.tensor([3.0, 2.0]))  # type: ignore[return-value]
 
 
-def holding(sae: TopKAutoencoder, **settings: Any) -> HoldingMitigation:
-    return HoldingMitigation(edit(sae, **settings), [edit(sae, AGE)], ratio=1.5)
+def holding(sae: TopKAutoencoder, **settings: Any) -> Holding:
+    return Holding(edit(sae, **settings), [edit(sae, AGE)], ratio=1.5)
 
 
 EDITS = {
@@ -88,7 +87,7 @@ def tiny(unet: UNet2DModel, device: torch.device | str) -> UnconditionalModel:
     return UnconditionalModel(unet, scheduler, name="tiny", steps=STEPS, micro_batch=4, eta=1.0, device=str(device))
 
 
-def sampled(model: DiffusionModel, wanted: GenerationPlan, made_by: Mitigation) -> tuple[Tensor, Tensor]:
+def sampled(model: DiffusionModel, wanted: GenerationPlan, made_by: SiteEdit) -> tuple[Tensor, Tensor]:
     (made,) = model.sample(wanted, record=made_by.site, edit=made_by)
     assert made.activations is not None
     assert made.images.device.type == made.activations.device.type == "cpu"
@@ -111,8 +110,7 @@ def test_the_second_device_tells_a_mixture() -> None:
 @pytest.mark.parametrize("name", EDITS)
 def test_an_edited_sample_is_the_same_on_another_device(unet: UNet2DModel, name: str) -> None:
     made_by = EDITS[name]()
-    targets = made_by.aims(TARGETS, SHOWN, None)
-    wanted = GenerationPlan(3, torch.arange(4), targets)
+    wanted = GenerationPlan(3, torch.arange(4)).towards(TARGETS, SHOWN)
     expected = sampled(tiny(unet, "cpu"), wanted, made_by)
     (plain,) = tiny(unet, "cpu").sample(GenerationPlan(3, torch.arange(4)))
     assert (expected[0] - plain.images)[0].abs().max() > 1e-3
@@ -125,9 +123,9 @@ def test_an_edited_sample_is_the_same_on_another_device(unet: UNet2DModel, name:
 @pytest.mark.parametrize("update", ["asymmetric", "symmetric"])
 def test_an_edited_text_to_image_sample_is_the_same_on_another_device(update: str) -> None:
     kind = holding(autoencoder(), site=MIDDLE, update=update)
-    made_by = PerPromptMitigation(kind, ["a face of a doctor"]).with_strength(torch.tensor([3.0, 2.0]))
+    made_by = kind.for_prompts(["a face of a doctor"]).with_strength(torch.tensor([3.0, 2.0]))
     wanted = plan([0, 1])
-    wanted = wanted.towards(made_by.aims(TARGETS[:2], SHOWN[:2], wanted.prompts))
+    wanted = wanted.towards(TARGETS[:2], {"age": SHOWN["age"][:2]})
     expected = sampled(tiny_text_to_image(), wanted, made_by)
     (plain,) = tiny_text_to_image().sample(plan([0, 1]))
     assert (expected[0] - plain.images).abs().amax((1, 2, 3)).min() > 1e-3

@@ -40,11 +40,16 @@ def _known(folders: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
     tasks = [
         path for path, (group, *_) in paths.items() if group == "task" and path.read_text("utf-8").startswith(GLOBAL)
     ]
-    top = [*_tree([path for path, parts in paths.items() if parts == ("config.yaml",)]), *_tree(tasks)]
+    top = _tree([path for path, parts in paths.items() if parts == ("config.yaml",)]) | _tree(tasks)
     groups = [parts[0] for parts in paths.values() if len(parts) > 1]
     files = {group: [path for path, parts in paths.items() if parts[:-1] == (group,)] for group in GROUPS}
     # What the groups' files hold is not looked at from the top.
-    return {"": dict.fromkeys([*top, *groups])} | {group: _tree(own) for group, own in files.items()}
+    trees = {group: _tree(own) for group, own in files.items()}
+    for group, shared in top.items():
+        if group in trees and isinstance(shared, dict):
+            # What all choices of a group share stands in the primary file.
+            _merge(trees[group], shared)
+    return {"": dict.fromkeys([*top, *groups])} | trees
 
 
 def _tree(paths: list[Path]) -> dict[str, Any]:

@@ -20,6 +20,9 @@ PLAIN = ("RGB", "RGBA", "RGBX", "RGBa", "L", "LA", "La", "1", "P", "PA", "CMYK",
 NOTES = {"L": "grayscale", "1": "grayscale", "LA": "grayscale", "P": "palette", "PA": "palette"}
 
 
+LARGEST_IMAGE = 64 * 2**20
+"""Pixels of an image that is still read: 8192 × 8192."""
+
 LARGEST_BATCH = 2**22
 """Pixels of a batch that is more than one image: 64 of 256 × 256."""
 
@@ -164,6 +167,9 @@ def decode(content: bytes, path: Path) -> Decoded:
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > LARGEST_IMAGE:
+                # Before a pixel is unpacked: a file of 20 kB may hold gigabytes.
+                raise RefusedFileError(path, f"more than {LARGEST_IMAGE // 2**20} megapixels")
             return _rgb(image, path)
     except UnidentifiedImageError as error:
         known = path.suffix.lower() in Image.registered_extensions()

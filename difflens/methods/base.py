@@ -1,14 +1,28 @@
-"""The interface of a mitigation method: an edit at a site that can be made stronger or weaker per class."""
+"""The seam of a method: what it needs made first, what it learns, and the edit it makes while a model samples.
+
+A method is named by `_target_` in `conf/mitigation/<name>.yaml`; its other keys there are its constructor's arguments. It
+is fitted once per study, then calibrated, held, measured and reported by the same code whatever it is.
+"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from difflens.attribution.statistics import CodeStatistics
 from difflens.models.base import Update
-from difflens.vocabulary import Attribute, Site
+from difflens.models.devices import placed
+from difflens.probes.base import Probe
+from difflens.sae.base import SparseAutoencoder
+from difflens.vocabulary import EVERY_CLASS, UNTOUCHED, Attribute, FeatureSet, PerImage, Site
+
+Need = Literal["probe", "attribution"]
+"""What the pipeline makes for a method beside activations and labels; `attribution` brings the SAE and the probe."""
 
 
 @dataclass(frozen=True)
@@ -27,47 +41,210 @@ class Window:
         return self.start * steps <= step < self.stop * steps
 
 
-class Mitigation(ABC):
-    """An edit (h, step, targets) → h′ whose strength per class can be set (it fulfils `models.base.Edit`)."""
+def check_switch(key: str, value: object) -> None:
+    """Check a switch: YAML and the command line read `off`, `no` and `maybe` as words, which Python takes for true.
 
-    def __init__(self, attribute: Attribute, *, site: Site, update: str, window: Window) -> None:
-        if update not in ("asymmetric", "symmetric"):
-            raise ValueError(f"mitigation.update must be asymmetric or symmetric, got {update!r}.")
-        self.attribute, self.site, self.window = attribute, site, window
+    Raises:
+        ValueError: it is neither true nor false.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} must be true or false, got {value!r}.")
+
+
+def check_update(update: str) -> None:
+    """Check the word for the update.
+
+    Raises:
+        ValueError: it is unknown.
+    """
+    if update not in ("asymmetric", "symmetric"):
+        raise ValueError(f"mitigation.update must be asymmetric or symmetric, got {update!r}.")
+
+
+class LocatedFeatures(NamedTuple):
+    """The latents that drive an attribute, what they usually do, and the SAE they belong to."""
+
+    sae: SparseAutoencoder
+    features: FeatureSet
+    statistics: CodeStatistics
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a method is fitted on.
+
+    Attributes:
+        attribute: the bias, or one that is to be held.
+        site: where the activations were recorded.
+        steps: number of denoising steps.
+        maps: step → activations [N, D, H, W] of the N learning images; None where a fitted method is only read again.
+        labels: class of each of these images [N], negative where it is unknown.
+        probe: where the method needs it.
+        located: where the method needs the attribution.
+    """
+
+    attribute: Attribute
+    site: Site
+    steps: int
+    maps: Callable[[int], Tensor] | None = None
+    labels: Callable[[], Tensor] | None = None
+    probe: Probe | None = None
+    located: LocatedFeatures | None = None
+
+
+class Method(ABC):
+    """A way to move images from class to class, with the settings of its YAML file as constructor's arguments."""
+
+    update: str = "symmetric"
+    """Which noise estimate the edit serves (see `models.sampling.ddim_step`)."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What must be made before `learn`; nothing else is made."""
+        return frozenset()
+
+    def learn(self, given: Given) -> dict[str, Tensor]:
+        """What the method learns from the model's own images, kept as an artifact; nothing by default."""
+        return {}
+
+    @abstractmethod
+    def edit(self, given: Given, learnt: Mapping[str, Tensor]) -> "SiteEdit":
+        """The edit towards the classes of `given.attribute`, at the strength that changes nothing."""
+
+    def holder(self, given: Given, learnt: Mapping[str, Tensor]) -> "SiteEdit":
+        """The edit that moves an image back to its class of an attribute that is held, at strength 1.
+
+        Raises:
+            ValueError: the method has none.
+        """
+        raise ValueError(
+            f"{type(self).__name__} cannot hold other attributes where they are; set mitigation.hold.attributes=[]."
+        )
+
+
+class SiteEdit(ABC):
+    """A change of the activations at one site, (h, step, images) → h′ (it fulfils `models.base.Edit`).
+
+    It reads coordinates z off the activations (an SAE's codes, or the activations themselves), changes them, and writes the
+    change back. What is written here once for all methods: strengths per class or per prompt and class, images that
+    nothing may touch, edits towards all classes at once, and edits that share their coordinates with those that hold.
+
+    Args:
+        attribute: whose classes images are pushed towards.
+        site: where.
+        update: `asymmetric` or `symmetric`.
+        window: the edited steps.
+        gate: a probe of the attribute, whose reading weakens the edit.
+    """
+
+    neutral: float = 0.0
+    """The strength that changes nothing."""
+
+    held: ClassVar[tuple[Attribute, ...]] = ()
+    """Attributes whose classes in the unedited image the edit must be told (`PerImage.shown`)."""
+
+    def __init__(
+        self, attribute: Attribute, *, site: Site, update: str, window: Window, gate: Probe | None = None
+    ) -> None:
+        check_update(update)
+        self.attribute, self.site, self.window, self.gate = attribute, site, window, gate
         self.update: Update = update  # type: ignore[assignment]
+        self.prompts: tuple[str, ...] = ()
+        self._table = torch.zeros(1, len(attribute.classes))
 
     def active(self, step: int, steps: int) -> bool:
         """Whether step `step` of `steps` is edited."""
         return self.window.holds(step, steps)
 
     @property
-    def neutral(self) -> float:
-        """The strength that changes nothing."""
-        return 0.0
+    def strength(self) -> Float[Tensor, "slots"]:
+        """The strength of each class, or of each prompt's classes one prompt after the other."""
+        return self._table[: max(1, len(self.prompts))].flatten()
 
-    @property
-    def held(self) -> tuple[Attribute, ...]:
-        """Other attributes whose classes in the unedited image the method must be told, see `aims`."""
-        return ()
+    def for_prompts(self, prompts: Sequence[str]) -> "SiteEdit":
+        """The same with strengths [P·C] of its own for each of these prompts, the classes of the first prompt first."""
+        other = copy(self)
+        other.prompts = tuple(prompts)
+        return other
 
-    def aims(
-        self, targets: Int[Tensor, "images"], shown: Int[Tensor, "images held"], prompts: Sequence[str] | None
-    ) -> Int[Tensor, "images"]:
-        """What the edit is called with: the target class of each image and whatever else the method must know of it.
+    def with_strength(self, strength: Float[Tensor, "slots"]) -> "SiteEdit":
+        """The same at another strength per class, or per prompt and class.
 
-        Args:
-            targets: target class, `UNTOUCHED` for images that stay as they are.
-            shown: the class of each held attribute in the unedited image, negative where it is not known.
-            prompts: the prompt of each image, None for a model without prompts.
+        An image of a prompt that has no strength of its own gets, per class, the mean over those that are not neutral.
         """
-        return targets
+        other = copy(self)
+        table = strength.unflatten(0, (max(1, len(self.prompts)), -1))
+        if self.prompts:
+            used = (table != self.neutral).to(table)
+            usual = self.neutral + ((table - self.neutral) * used).sum(0) / used.sum(0).clamp_min(1)
+            table = torch.cat([table, usual[None]])
+        other._table = table.float()
+        return other
 
-    @abstractmethod
-    def with_strength(self, strength: Float[Tensor, "classes"]) -> "Mitigation":
-        """The same method at another strength per class."""
+    def strength_of(self, images: PerImage) -> Float[Tensor, "images"]:
+        """The strength of each image's class, under its prompt; of class 0 where it has no class."""
+        table = self._table.to(images.target.device)
+        rows = torch.zeros_like(images.target)
+        if self.prompts:
+            assert images.prompt is not None
+            number = {prompt: row for row, prompt in enumerate(self.prompts)}
+            rows = torch.tensor([number.get(text, len(number)) for text in images.prompt], device=rows.device)
+        return table[rows, images.target.clamp_min(0)]
 
-    @abstractmethod
     def __call__(
-        self, h: Float[Tensor, "images channels height width"], step: int, targets: Int[Tensor, "images"]
+        self, h: Float[Tensor, "images channels height width"], step: int, images: PerImage
     ) -> Float[Tensor, "images channels height width"]:
-        """The edited activations, on the device where `h` lies; rows whose target is `UNTOUCHED` come back bit for bit."""
+        """The edited activations, on the device where `h` lies; rows that nothing may touch come back bit for bit."""
+        return self.write(h, self.delta(self.read(h), h, step, images), images.target != UNTOUCHED)
+
+    def delta(self, z: Tensor, h: Tensor, step: int, images: PerImage) -> Tensor:
+        """Δz of all images; towards every class at once, each class's change starts from what the former ones made."""
+        shown, every = self.shown(h, step), images.target == EVERY_CLASS
+        found = self._towards(z, step, images.target, images, shown)
+        if not bool(every.any()):
+            return found
+        total = torch.zeros_like(z)
+        for index in range(len(self.attribute.classes)):
+            own = torch.where(every, index, UNTOUCHED)
+            total = total + self._towards(z + total, step, own, images, shown)
+        return torch.where(every[:, None, None, None], total, found)
+
+    def _towards(self, z: Tensor, step: int, target: Tensor, images: PerImage, shown: Tensor | None) -> Tensor:
+        strength = self.strength_of(PerImage(target, prompt=images.prompt)).to(z.device)
+        change = self.change(z, step, target.clamp_min(0), strength, shown)
+        return torch.where((target >= 0)[:, None, None, None], change, 0.0)
+
+    def shown(
+        self, h: Float[Tensor, "images channels height width"], step: int
+    ) -> Float[Tensor, "images classes"] | None:
+        """What the gate reads in each image, None without one."""
+        return None if self.gate is None else placed(self.gate, h.device)(h, step).softmax(-1)
+
+    def beside(self, others: Sequence["SiteEdit"]) -> tuple["SiteEdit", ...]:
+        """This edit and the others, all reading the same coordinates."""
+        return (self, *others)
+
+    def limit(self, z: Tensor, delta: Tensor) -> Tensor:
+        """A sum of changes, kept where the coordinates have a meaning; unchanged by default."""
+        return delta
+
+    @abstractmethod
+    def read(self, h: Float[Tensor, "images channels height width"]) -> Tensor:
+        """The coordinates z [n, L, …] of activations."""
+
+    @abstractmethod
+    def change(
+        self,
+        z: Tensor,
+        step: int,
+        target: Int[Tensor, "images"],
+        strength: Float[Tensor, "images"],
+        shown: Float[Tensor, "images classes"] | None,
+    ) -> Tensor:
+        """Δz that pushes every image towards its target class with its strength."""
+
+    @abstractmethod
+    def write(
+        self, h: Float[Tensor, "images channels height width"], delta: Tensor, touched: Tensor
+    ) -> Float[Tensor, "images channels height width"]:
+        """The activations with Δz; those of images that are not `touched` [n], and where Δz is zero, bit for bit."""

@@ -1,81 +1,69 @@
-"""An edit of one attribute that holds the others where they are."""
+"""An edit of one attribute that holds the others where they are, whatever method makes the edits."""
 
 from collections.abc import Sequence
-from copy import copy
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from difflens.methods.base import Mitigation
-from difflens.methods.sae_features import SaeFeatureMitigation
-from difflens.vocabulary import UNTOUCHED, Attribute
+from difflens.methods.base import SiteEdit
+from difflens.vocabulary import UNTOUCHED, Attribute, PerImage
 
 
-class HoldingMitigation(Mitigation):
+class Holding(SiteEdit):
     """`edit`, and beside it an edit of each other attribute towards the class that the unedited image shows.
 
     An edit early in the trajectory also moves what is decided later. Each held edit has a gate, so that it acts only while
-    its own attribute drifts. All Δz are read off the same codes, added up, and never take a code below zero.
+    its own attribute drifts. All changes are read off the same coordinates, and their sum is kept within their limits.
 
     Args:
         edit: of the attribute under study.
-        held: gated edits by the same SAE, one per other attribute.
+        holders: gated edits, one per other attribute.
         ratio: strength of the held edits, as a multiple of how far the strength of `edit` for an image's class lies from
             neutral: a neutral edit holds nothing and changes no bit.
     """
 
-    def __init__(self, edit: SaeFeatureMitigation, held: Sequence[SaeFeatureMitigation], *, ratio: float) -> None:
+    def __init__(self, edit: SiteEdit, holders: Sequence[SiteEdit], *, ratio: float) -> None:
         super().__init__(edit.attribute, site=edit.site, update=edit.update, window=edit.window)
-        self.edit, self._holders, self.ratio = edit, tuple(held), ratio
-        self._latents = torch.cat([member.statistics.latents for member in (edit, *held)]).unique()
-        self._columns = [torch.searchsorted(self._latents, member.statistics.latents) for member in (edit, *held)]
+        self.edit, *self.holders = edit.beside(holders)
+        self.ratio, self.neutral = ratio, edit.neutral
+        self.held: tuple[Attribute, ...] = tuple(holder.attribute for holder in holders)  # type: ignore[misc]
 
     @property
-    def neutral(self) -> float:
-        """The strength that changes nothing."""
-        return self.edit.neutral
+    def strength(self) -> Float[Tensor, "slots"]:
+        """That of the edit."""
+        return self.edit.strength
 
-    @property
-    def held(self) -> tuple[Attribute, ...]:
-        """See `Mitigation.held`."""
-        return tuple(holder.attribute for holder in self._holders)
+    def for_prompts(self, prompts: Sequence[str]) -> "Holding":
+        """See `SiteEdit.for_prompts`."""
+        return self._around(self.edit.for_prompts(prompts))
 
-    def with_strength(self, strength: Float[Tensor, "classes"]) -> "HoldingMitigation":
-        """See `Mitigation.with_strength`."""
-        other = copy(self)
-        other.edit = self.edit.with_strength(strength)
-        return other
+    def with_strength(self, strength: Float[Tensor, "slots"]) -> "Holding":
+        """See `SiteEdit.with_strength`."""
+        return self._around(self.edit.with_strength(strength))
 
-    def aims(
-        self, targets: Int[Tensor, "images"], shown: Int[Tensor, "images held"], prompts: Sequence[str] | None = None
-    ) -> Int[Tensor, "images"]:
-        """See `Mitigation.aims`: one number that stands for the target and the shown class of every held attribute."""
-        number = torch.zeros_like(targets)
-        for labels, attribute in zip(shown.T.flip(0), reversed(self.held), strict=True):
-            number = number * (len(attribute.classes) + 1) + labels + 1
-        return torch.where(targets >= 0, number * len(self.attribute.classes) + targets, UNTOUCHED)
+    def _around(self, edit: SiteEdit) -> "Holding":
+        return Holding(edit, self.holders, ratio=self.ratio)
 
-    def __call__(
-        self, h: Float[Tensor, "images channels height width"], step: int, targets: Int[Tensor, "images"]
-    ) -> Float[Tensor, "images channels height width"]:
-        """See `Mitigation`."""
-        own, shown = self._parts(targets)
-        codes = self.edit.codes(h, self._latents)
-        distance = (self.edit.strength.to(codes) - self.neutral).abs()[own.clamp_min(0)] * self.ratio
-        total = torch.zeros_like(codes)
-        members, weights = (self.edit, *self._holders), (torch.ones_like(distance), *[distance] * len(self._holders))
-        for member, columns, aim, weight in zip(members, self._columns, (own, *shown), weights, strict=True):
-            delta = member.change(codes[:, columns], step, aim, shown=member.shown(h, step))
-            total[:, columns] += weight[:, None, None, None] * delta
-        return self.edit.write(h, torch.maximum(total, -codes), own, self._latents)
+    def delta(self, z: Tensor, h: Tensor, step: int, images: PerImage) -> Tensor:
+        """The edit's change and, weighted by its distance from neutral, those of all holders."""
+        total = self.edit.delta(z, h, step, images)
+        weight = (self.edit.strength_of(images).to(z) - self.neutral).abs() * self.ratio
+        for holder in self.holders:
+            shown = images.shown[holder.attribute.name]
+            back = replace(images, target=torch.where(images.target >= 0, shown, UNTOUCHED))
+            total = total + weight[:, None, None, None] * holder.delta(z, h, step, back)
+        return self.edit.limit(z, total)
 
-    def _parts(self, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The target class of each image, and the class it shows of each held attribute: the inverse of `aims`."""
-        rest, sizes = targets.clamp_min(0), [len(self.attribute.classes), *(len(a.classes) + 1 for a in self.held)]
-        digits = []
-        for size in sizes:
-            digits.append(rest % size)
-            rest = rest // size
-        own, *shown = (torch.where(targets >= 0, digit - int(i > 0), UNTOUCHED) for i, digit in enumerate(digits))
-        return own, shown
+    def read(self, h: Tensor) -> Tensor:
+        """The coordinates that all of them share."""
+        return self.edit.read(h)
+
+    def change(self, z: Tensor, step: int, target: Tensor, strength: Tensor, shown: Tensor | None = None) -> Tensor:
+        """The edit's own."""
+        return self.edit.change(z, step, target, strength, shown)
+
+    def write(self, h: Tensor, delta: Tensor, touched: Tensor) -> Tensor:
+        """The edit's own."""
+        return self.edit.write(h, delta, touched)

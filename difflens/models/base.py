@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from difflens.vocabulary import Branch, GenerationPlan, Site
+from difflens.vocabulary import Branch, GenerationPlan, PerImage, Site
 
 Update = Literal["asymmetric", "symmetric"]
 
@@ -27,7 +27,7 @@ class Edit(Protocol):
         ...
 
     def __call__(
-        self, h: Float[Tensor, "images channels height width"], step: int, targets: Int[Tensor, "images"]
+        self, h: Float[Tensor, "images channels height width"], step: int, images: PerImage
     ) -> Float[Tensor, "images channels height width"]:
         """The edited activations, on the device where `h` lies; rows whose target is `UNTOUCHED` come back bit for bit."""
         ...

@@ -14,6 +14,7 @@ from difflens.models.edits import change_by
 from difflens.models.guidance import BATCHED, UNGUIDED, Guidance
 from difflens.models.hooks import SiteHooks
 from difflens.models.schedulers import AsymmetricScheduler, scheduler_of
+from difflens.vocabulary import PerImage
 
 Assign = Callable[[int], Tensor]
 """Target classes of so many images."""
@@ -48,7 +49,8 @@ class EditedDenoiser(nn.Module):
         if self._targets is None or float(torch.as_tensor(timestep).flatten()[0]) == first:
             self._check_grid()
             self.__dict__["_targets"] = self._assign(images)
-        change = change_by(self._edit, self._targets.to(sample.device), steps=len(self._timesteps))
+        known = PerImage(self._targets.to(sample.device))
+        change = change_by(self._edit, known, steps=len(self._timesteps))
         scheduler = self._scheduler
         if scheduler is not None:
             scheduler.guidance = guidance

@@ -187,9 +187,8 @@ class TextToImageModel(DiffusionModel):
 
     def _attach(self, stack: ExitStack, edit: Edit, plan: GenerationPlan, rows: list[int]) -> None:
         """Edit one micro-batch's images for as long as the stack is open; where none has a target, attach nothing."""
-        if plan.targets is None:
-            raise ValueError("an edit needs plan.targets: one class per image, UNTOUCHED where it must not act.")
-        change = change_by(edit, plan.targets[rows].to(self.device), steps=self.steps)
+        images = plan.take(torch.tensor(rows)).per_image().to(self.device)
+        change = change_by(edit, images, steps=self.steps)
         if change is None:
             return
         if edit.update == "symmetric":

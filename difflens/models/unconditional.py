@@ -15,7 +15,7 @@ from difflens.models.noise import image_generator, normal
 from difflens.models.precision import choose_precision
 from difflens.models.sampling import ddim_step, estimate
 from difflens.store.locations import locate
-from difflens.vocabulary import GenerationPlan, Site
+from difflens.vocabulary import GenerationPlan, PerImage, Site
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -96,15 +96,13 @@ class UnconditionalModel(DiffusionModel):
         """See `DiffusionModel.sample`."""
         for start in range(0, len(plan.image_ids), self.micro_batch):
             part = plan.part(start, start + self.micro_batch)
-            yield self._sample_batch(part.base_seed, part.image_ids, part.targets, record, edit)
+            yield self._sample_batch(part, record, edit)
 
     @torch.inference_mode()
-    def _sample_batch(
-        self, base_seed: int, image_ids: Tensor, targets: Tensor | None, record: Site | None, edit: Edit | None
-    ) -> Generated:
-        n, full = len(image_ids), self.micro_batch
-        padded = image_ids[torch.arange(full) % n]
-        generators = [image_generator(base_seed, int(image_id)) for image_id in padded]
+    def _sample_batch(self, plan: GenerationPlan, record: Site | None, edit: Edit | None) -> Generated:
+        n, full = len(plan.image_ids), self.micro_batch
+        padded = plan.take(torch.arange(full) % n)
+        generators = [image_generator(plan.base_seed, int(image_id)) for image_id in padded.image_ids]
         shape = (self.unet.config.in_channels, *self._size())
         x = normal(generators, shape, device=self.device)
         recorded: list[Tensor] = []
@@ -115,7 +113,7 @@ class UnconditionalModel(DiffusionModel):
                 )
                 hooks.enter_context(read)
             if edit is not None:
-                hooks.enter_context(self._edit_hooks(edit, targets, full))
+                hooks.enter_context(self._edit_hooks(edit, padded.per_image().to(self.device)))
             for t in self.timesteps:
                 output = self._denoise(x, t)
                 x = ddim_step(
@@ -129,7 +127,7 @@ class UnconditionalModel(DiffusionModel):
                     rederive_direction=self.rederive_direction,
                 )
         images = (x[:n] / 2 + 0.5).clamp(0, 1).cpu()
-        return Generated(image_ids, images, torch.stack(recorded, 1) if record is not None else None)
+        return Generated(plan.image_ids, images, torch.stack(recorded, 1) if record is not None else None)
 
     @torch.inference_mode()
     def denoising_loss(
@@ -158,10 +156,8 @@ class UnconditionalModel(DiffusionModel):
             output = self.unet(x, timestep).sample
         return output.float()[:, : x.shape[1]]
 
-    def _edit_hooks(self, edit: Edit, targets: Tensor | None, full: int) -> SiteHooks:
-        if targets is None:
-            raise ValueError("an edit needs plan.targets: one class per image, UNTOUCHED where it must not act.")
-        change = change_by(edit, targets[torch.arange(full) % len(targets)].to(self.device), steps=self.steps)
+    def _edit_hooks(self, edit: Edit, images: PerImage) -> SiteHooks:
+        change = change_by(edit, images, steps=self.steps)
         fork = edit.update == "asymmetric"
         return SiteHooks(self.unet, edit.site, timesteps=self.timesteps, change=change, fork=fork)
 

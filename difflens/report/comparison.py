@@ -1,58 +1,27 @@
-"""The comparison of a sweep's jobs: mean ± standard deviation over seeds, and what is missing."""
+"""What a sweep's settings gave, seeds pooled: the table, what fairness costs, and the response to the strength."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from difflens.report.axes import factors_of, moves_originals, seeds_of, spread_sentence
-from difflens.report.formats import Grid
-from difflens.report.run_folder import Json
-from difflens.report.sweep import Job
-from difflens.report.wording import METHOD_NAMES, NONE, fairness, number, rows_of
-
-
-class Measure(NamedTuple):
-    """A column of the comparison; `better` is -1 where less is better, 1 where more is, 0 where neither is."""
-
-    key: str
-    label: str
-    digits: int
-    better: int
-    read: Callable[[Json], float | None]
-
-
-def _plain(key: str, label: str, digits: int, better: int) -> Measure:
-    return Measure(key, label, digits, better, lambda row: row.get(key))
-
-
-def worst_leakage(row: Json) -> float | None:
-    """The largest share of all images, in percent, in which some other attribute changed."""
-    rates = [entry.get("flip_rate") for entry in (row.get("leakage") or {}).values()]
-    return max((100 * rate for rate in rates if rate is not None), default=None)
-
-
-def _fairness(key: str, label: str) -> Measure:
-    return Measure(key, label, 3, -1, lambda row: fairness(row, key))
-
-
-def _pooled(row: Json) -> float | None:
-    return row.get("fd_hard") if row.get("prompts") else None
-
-
-FD, LEAKAGE = _fairness("fd_hard", "FD hard ↓"), Measure("leakage", "leakage, worst % ↓", 1, -1, worst_leakage)
-FID, CLIP_I = _plain("fid", "FID ↓", 2, -1), _plain("clip_i", "CLIP-I ↑", 4, 1)
-MEASURES = (
-    FD,
-    _fairness("fd", "FD soft ↓"),
-    Measure("fd_pooled", "FD hard, prompts pooled ↓", 3, -1, _pooled),
-    FID,
-    _plain("kid", "KID ↓", 4, -1),
-    CLIP_I,
-    _plain("clip_t", "CLIP-T ↑", 4, 1),
-    LEAKAGE,
-    _plain("edited", "edited", 0, 0),
+from difflens.report.figures import Point
+from difflens.report.measures import FD, WORST_LEAKAGE, Measure, fairest, fairness, measures_of, prices
+from difflens.report.run_folder import Json, rows_of
+from difflens.report.sweep import (
+    Job,
+    factors_of,
+    moves_originals,
+    seeds_of,
+    spread_sentence,
+    strength_axis,
+    strength_of,
 )
+from difflens.report.tables import Grid, inside
+from difflens.report.wording import METHOD_NAMES, NONE
+
+Setting = tuple[str, ...]
+"""The values of the factors, then the method."""
 
 
 @dataclass
@@ -64,25 +33,25 @@ class Cell:
 
     def values(self, measure: Measure) -> list[float]:
         """The measure of every seed."""
-        read = (measure.read(row) for row in self.rows.values())
-        return [float(value) for value in read if value is not None]
+        return _known(measure.read(row) for row in self.rows.values())
 
     def mean(self, measure: Measure) -> float | None:
         """The measure's mean over seeds; None if it was not measured."""
-        values = self.values(measure)
-        return statistics.fmean(values) if values else None
+        return _mean(self.values(measure))
 
     def shown(self, measure: Measure) -> str:
         """Mean ± standard deviation over seeds (of a sample; none for one seed)."""
         values = self.values(measure)
-        if not values:
-            return NONE
-        mean = number(statistics.fmean(values), measure.digits)
-        return f"{mean} ± {number(statistics.stdev(values), measure.digits)}" if len(values) > 1 else mean
+        return measure.shown([_mean(values), statistics.stdev(values) if len(values) > 1 else None])
 
 
-Setting = tuple[str, ...]
-"""The values of the factors, then the method."""
+def _known(values: Any) -> list[float]:
+    return [float(value) for value in values if value is not None]
+
+
+def _mean(values: Any) -> float | None:
+    known = _known(values)
+    return statistics.fmean(known) if known else None
 
 
 def cells_of(jobs: Sequence[Job]) -> dict[Setting, Cell]:
@@ -92,39 +61,25 @@ def cells_of(jobs: Sequence[Job]) -> dict[Setting, Cell]:
     """
     factors, seeds = factors_of(jobs), seeds_of(jobs)
     cells: dict[Setting, Cell] = {}
-    for job in jobs:
+    for job in sorted(jobs, key=lambda job: not job.metrics):
         for row in rows_of(job.metrics) or [{}]:
             method = str(row.get("method", ""))
             asked = {key: value for key, value in job.overrides.items() if method != "original" or moves_originals(key)}
-            cell = cells.setdefault((*(asked.get(key, NONE) for key in factors), method), Cell())
-            cell.jobs.append(job)
-            if row:
-                cell.rows.setdefault(tuple(asked.get(key, "") for key in seeds), row)
-    return _without_known(cells)
-
-
-def _without_known(cells: Mapping[Setting, Cell]) -> dict[Setting, Cell]:
-    """The cells, where jobs without results join the cell of their setting that has some."""
-    found = {setting: cell for setting, cell in cells.items() if cell.rows}
-    for setting, cell in cells.items():
-        if not cell.rows:
-            same = [other for other in found if other[:-1] == setting[:-1] and other[-1] != "original"]
-            for other in same:
-                found[other].jobs.extend(cell.jobs)
-            if not same:
-                found[setting] = cell
-    return found
+            setting = (*(asked.get(key, NONE) for key in factors), method)
+            same = [cells[other] for other in cells if other[:-1] == setting[:-1] and other[-1] != "original"]
+            for cell in same if not row and same else [cells.setdefault(setting, Cell())]:
+                cell.jobs.append(job)
+                if row:
+                    cell.rows.setdefault(tuple(asked.get(key, "") for key in seeds), row)
+    return cells
 
 
 def compare(jobs: Sequence[Job]) -> Grid:
     """The table of all settings: factors, method, measures that at least one setting has, and how many seeds."""
-    cells = cells_of(jobs)
-    measures = [measure for measure in MEASURES if any(cell.values(measure) for cell in cells.values())]
-    header = [*factors_of(jobs), "method", *(measure.label for measure in measures), "runs"]
+    cells, measures = cells_of(jobs), measures_of(*(job.metrics for job in jobs))
+    header = [*factors_of(jobs), "method", *(measure.heading for measure in measures), "runs"]
     rows = [[*_named(setting), *_body(cell, measures)] for setting, cell in sorted(cells.items(), key=_order)]
-    prompted = any(row.get("prompts") for cell in cells.values() for row in cell.rows.values())
-    caption = [spread_sentence(jobs), *["Where there are prompts, FD is the mean of every prompt's own."] * prompted]
-    return Grid(header, rows, numbers=len(measures) + 1, caption=" ".join(caption))
+    return Grid(header, rows, numbers=len(measures) + 1, caption=spread_sentence(jobs))
 
 
 def _order(item: tuple[Setting, Cell]) -> tuple[int, int]:
@@ -143,6 +98,93 @@ def _body(cell: Cell, measures: Sequence[Measure]) -> list[str]:
     if not cell.rows:
         return [*["missing"] * len(measures), "; ".join(f"job {job.name}: {job.status}" for job in cell.jobs)]
     asked = len({job.name for job in cell.jobs})
-    lacking = [job for job in cell.jobs if not job.metrics]
-    runs = f"{len(cell.rows)}" if not lacking else f"{asked - len(lacking)} of {asked}"
+    lacking = sum(not job.metrics for job in cell.jobs)
+    runs = f"{asked - lacking} of {asked}" if lacking else f"{len(cell.rows)}"
     return [*(cell.shown(measure) for measure in measures), runs]
+
+
+def split_strength(factors: Sequence[str], setting: Setting) -> tuple[Setting, float | None]:
+    """A setting without its strength; a strength that is no number, such as `auto`, stays in the setting."""
+    axis = strength_axis(factors)
+    strength = None if axis is None else strength_of(setting[factors.index(axis)])
+    others = (found for key, found in zip((*factors, "method"), setting, strict=True) if key != axis)
+    return (setting, None) if strength is None else (tuple(others), strength)
+
+
+def points_of(jobs: Sequence[Job], measure: Measure) -> list[Point]:
+    """The settings that have both hard FD and the measure, line by line in the order of strength."""
+    factors, fair = factors_of(jobs), fairest(measures_of(*(job.metrics for job in jobs))) or FD
+    cells = {setting: cell for setting, cell in cells_of(jobs).items() if cell.rows}
+    several = len({method for *_, method in cells} - {"original"}) > 1
+    points = []
+    for setting, cell in cells.items():
+        x, y = cell.mean(fair), cell.mean(measure)
+        if x is not None and y is not None:
+            line, strength = split_strength(factors, setting)
+            attribute, method = cell.jobs[0].attribute, setting[-1]
+            name = f"{attribute}, {METHOD_NAMES.get(method, method)}" if several else attribute
+            points.append(Point(line, name, attribute, method == "original", strength or 0.0, x, y))
+    return sorted(points, key=lambda point: (point.line, point.strength))
+
+
+class Response(NamedTuple):
+    """One attribute under one setting of everything but the strength.
+
+    Attributes:
+        title: the attribute and the setting.
+        data: what `draw_doses` draws: `axis`, `classes`, `measures`, and `rows` in the order of strength, means over seeds.
+    """
+
+    title: str
+    data: Json
+
+
+def responses_of(jobs: Sequence[Job]) -> list[Response]:
+    """A response for each attribute, method and setting that was measured at two strengths or more."""
+    factors = factors_of(jobs)
+    axis = strength_axis(factors)
+    found: dict[tuple[str, ...], list[tuple[float, Cell]]] = {}
+    for setting, cell in cells_of(jobs).items():
+        line, strength = split_strength(factors, setting)
+        if strength is not None and cell.rows:
+            found.setdefault((cell.jobs[0].attribute, *line), []).append((strength, cell))
+    others = [key for key in factors if key != axis]
+    return [
+        Response(_title(others, name), {"axis": axis, **_response(sorted(line, key=lambda item: item[0]))})
+        for name, line in found.items()
+        if len({strength for strength, _ in line}) > 1
+    ]
+
+
+def _title(others: Sequence[str], name: Sequence[str]) -> str:
+    attribute, *values, method = name
+    named = [f"{key}={value}" for key, value in zip(others, values, strict=True) if key != "attribute"]
+    return ", ".join([attribute, METHOD_NAMES.get(method, method), *named])
+
+
+def _response(line: Sequence[tuple[float, Cell]]) -> dict[str, Any]:
+    """Means over seeds, shaped as rows of metrics.json are."""
+    metrics = [job.metrics for _, cell in line for job in cell.jobs]
+    # The leakage of every attribute has a panel of its own.
+    measures = [measure for measure in prices(measures_of(*metrics)) if measure != WORST_LEAKAGE]
+    rows = [
+        {
+            "dose": strength,
+            **{key: _mean(fairness(row, key) for row in cell.rows.values()) for key in ("fd_hard", "fd_chance")},
+            **{measure.column: cell.mean(measure) for measure in measures},
+            "shares": _means(cell, "shares", "share"),
+            "leakage": _means(cell, "leakage", "flip_rate"),
+        }
+        for strength, cell in line
+    ]
+    return {
+        "classes": list(metrics[0].get("classes") or []),
+        "measures": [vars(each) for each in measures],
+        "rows": rows,
+    }
+
+
+def _means(cell: Cell, group: str, key: str) -> Mapping[str, Json]:
+    """The mean of a number of every class, or of every other attribute."""
+    names = dict.fromkeys(name for row in cell.rows.values() for name in row.get(group) or {})
+    return {name: {key: _mean(inside(row, group, name).get(key) for row in cell.rows.values())} for name in names}

@@ -1,17 +1,16 @@
-"""report.html: one file with everything in it."""
+"""report.html of a run: one file with everything in it."""
 
-from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from difflens.report.grid import draw_grid
-from difflens.report.images import select_pairs
-from difflens.report.run_folder import RunFolder, read_run
-from difflens.report.sections import render, sections_of, shown_method
-from difflens.report.wording import METHOD_NAMES, chance_sentence, result_sentence
+from difflens.report.images import draw_grid, select_pairs
+from difflens.report.measures import fairness
+from difflens.report.run_folder import Json, RunFolder, baseline, edited_rows, mitigated, read_run
+from difflens.report.sections import render, sections_of
+from difflens.report.wording import METHOD_NAMES, count, method_name, number, percent, seconds
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -33,8 +32,8 @@ def write_report(run_folder: Path) -> Path:
 
 
 def write_grid(run: RunFolder) -> Path | None:
-    """Write `images/grid.png`; None for a run without pairs of readable images."""
-    method = shown_method(run)
+    """Write `images/grid.png` of the first method; None for a run without pairs of readable images."""
+    method = str((mitigated(run.metrics) or {}).get("method", "difflens"))
     pairs = select_pairs(run.path / "images", run.edits, method=method)
     if not pairs:
         return None
@@ -46,6 +45,7 @@ def write_grid(run: RunFolder) -> Path | None:
     return path
 
 
+@lru_cache
 def template_of(name: str) -> Template:
     """A template of this package; what it is given is escaped."""
     environment = Environment(
@@ -55,30 +55,29 @@ def template_of(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"number": number, "percent": percent, "seconds": seconds}
     return environment.get_template(f"{name}.html")
+
+
+def read_template(name: str) -> Markup:
+    """A style sheet or a script of this package, which is not escaped."""
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
 
 
 def render_page(run: RunFolder) -> str:
     """The page as text; everything that comes from the run is escaped."""
-
-    def template(name: str, content: Mapping[str, Any]) -> str:
-        return template_of(name).render(content)
-
-    model = str(run.metrics.get("model", ""))
-    return template(
-        "report",
-        {
-            "style": Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
-            "result": result_sentence(run.metrics),
-            "chance": chance_sentence(run.metrics),
-            "model": model,
-            "attribute": run.metrics.get("attribute", ""),
-            "name": run.path.resolve().name,
-            "started": run.status.get("started", ""),
-            "drawn": model.startswith("mini"),
-            "notes": [*status_notes(run), *run.unreadable],
-            "sections": [(section.key, section.title, render(section, run, template)) for section in sections_of(run)],
-        },
+    model, body = str(run.metrics.get("model", "")), template_of("sections").render
+    return template_of("report").render(
+        style=read_template("style.css"),
+        result=result_sentence(run.metrics),
+        chance=chance_sentence(run.metrics),
+        model=model,
+        attribute=run.metrics.get("attribute", ""),
+        name=run.path.resolve().name,
+        started=run.status.get("started", ""),
+        drawn=model.startswith("mini"),
+        notes=[*status_notes(run), *run.unreadable],
+        sections=[(section.key, section.title, render(section, run, body)) for section in sections_of(run)],
     )
 
 
@@ -90,3 +89,33 @@ def status_notes(run: RunFolder) -> list[str]:
     # A report written as a run's last step still finds it running.
     odd = status not in (None, "done", "running")
     return [f"This run's status is {str(status)!r}: numbers may be partial."] if odd else []
+
+
+def result_sentence(metrics: Json) -> str:
+    """The run's result in one sentence: that of its first method."""
+    rows = [row for row in (baseline(metrics), mitigated(metrics)) if row is not None]
+    if not rows:
+        return "This run has no result yet."
+    fd = " → ".join(number(fairness(row, "fd"), 3) for row in rows)
+    methods, prompts = len(edited_rows(metrics)), rows[0].get("prompts") or {}
+    by = f" by {method_name(rows[-1])}, the first of {methods} methods," if methods > 1 else ""
+    mean = f", the mean of {count(len(prompts), 'prompt')}," if prompts else ""
+    n, edited = metrics.get("n", rows[0].get("n")), (mitigated(metrics) or {}).get("edited")
+    over = f" over {count(n, 'image')}" if isinstance(n, int) else ""
+    changed = (
+        f"; {count(edited, 'image')} {'was' if edited == 1 else 'were'} changed" if isinstance(edited, int) else ""
+    )
+    return f"{metrics.get('attribute', 'attribute')}: FD {fd}{by}{mean}{over}{changed}."
+
+
+def chance_sentence(metrics: Json) -> str:
+    """How the result compares with the FD that a perfectly fair sampler shows by chance; empty if not measured."""
+    after = mitigated(metrics) or {}
+    fd, chance = fairness(after, "fd_hard"), fairness(after, "fd_chance")
+    if fd is None or chance is None:
+        return ""
+    verdict = "at or below" if fd <= chance else "above"
+    return (
+        f"Counting each image as its most likely class, {method_name(after)} has FD {number(fd, 3)}, {verdict} the "
+        f"{number(chance, 3)} that a perfectly fair sampler shows by chance with as many images."
+    )

@@ -1,29 +1,11 @@
 """Published numbers beside measured ones; a difference is formed where what decides a number was alike."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from difflens.report.run_folder import Json, RunFolder
-from difflens.report.wording import METHOD_NAMES, NONE, baseline, mitigated, number
-
-
-class Compared(NamedTuple):
-    """A measure: what it is called, and the instrument that reads it off images."""
-
-    label: str
-    instrument: str
-
-
-MEASURES = {
-    "fd": Compared("FD, soft", "judge"),
-    "fd_official": Compared("FD, soft, as released", "judge"),
-    "fd_prompt_mean": Compared("FD, soft, mean over prompts", "judge"),
-    "fd_official_prompt_mean": Compared("FD, soft, as released, mean over prompts", "judge"),
-    "fid": Compared("FID", "features"),
-    "clip_i_paper": Compared("CLIP-I, (cos + 1) / 2", "clip"),
-    "clip_t_paper": Compared("CLIP-T, (cos + 1) / 2", "clip"),
-}
-"""What is compared, by its key in a row of metrics.json."""
+from difflens.report.measures import Measure, measures_of
+from difflens.report.run_folder import Json, RunFolder, rows_of
+from difflens.report.wording import METHOD_NAMES, NONE, signed
 
 INSTRUMENTS = {
     "judge": ("judge", "judge_protocol", "faces", "missing_faces"),
@@ -32,13 +14,14 @@ INSTRUMENTS = {
 }
 """The conditions that decide what an instrument reads, and nothing else."""
 
+READS = {"fd": "judge", "fid": "features", "kid": "features", "clip": "clip"}
+"""The instrument that reads a family of measures off images; any other family takes all conditions to be alike."""
+
 STATED = {"judge": ("judge",), "features": INSTRUMENTS["features"], "clip": ("clip",)}
 """Those of them without which numbers cannot be compared; of all others only what was published counts."""
 
 OF_THE_METHOD = ("assignment",)
 """Conditions that decide nothing about unedited images."""
-
-ROWS = ("original", METHOD_NAMES["difflens"])
 
 
 class Condition(NamedTuple):
@@ -51,7 +34,7 @@ class Condition(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A measure's numbers, published and measured, without and with the method, and the differences, where formed."""
+    """A measure's numbers, published and then measured, by method, and the differences, where formed."""
 
     label: str
     cells: tuple[str, ...]
@@ -63,24 +46,31 @@ def beside_published(run: RunFolder) -> Mapping[str, Any] | None:
     published = run.metrics.get("published")
     if not published:
         return None
-    there = {**run.metrics, "rows": published.get("rows") or []}
-    rows = [find(of) or {} for of in (there, run.metrics) for find in (baseline, mitigated)]
-    keys = [key for key in MEASURES if any(row.get(key) is not None for row in rows)]
-    conditions = {name: condition for name, condition in _conditions(published, run.metrics, keys)}
-    differing = {key: [_differing(key, conditions, edited=edited) for edited in (False, True)] for key in keys}
+    methods = [str(row.get("method")) for row in rows_of(published)]
+    there, here = ([_row(of, method) for method in methods] for of in (published, run.metrics))
+    listed = {"measures": run.metrics.get("measures"), "rows": [*there, *here]}
+    measures = [measure for measure in measures_of(listed) if any(measure.read(row) is not None for row in there)]
+    conditions = dict(_conditions(published, run.metrics, measures))
+    differing = [[_differing(measure, conditions, method) for method in methods] for measure in measures]
+    lines = [_line(*each, there, here) for each in zip(measures, differing, strict=True)]
     return {
         "source": published.get("source", ""),
-        "lines": [_line(key, rows, differing[key]) for key in keys],
+        "methods": [METHOD_NAMES.get(method, method) for method in methods],
+        "lines": lines,
         "conditions": list(conditions.values()),
-        "barred": [words for key in keys for words in _barred(key, rows, differing[key])],
+        "barred": [words for each in zip(lines, differing, strict=True) for words in _barred(*each, methods)],
     }
 
 
-def _conditions(published: Json, metrics: Json, keys: list[str]) -> Iterator[tuple[str, Condition]]:
+def _row(metrics: Json, method: str) -> Json:
+    return next((row for row in rows_of(metrics) if row.get("method") == method), {})
+
+
+def _conditions(published: Json, metrics: Json, measures: Sequence[Measure]) -> Iterator[tuple[str, Condition]]:
     """Every condition that was published, and those that the measures need stated, by its key."""
     stated: Json = published.get("protocol") or {}
     here = {"model": metrics.get("model"), "n": metrics.get("n"), **(metrics.get("protocol") or {})}
-    needed = [name for key in keys for name in STATED[MEASURES[key].instrument]]
+    needed = [name for measure in measures for name in STATED.get(READS.get(measure.family, ""), ())]
     for name in dict.fromkeys([*stated, *needed]):
         value, found = stated.get(name), here.get(name)
         same = name in stated and _alike(value, found)
@@ -101,31 +91,33 @@ def _words(value: Any) -> str:
     return NONE if value is None else str(value)
 
 
-def _differing(key: str, conditions: Mapping[str, Condition], *, edited: bool) -> list[str]:
-    """The names of the conditions that decide a measure of the original's or the method's images and are not the same."""
-    own = MEASURES[key].instrument
-    foreign = {name for instrument, names in INSTRUMENTS.items() if instrument != own for name in names}
-    foreign |= set() if edited else set(OF_THE_METHOD)
+def _differing(measure: Measure, conditions: Mapping[str, Condition], method: str) -> list[str]:
+    """The names of the conditions that decide a measure of a method's images and are not the same."""
+    own = READS.get(measure.family)
+    foreign = {name for instrument, names in INSTRUMENTS.items() if own and instrument != own for name in names}
+    foreign |= {*OF_THE_METHOD} if method == "original" else set()
     return [condition.name for name, condition in conditions.items() if name not in foreign and not condition.same]
 
 
-def _line(key: str, rows: list[Json], differing: list[list[str]]) -> Line:
-    cells = [row.get(key) for row in rows]
-    gaps = [NONE if differing[i] else _gap(cells[2 + i], cells[i]) for i in (0, 1)]
-    return Line(MEASURES[key].label, tuple(number(cell, 3) for cell in cells), tuple(gaps))
+def _line(measure: Measure, differing: list[list[str]], there: list[Json], here: list[Json]) -> Line:
+    cells = [measure.cell(row) for row in (*there, *here)]
+    gaps = [
+        NONE if bars else _gap(measure, measure.read(published), measure.read(measured))
+        for bars, published, measured in zip(differing, there, here, strict=True)
+    ]
+    return Line(measure.label, tuple(cells), tuple(gaps))
 
 
-def _gap(here: float | None, there: float | None) -> str:
-    if here is None or there is None:
-        return NONE
-    return ("+" if here > there else "") + number(here - there, 3)
+def _gap(measure: Measure, there: float | None, here: float | None) -> str:
+    return NONE if there is None or here is None else signed(measure.scale * (here - there), measure.digits)
 
 
-def _barred(key: str, rows: list[Json], differing: list[list[str]]) -> Iterator[str]:
-    """Why a measure has no difference though both numbers are there, once where both rows lack it for the same reason."""
-    lacking = [i for i in (0, 1) if differing[i] and rows[i].get(key) is not None and rows[2 + i].get(key) is not None]
-    if len(lacking) == 2 and differing[0] == differing[1]:
-        yield f"{MEASURES[key].label}: {', '.join(differing[0])}"
-        return
-    for i in lacking:
-        yield f"{MEASURES[key].label}, {ROWS[i]}: {', '.join(differing[i])}"
+def _barred(line: Line, differing: list[list[str]], methods: list[str]) -> Iterator[str]:
+    """Why a measure has no difference though both numbers are there, once where that is the same for every method."""
+    both = [NONE not in pair for pair in zip(line.cells[: len(methods)], line.cells[len(methods) :], strict=True)]
+    lacking = {method: names for method, names, known in zip(methods, differing, both, strict=True) if known and names}
+    if len(lacking) == len(methods) > 1 and all(names == differing[0] for names in differing):
+        yield f"{line.label}: {', '.join(differing[0])}"
+    else:
+        for method, names in lacking.items():
+            yield f"{line.label}, {METHOD_NAMES.get(method, method)}: {', '.join(names)}"

@@ -1,8 +1,8 @@
 """What a run left behind, read tolerantly: an older, unfinished or partial run still gives a report."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class RunFolder:
         manifest: manifest.json, where the results come from.
         status: status.json.
         config: text of config.yaml.
-        edits: image id → edit, of images/edited.json.
+        edits: image id → edit, of images/edited.json: those of the first method.
         unreadable: one line for each file that is there but cannot be read.
     """
 
@@ -44,6 +44,11 @@ class RunFolder:
     edits: Mapping[int, Edit]
     unreadable: tuple[str, ...] = ()
 
+    def edits_of(self, method: str) -> Mapping[int, Edit] | None:
+        """The edits of a method; None where no file tells which images a further method changed."""
+        first = mitigated(self.metrics)
+        return self.edits if not first or first.get("method") == method else None
+
 
 def read_run(path: Path) -> RunFolder:
     """The run in a folder.
@@ -54,18 +59,12 @@ def read_run(path: Path) -> RunFolder:
     if not path.is_dir():
         raise ValueError(f"there is no run folder {str(path)!r}; give one that a run made, such as outputs/latest.")
     unreadable: list[str] = []
-    metrics, unseen, report, manifest, status = (
-        _mapping(path / f"{name}.json", unreadable)
-        for name in ("metrics", "metrics_unseen", "report", "manifest", "status")
-    )
+    names = {field.name: field.name for field in fields(RunFolder)[1:6]} | {"unseen": "metrics_unseen"}
+    found = {field: _json(path / f"{name}.json", unreadable) for field, name in names.items()}
     config = path / "config.yaml"
     return RunFolder(
         path=path,
-        metrics=metrics,
-        unseen=unseen,
-        report=report,
-        manifest=manifest,
-        status=status,
+        **{field: data if isinstance(data, dict) else {} for field, data in found.items()},
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         edits=_edits(path / "images" / "edited.json", unreadable),
         unreadable=tuple(unreadable),
@@ -82,11 +81,6 @@ def _json(path: Path, unreadable: list[str]) -> Any:
         return None
 
 
-def _mapping(path: Path, unreadable: list[str]) -> Json:
-    data = _json(path, unreadable)
-    return data if isinstance(data, dict) else {}
-
-
 def _edits(path: Path, unreadable: list[str]) -> dict[int, Edit]:
     entries = _json(path, unreadable) or []
     try:
@@ -95,3 +89,32 @@ def _edits(path: Path, unreadable: list[str]) -> dict[int, Edit]:
         unreadable.append(f"{path.name} needs a list of id, from and to ({error!r}); run the steer task again.")
         return {}
     return {edit.id: edit for edit in edits}
+
+
+def rows_of(metrics: Json) -> Sequence[Json]:
+    """The rows of metrics.json, one per method."""
+    return [row for row in metrics.get("rows") or [] if isinstance(row, dict)]
+
+
+def baseline(metrics: Json) -> Json | None:
+    """The row of the unmitigated model."""
+    return next((row for row in rows_of(metrics) if row.get("method") == "original"), None)
+
+
+def edited_rows(metrics: Json) -> Sequence[Json]:
+    """The rows of all methods but the unmitigated model."""
+    return [row for row in rows_of(metrics) if row.get("method") != "original"]
+
+
+def mitigated(metrics: Json) -> Json | None:
+    """The row the report is about: the first method that is not the unmitigated model."""
+    return next(iter(edited_rows(metrics)), None)
+
+
+def flat(data: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Every number and word of nested mappings by dotted path; lists are left out."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from flat(value, f"{where}.{key}".lstrip("."))
+    elif not isinstance(data, list):
+        yield where, data

@@ -1,31 +1,35 @@
 """The report's sections: what each one shows of a run, and what to run where there is nothing to show."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
+from jinja2 import UndefinedError
 from markupsafe import Markup
 
-from difflens.report import inside, origin
-from difflens.report.folders import folders
-from difflens.report.images import embed, images_by_id, select_pairs
-from difflens.report.outcome_figures import draw_dose, draw_leakage, draw_shares
+from difflens.report import figures
+from difflens.report.images import embed, pairs_of, select_pairs
 from difflens.report.published import beside_published
-from difflens.report.run_folder import Json, RunFolder
+from difflens.report.run_folder import Json, RunFolder, edited_rows, rows_of
 from difflens.report.svg import inline_svg
-from difflens.report.tables import protocol_sentence, summary_measures
-from difflens.report.wording import METHOD_NAMES, method_name, mitigated, number, percent, points, rows_of
+from difflens.report.tables import protocol_sentence, summary_lines
+from difflens.report.wording import METHOD_NAMES, method_name, number, percent, points
 
 Content = Mapping[str, Any]
+
+MOST_CARDS = 12
+"""Cards on a page, shared among the classes, so that the report stays small."""
 
 
 class Section(NamedTuple):
     """One section of the page.
 
     Attributes:
-        key: its id, and the name of its template.
+        key: its id, and the name of its block in the template.
         title: its heading.
-        build: what its template shows of a run; None if the run lacks it.
+        build: what it shows of a run; None if the run lacks it.
         source: where its data are kept, and the task that writes them.
     """
 
@@ -35,30 +39,29 @@ class Section(NamedTuple):
     source: tuple[str, str]
 
 
-def classes_of(run: RunFolder) -> Sequence[str]:
+def classes_of(run: RunFolder) -> list[str]:
     """The attribute's classes in order."""
     return list(run.metrics.get("classes") or run.metrics.get("target") or {})
 
 
-def shown_method(run: RunFolder) -> str:
-    """The method whose images and leakage are shown."""
-    return str((mitigated(run.metrics) or {}).get("method", "difflens"))
-
-
 def grid(run: RunFolder) -> Content | None:
-    """Pairs of the same seed, the edited ones first."""
-    method, images = shown_method(run), run.path / "images"
-    pairs = select_pairs(images, run.edits, method=method)
-    shown = [(pair, embed(pair.before, longest=128), embed(pair.after, longest=128)) for pair in pairs]
-    shown = [pair for pair in shown if pair[1] and pair[2]]
-    if not shown:
-        return None
+    """Pairs of the same seed by every method whose pictures are there, the edited ones first where those are known."""
+    methods = [str(row.get("method")) for row in edited_rows(run.metrics)] or ["difflens"]
+    found = [_pairs(run, method) for method in methods]
+    return {"methods": shown} if (shown := [each for each in found if each["pairs"]]) else None
+
+
+def _pairs(run: RunFolder, method: str) -> Content:
+    images, edits = run.path / "images", run.edits_of(method)
+    pairs = select_pairs(images, edits or {}, method=method)
+    pictures = [(pair, embed(pair.before, longest=128), embed(pair.after, longest=128)) for pair in pairs]
+    shown = [each for each in pictures if each[1] and each[2]]
     return {
-        "pairs": shown,
-        "edited": sum(pair.edit is not None for pair, _, _ in shown),
-        "edited_in_all": len(run.edits),
-        "images": len(images_by_id(images / "original").keys() & images_by_id(images / method).keys()),
         "method": METHOD_NAMES.get(method, method),
+        "pairs": shown,
+        "images": len(pairs_of(images, {}, method=method)),
+        "edited": sum(pair.edit is not None for pair, _, _ in shown),
+        "edited_in_all": None if edits is None else len(edits),
     }
 
 
@@ -70,31 +73,24 @@ def shares(run: RunFolder) -> Content | None:
     found = {"": rows}
     for prompt in rows[0].get("prompts") or {}:
         found[prompt] = [{**row["prompts"][prompt], "method": row["method"]} for row in rows]
-    size = (5.2, 0.9 + len(classes) * (0.35 + 0.16 * len(rows)))
-    figures = {}
+    size = (5.2, 0.7 + 0.2 * -(-len(rows) // 3) + len(classes) * (0.35 + 0.16 * len(rows)))
+    drawn = {}
     for index, (prompt, of_it) in enumerate(found.items()):
         target = of_it[0].get("target") or run.metrics.get("target") or {}
-        draw = partial(draw_shares, rows=of_it, classes=classes, target=target)
+        draw = partial(figures.draw_shares, rows=of_it, classes=classes, target=target)
         label = f"share of each class by method{prompt and f': {prompt}'}"
-        figures[prompt] = inline_svg(draw, size, name=f"shares-{index}", label=label)
-    return {"figures": figures}
+        drawn[prompt] = inline_svg(draw, size, name=f"shares-{index}", label=label)
+    return {"figures": drawn}
 
 
 def summary(run: RunFolder) -> Content | None:
     """The table of all methods, and that of prompts kept apart."""
-    found = _summary(run.metrics)
-    return found and {**found, "unseen": _summary(run.unseen)}
-
-
-def _summary(metrics: Json) -> Content | None:
-    rows = rows_of(metrics)
-    if not rows:
-        return None
-    return {
-        "methods": [method_name(row) for row in rows],
-        "measures": summary_measures(metrics),
-        "protocol": protocol_sentence(metrics),
-    }
+    tables = [
+        {"methods": [*map(method_name, rows_of(of))], "lines": summary_lines(of), "protocol": protocol_sentence(of)}
+        for of in (run.metrics, run.unseen)
+        if rows_of(of)
+    ]
+    return {"tables": tables} if rows_of(run.metrics) else None
 
 
 def dose(run: RunFolder) -> Content | None:
@@ -102,18 +98,14 @@ def dose(run: RunFolder) -> Content | None:
     data, classes = run.report.get("dose"), classes_of(run)
     if not data or not data.get("points") or not classes:
         return None
-    target = run.metrics.get("target") or {}
-    draw = partial(draw_dose, dose=data, classes=classes, target=target)
+    draw = partial(figures.draw_dose, dose=data, classes=classes, target=run.metrics.get("target") or {})
+    figure = inline_svg(draw, (7.2, 3.1), name="dose", label="success and shares against the strength of the edit")
+    success = {name: [point.get("success", {}).get(name) for point in data["points"]] for name in classes}
     met = data.get("met") or {}
     chosen = [
-        (
-            name,
-            number(value, 3),
-            verdict(met.get(name), [point.get("success", {}).get(name) for point in data["points"]]),
-        )
+        (name, number(value, 3), verdict(met.get(name), success.get(name, [])))
         for name, value in (data.get("chosen") or {}).items()
     ]
-    figure = inline_svg(draw, (7.2, 3.1), name="dose", label="success and shares against the strength of the edit")
     return {"figure": figure, "chosen": chosen, "neutral": data.get("neutral")}
 
 
@@ -130,28 +122,135 @@ def verdict(met: bool | None, success: Sequence[float | None]) -> str:
 
 
 def leakage(run: RunFolder) -> Content | None:
-    """What the mitigation did to all other attributes."""
-    attributes = (mitigated(run.metrics) or {}).get("leakage")
-    if not attributes:
-        return None
-    size = (5.2, 1.1 + 0.5 * len(attributes))
-    figure = inline_svg(partial(draw_leakage, leakage=attributes), size, name="leakage", label="leakage per attribute")
-    shifts = [(name, *_leakage_cells(entry)) for name, entry in attributes.items()]
-    return {"figure": figure, "shifts": shifts, "attribute": run.metrics.get("attribute", "the attribute")}
-
-
-def _leakage_cells(entry: Mapping[str, Any]) -> tuple[str, str, str]:
-    shift = ", ".join(f"{name} {points(change)}" for name, change in (entry.get("shift") or {}).items())
-    return percent(entry.get("flip_rate")), percent(entry.get("flip_rate_edited")), shift
+    """What every method did to all other attributes."""
+    methods = []
+    for index, row in enumerate(row for row in edited_rows(run.metrics) if row.get("leakage")):
+        attributes, size = row["leakage"], (5.2, 1.1 + 0.5 * len(row["leakage"]))
+        label = f"leakage per attribute: {method_name(row)}"
+        draw = partial(figures.draw_leakage, leakage=attributes)
+        cells = [
+            (
+                name,
+                percent(each.get("flip_rate")),
+                percent(each.get("flip_rate_edited")),
+                points(each.get("shift") or {}),
+            )
+            for name, each in attributes.items()
+        ]
+        methods.append((method_name(row), inline_svg(draw, size, name=f"leakage-{index}", label=label), cells))
+    return {"methods": methods, "attribute": run.metrics.get("attribute", "the attribute")} if methods else None
 
 
 def features(run: RunFolder) -> Content | None:
-    """Cards of the strongest latents."""
-    return inside.features(run, classes_of(run))
+    """Cards of the strongest latents of each class, by rank."""
+    entries = [entry for entry in run.report.get("features") or [] if isinstance(entry, dict)]
+    if not entries:
+        return None
+    classes = classes_of(run)
+    groups = list(dict.fromkeys([*classes, *(str(entry.get("class")) for entry in entries)]))
+    ranked = sorted(entries, key=lambda entry: entry.get("rank") or 0)
+    limit = max(1, MOST_CARDS // len(groups))
+    shown = [entry for name in groups for entry in [e for e in ranked if str(e.get("class")) == name][:limit]]
+    cards = [_card(run, entry, classes, f"latent-{place}") for place, entry in enumerate(shown[:MOST_CARDS])]
+    attribution = run.report.get("attribution") or {}
+    gap = attribution.get("completeness_gap")
+    about = {"scorer": attribution.get("method"), "gap": None if gap is None else f"{gap:.1e}"}
+    return {"cards": cards, "in_all": len(entries), **about}
+
+
+def _card(run: RunFolder, entry: Json, classes: Sequence[str], name: str) -> Content:
+    """One latent: its strips of images, its curves, and what editing it alone does to the shares."""
+    latent, figure = int(entry["latent"]), None
+    if entry.get("score_per_step") or entry.get("activation_per_step"):
+        draw = partial(figures.draw_feature, feature=entry, classes=classes)
+        figure = inline_svg(draw, (5.2, 2.1), name=name, label=f"latent {latent} over the steps")
+    paths = {part: entry.get(part) for part in ("top", "effect")}
+    return {
+        "latent": latent,
+        "class": str(entry.get("class", "?")),
+        "rank": entry.get("rank"),
+        "score": number(entry.get("score"), 4),
+        "figure": figure,
+        "shift": points(entry.get("effect_shift") or {}),
+        **{part: embed(run.path / str(path), longest=640) if path else None for part, path in paths.items()},
+    }
+
+
+def sae(run: RunFolder) -> Content | None:
+    """How well and how sparsely the autoencoder reconstructs."""
+    data = run.report.get("sae")
+    if not data:
+        return None
+    drawn = []
+    if curves := sum(bool(data.get(key)) for key in ("fvu_per_step", "loss_recovered_per_step")):
+        draw = partial(figures.draw_sae_steps, sae=data)
+        label = "reconstruction at every denoising step"
+        drawn.append(inline_svg(draw, (1.2 + 3.0 * curves, 2.5), name="sae", label=label))
+    if (data.get("density") or {}).get("counts"):
+        draw = partial(figures.draw_density, density=data["density"])
+        drawn.append(inline_svg(draw, (4.6, 2.5), name="density", label="how often latents fire"))
+    return {"sae": data, "figures": drawn}
+
+
+def probe(run: RunFolder) -> Content | None:
+    """From which step on the attribute can be read."""
+    data = run.report.get("probe")
+    if not data or not data.get("accuracy_per_step"):
+        return None
+    label = "accuracy of the probe at every denoising step"
+    best = max((value for value in data["accuracy_per_step"] if value is not None), default=None)
+    return {
+        "figure": inline_svg(partial(figures.draw_probe, probe=data), (5.2, 2.6), name="probe", label=label),
+        "images": data.get("images_per_class"),
+        "best": percent(best),
+        "best_step": None if best is None else data["accuracy_per_step"].index(best),
+        "chance": percent(data.get("chance")),
+    }
+
+
+def costs(run: RunFolder) -> Content | None:
+    """Seconds per stage, the whole run's, and peak memory."""
+    peaks = {"main memory": "peak_memory_mib", "GPU memory": "peak_gpu_memory_mib"}
+    memory = {name: size for name, key in peaks.items() if (size := run.manifest.get(key)) is not None}
+    stages = run.manifest.get("seconds") or {}
+    return {"stages": stages, "memory": memory, "status": run.status} if stages or memory else None
+
+
+def settings(run: RunFolder) -> Content | None:
+    """The resolved configuration and what the command line changed."""
+    about = {key: run.manifest.get(key) for key in ("overrides", "seeds")}
+    return {"config": run.config, **about} if run.config else None
+
+
+def versions(run: RunFolder) -> Content | None:
+    """Packages, machine and artifacts' fingerprints."""
+    packages = {name: version for name, version in (run.manifest.get("versions") or {}).items() if version}
+    machine = {key: run.manifest[key] for key in ("python", "platform") if run.manifest.get(key)}
+    artifacts = run.manifest.get("artifacts") or []
+    return {"versions": {**packages, **machine}, "artifacts": artifacts} if packages or artifacts else None
+
+
+def repeat(run: RunFolder) -> Content | None:
+    """The shell lines that make these numbers again."""
+    command = run.manifest.get("command")
+    if not command:
+        return None
+    git = run.manifest.get("git") or {}
+    lines = [f"git checkout {shlex.quote(str(git['commit']))}", "uv sync --frozen"] if git.get("commit") else []
+    return {"lines": [*lines, command_line(command)], "dirty": bool(git.get("dirty"))}
+
+
+def command_line(command: str | list[str]) -> str:
+    """The command as one types it: the program without its folder, arguments quoted."""
+    if isinstance(command, str):
+        return command
+    program = PurePath(command[0]).name
+    words = ["difflens"] if program in ("main.py", "__main__.py") else [program]
+    return shlex.join([*words, *map(str, command[1:])])
 
 
 SECTIONS = (
-    Section("folders", "Folders", folders, ("folders in metrics.json", "evaluate")),
+    Section("folders", "Folders", lambda run: run.metrics, ("folders in metrics.json", "evaluate")),
     Section("grid", "Before and after", grid, ("images/original and images/difflens", "steer")),
     Section("shares", "Shares", shares, ("metrics.json", "steer")),
     Section("summary", "Summary", summary, ("metrics.json", "steer")),
@@ -159,12 +258,12 @@ SECTIONS = (
     Section("dose", "Dose and response", dose, ("dose in report.json", "calibrate")),
     Section("leakage", "Leakage into other attributes", leakage, ("leakage in metrics.json", "steer")),
     Section("features", "Top features", features, ("features in report.json", "attribution")),
-    Section("sae", "Health of the sparse autoencoder", inside.sae, ("sae in report.json", "sae")),
-    Section("probe", "Probe", inside.probe, ("probe in report.json", "probe")),
-    Section("costs", "Time and memory", origin.costs, ("manifest.json", "pipeline")),
-    Section("settings", "Settings", origin.settings, ("config.yaml", "pipeline")),
-    Section("versions", "Versions and artifacts", origin.versions, ("manifest.json", "pipeline")),
-    Section("repeat", "Repeat this run", origin.repeat, ("the command in manifest.json", "pipeline")),
+    Section("sae", "Health of the sparse autoencoder", sae, ("sae in report.json", "sae")),
+    Section("probe", "Probe", probe, ("probe in report.json", "probe")),
+    Section("costs", "Time and memory", costs, ("manifest.json", "pipeline")),
+    Section("settings", "Settings", settings, ("config.yaml", "pipeline")),
+    Section("versions", "Versions and artifacts", versions, ("manifest.json", "pipeline")),
+    Section("repeat", "Repeat this run", repeat, ("the command in manifest.json", "pipeline")),
 )
 
 OF_A_STUDY = ("grid", "dose", "features", "sae", "probe")
@@ -178,18 +277,17 @@ def sections_of(run: RunFolder) -> list[Section]:
     return [section for section in SECTIONS if section.key not in passed]
 
 
-FAULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError)
+FAULTS = (KeyError, TypeError, ValueError, IndexError, AttributeError, UndefinedError)
 """What data of another shape than expected raise; one bad section must not cost the others."""
 
 
-def render(section: Section, run: RunFolder, template: Callable[[str, Content], str]) -> Markup:
+def render(section: Section, run: RunFolder, template: Callable[[Content], str]) -> Markup:
     """A section's body, or a note on what is missing and which task makes it."""
     where, task = section.source
+    message = f"This run has no {where}."
     try:
-        content = section.build(run)
+        if (content := section.build(run)) is not None:
+            return Markup(template({"section": section.key, **content}))
     except FAULTS as error:
-        note = {"message": f"{where} could not be shown ({type(error).__name__}: {error}).", "task": task}
-        return Markup(template("missing", note))
-    if content is None:
-        return Markup(template("missing", {"message": f"This run has no {where}.", "task": task}))
-    return Markup(template(section.key, content))
+        message = f"{where} could not be shown ({type(error).__name__}: {error})."
+    return Markup(template({"section": "missing", "message": message, "task": task}))

@@ -1,10 +1,11 @@
-"""Figures as inline SVG: drawn in one style, small, with text that stays text."""
+"""The style of all figures: colours, text that stays text, and SVG, inline in a page or as a file."""
 
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,7 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from difflens.report.palette import FAINT, INK
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Colours that people with any colour vision can tell apart (Okabe and Ito, 2008)."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""Shapes that repeat what colours say, for print without colour."""
+INK, FAINT, EDITED, UNTOUCHED = "#1f2933", "#8a94a0", "#D55E00", "#c9ced6"
 
 Draw = Callable[[Figure], None]
 
@@ -45,6 +50,11 @@ STYLE: dict[Any, Any] = {
 """Class names are text, never formulae, and equal data give equal files."""
 
 
+def class_styles(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Colour and marker per class, the same in every figure of a report; 49 differ in one or the other."""
+    return {name: {"color": OKABE_ITO[i % 7], "marker": MARKERS[(i + i // 7) % 7]} for i, name in enumerate(names)}
+
+
 @contextmanager
 def drawn(draw: Draw, size: tuple[float, float]) -> Iterator[Figure]:
     """A figure of a size in inches, in the report's style while it is saved."""
@@ -72,6 +82,16 @@ def inline_svg(draw: Draw, size: tuple[float, float], *, name: str, label: str) 
     root = f'<svg role="img" aria-label="{escape(label)}" style="width:100%;max-width:{width}px;height:auto"'
     head, _, body = text.partition(">")
     return Markup(root + re.sub(r' (width|height)="[^"]*"|<svg', "", head) + ">" + body)
+
+
+def save_plot(
+    folder: Path, name: str, draw: Callable[[Figure, Any], None], data: Any, size: tuple[float, float]
+) -> Path:
+    """Write `<name>.svg` into the run folder, drawn from what `<name>.json` holds; sizes are in inches."""
+    path = folder / f"{name}.svg"
+    with drawn(lambda figure: draw(figure, data), size) as figure:
+        figure.savefig(path, metadata={"Date": None})
+    return path
 
 
 def series(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:

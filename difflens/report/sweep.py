@@ -1,16 +1,35 @@
-"""A sweep as tidy rows, one per job and method, read from the jobs' folders."""
+"""The jobs of a sweep: what each was asked and what it measured, as tidy rows, and what the sweep varies."""
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from difflens.report.run_folder import Json, read_run
-from difflens.report.wording import rows_of
+from difflens.report.run_folder import Json, flat, read_run, rows_of
 
-Row = dict[str, Any]
+AFTER_SAMPLING = ("task", "data", "sae", "width", "probe", "attribution", "mitigation", "strength", "seed")
+"""Groups that cannot change the unmitigated images and what is measured on them; exceptions are in `TARGET`."""
+
+TARGET = ("mitigation", "mitigation.target")
+"""FD is the distance from the target, which a file of the group may set too."""
+
+STRENGTHS = ("strength", "mitigation.times", "mitigation.strength")
+"""Keys that say how strongly is edited, the first of them first."""
+
+WORDS = {"none": 0.0, "half": 0.5, "calibrated": 1.0, "double": 2.0}
+"""Choices of the group `strength` as multiples of the calibrated one; the published strength is none."""
+
+SEEDS = {
+    "seed": "how the autoencoder starts and meets its tokens, and which images train it and the probe",
+    "data.base_seed": "the images that are learned from",
+    "metric.base_seed": "the evaluation images",
+}
+"""What each seed of the configuration draws."""
+
+OTHER_IMAGES = "metric.base_seed"
 
 
 @dataclass(frozen=True)
@@ -31,11 +50,16 @@ class Job:
     name: str
     overrides: Mapping[str, str]
     folder: Path
-    status: str
-    error: str
-    seconds: float | None
-    metrics: Json
-    dose: Json | None
+    status: str = "not started"
+    error: str = ""
+    seconds: float | None = None
+    metrics: Json = field(default_factory=dict)
+    dose: Json | None = None
+
+    @property
+    def attribute(self) -> str:
+        """The attribute under study."""
+        return str(self.metrics.get("attribute", ""))
 
 
 def read_jobs(sweep: Path, asked: Sequence[Sequence[str]] | None = None) -> list[Job]:
@@ -51,8 +75,8 @@ def read_jobs(sweep: Path, asked: Sequence[Sequence[str]] | None = None) -> list
     if not sweep.is_dir():
         raise ValueError(f"there is no sweep folder {str(sweep)!r}; give one that `difflens -m` made (sweep=...).")
     if asked is None:
-        names = [path.parent.name for path in sweep.glob("*/status.json")]
-        jobs = [_read_job(sweep / name, None) for name in sorted(names, key=lambda name: (len(name), name))]
+        names = sorted((path.parent.name for path in sweep.glob("*/status.json")), key=lambda name: (len(name), name))
+        jobs = [_read_job(sweep / name, None) for name in names]
     else:
         jobs = [_read_job(sweep / str(number), overrides) for number, overrides in enumerate(asked)]
     if not jobs:
@@ -62,13 +86,12 @@ def read_jobs(sweep: Path, asked: Sequence[Sequence[str]] | None = None) -> list
 
 def _read_job(folder: Path, overrides: Sequence[str] | None) -> Job:
     if not folder.is_dir():
-        return Job(folder.name, _by_key(overrides or ()), folder, "not started", "", None, {}, None)
+        return Job(folder.name, _by_key(overrides or ()), folder)
     run = read_run(folder)
-    words = run.status.get("overrides", []) if overrides is None else overrides
     done = run.status.get("status") == "done"
     return Job(
         name=folder.name,
-        overrides=_by_key(words),
+        overrides=_by_key(run.status.get("overrides", []) if overrides is None else overrides),
         folder=folder,
         status=str(run.status.get("status", "not started")),
         error=str(run.status.get("error", "")),
@@ -83,16 +106,7 @@ def _by_key(overrides: Sequence[str]) -> dict[str, str]:
     return {key.lstrip("+~"): value for key, _, value in pairs}
 
 
-def flat(data: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Every number and word of nested mappings by dotted path; lists are left out."""
-    if isinstance(data, Mapping):
-        for key, value in data.items():
-            yield from flat(value, f"{where}.{key}".lstrip("."))
-    elif not isinstance(data, list):
-        yield where, data
-
-
-def tidy_rows(jobs: Sequence[Job]) -> list[Row]:
+def tidy_rows(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """A row per job and method with every measure as a column; a job without results has one row without measures."""
     rows = []
     for job in jobs:
@@ -103,7 +117,7 @@ def tidy_rows(jobs: Sequence[Job]) -> list[Row]:
     return rows
 
 
-def as_csv(rows: Sequence[Row]) -> str:
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as CSV; what a row lacks is an empty cell."""
     stream = io.StringIO()
     columns = dict.fromkeys(column for row in rows for column in row)
@@ -111,3 +125,56 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return stream.getvalue()
+
+
+def is_seed(key: str) -> bool:
+    """Whether an override's key names a seed."""
+    return key.rpartition(".")[2] == "seed" or key.endswith("_seed")
+
+
+def moves_originals(key: str) -> bool:
+    """Whether an override's key can change the row of the unmitigated images."""
+    return key in TARGET or key.startswith("mitigation.target.") or re.split(r"[./@]", key)[0] not in AFTER_SAMPLING
+
+
+def seeds_of(jobs: Sequence[Job]) -> list[str]:
+    """The keys of all seeds that the jobs were asked for."""
+    return list(dict.fromkeys(key for job in jobs for key in job.overrides if is_seed(key)))
+
+
+def factors_of(jobs: Sequence[Job]) -> list[str]:
+    """The keys, other than seeds, whose values differ between jobs."""
+    keys = dict.fromkeys(key for job in jobs for key in job.overrides if not is_seed(key))
+    return [key for key in keys if _differs(key, jobs)]
+
+
+def _differs(key: str, jobs: Sequence[Job]) -> bool:
+    return len({job.overrides.get(key) for job in jobs}) > 1
+
+
+def strength_axis(factors: Sequence[str]) -> str | None:
+    """The factor that is the strength of the edit, None if it was not varied."""
+    return next((key for key in STRENGTHS if key in factors), None)
+
+
+def strength_of(value: str | None) -> float | None:
+    """A strength as the command line writes it: a number, one of `WORDS`, or the mean of one for each class; else None."""
+    if value in WORDS:
+        return WORDS[value]
+    try:
+        numbers = [float(part.rpartition(":")[2]) for part in (value or "").strip("{} ").split(",")]
+    except ValueError:
+        return None
+    return sum(numbers) / len(numbers)
+
+
+def spread_sentence(jobs: Sequence[Job]) -> str:
+    """What the ± of the comparison covers, and what it does not."""
+    varied = [key for key in seeds_of(jobs) if _differs(key, jobs)]
+    remedy = f"sweep {OTHER_IMAGES} for the spread over images"
+    if not varied:
+        return f"One seed per setting, so no spread is known; {remedy}."
+    covers = "; ".join(f"{key} ({SEEDS[key]})" if key in SEEDS else key for key in varied)
+    sentence = f"Mean ± standard deviation over {covers}."
+    same = f" All runs are measured on the same images, whose choice ± does not cover: {remedy}."
+    return sentence if OTHER_IMAGES in varied else sentence + same

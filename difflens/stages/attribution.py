@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from difflens.attribution.select import select_features
 from difflens.attribution.statistics import CodeStatistics, code_statistics
 from difflens.data.activations import ActivationStore
-from difflens.methods.sae_features import selected_latents
+from difflens.methods.difflens import selected_latents
 from difflens.sae.base import SparseAutoencoder
 from difflens.stages import probe as probe_task
 from difflens.stages import sae as sae_task
@@ -66,10 +66,10 @@ def locate_features(bench: Workbench) -> Located:
     return Located(found, result, features, statistics, autoencoder)
 
 
-def locate_held(bench: Workbench, attribute: Attribute) -> Located:
-    """The features that drive an attribute to be held."""
+def locate_held(bench: Workbench, attribute: Attribute, *, top: int) -> Located:
+    """The features that drive an attribute to be held, so many per class."""
     artifact, result, autoencoder = sweep(bench, attribute)
-    features = select_features(result.scores, top=bench.cfg.mitigation.hold.top)
+    features = select_features(result.scores, top=top)
     found, statistics = usual_activity(bench, artifact, autoencoder, features)
     return Located(found, result, features, statistics, autoencoder)
 

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from difflens.data.sampled import Shards
 from difflens.methods.assignment import assign_batches, assign_by_affinity, assign_exact, assign_iid, check_rule
-from difflens.methods.base import Mitigation
+from difflens.methods.base import SiteEdit
 from difflens.methods.calibration import Calibration, Dose, read_dose
 from difflens.methods.calibration import calibrate as find_strength
-from difflens.methods.per_prompt import PerPromptMitigation
 from difflens.stages.activations import open_store
-from difflens.stages.attribution import Located, locate_features, locate_held
-from difflens.stages.edits import build_mitigation, mitigation_spec
+from difflens.stages.attribution import Located
+from difflens.stages.fit import fit
 from difflens.stages.plans import groups, learning_plan, named_classes
 from difflens.stages.tracked import track_calibration
 from difflens.store.artifacts import Artifact, fingerprint, is_finished, read_shard, write_shard
@@ -32,13 +31,17 @@ from difflens.vocabulary import EVERY_CLASS, NO_FACE, UNNAMED, UNTOUCHED, Genera
 
 @dataclass(frozen=True)
 class Prepared:
-    """A mitigation at its chosen strength, and the calibration that chose it (None for a given strength)."""
+    """A method at its chosen strength, and the calibration that chose it (None for a given strength).
 
-    mitigation: Mitigation
+    `own` is its edit of the attribute under study alone, of no strength; `located` None where it asked for no attribution.
+    """
+
+    mitigation: SiteEdit
+    own: SiteEdit
     strength: Tensor
     calibration: Calibration | None
     spec: dict[str, Any]
-    located: Located
+    located: Located | None
     attached: bool = True
     """False where the edit is asked for no times: then no image is touched, whatever the method does at strength 0."""
 
@@ -60,17 +63,16 @@ def slot_names(bench: Workbench) -> list[str]:
 
 def prepare(bench: Workbench) -> Prepared:
     """The mitigation under test, its strength given by the configuration or calibrated."""
-    located = locate_features(bench)
-    held = [locate_held(bench, attribute) for attribute in bench.held()]
-    mitigation = build_mitigation(bench, located, held)
-    spec = mitigation_spec(bench, located, held)
+    fitted = fit(bench)
+    mitigation, spec = fitted.edit, dict(fitted.spec)
     times, neutral = bench.cfg.mitigation.times, mitigation.neutral
     if bench.fixed_strength is not None:
         strength = neutral + times * (bench.fixed_strength - neutral)
         spec["strength"] = strength.tolist()
-        return Prepared(mitigation.with_strength(strength), strength, None, spec, located, attached=times != 0)
+        edit = mitigation.with_strength(strength)
+        return Prepared(edit, fitted.own, strength, None, spec, fitted.located, attached=times != 0)
     if bench.per_prompt:
-        mitigation = PerPromptMitigation(mitigation, bench.per_prompt)
+        mitigation = mitigation.for_prompts(bench.per_prompt)
     artifact, calibration = _calibrated(bench, mitigation, spec)
     track_calibration(bench, slot_names(bench), calibration)
     strength = neutral + times * (calibration.strength - neutral)
@@ -81,10 +83,11 @@ def prepare(bench: Workbench) -> Prepared:
             )
     return Prepared(
         mitigation.with_strength(strength),
+        fitted.own,
         strength,
         calibration,
         {**spec, "calibration": artifact.fingerprint, **({} if times == 1 else {"times": times})},
-        located,
+        fitted.located,
         attached=times != 0,
     )
 
@@ -115,21 +118,20 @@ def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int)
 
 
 def aimed(
-    bench: Workbench, mitigation: Mitigation, plan: GenerationPlan, images: Tensor, targets: Tensor
+    bench: Workbench, mitigation: SiteEdit, plan: GenerationPlan, images: Tensor, targets: Tensor
 ) -> GenerationPlan:
     """The plan of the images that have a target class, with what the mitigation must be told of each.
 
     `images` are those of the plan without an edit: what they show of the held attributes is kept.
     """
-    shown = targets.new_empty(len(targets), 0)
+    shown: dict[str, Tensor] = {}
     if mitigation.held:
         answers = bench.answers(images)
-        shown = torch.stack([bench.classified(answers, attribute)[0] for attribute in mitigation.held], 1)
-    aims = mitigation.aims(targets, shown, plan.prompts)
-    return plan.towards(aims).take((targets != UNTOUCHED).nonzero()[:, 0])
+        shown = {attribute.name: bench.classified(answers, attribute)[0] for attribute in mitigation.held}
+    return plan.towards(targets, shown).take((targets != UNTOUCHED).nonzero()[:, 0])
 
 
-def _calibrated(bench: Workbench, mitigation: Mitigation, spec: dict[str, Any]) -> tuple[Artifact, Calibration]:
+def _calibrated(bench: Workbench, mitigation: SiteEdit, spec: dict[str, Any]) -> tuple[Artifact, Calibration]:
     settings = plain(bench.cfg.mitigation.calibration)
     activations, store = open_store(bench)
     full = {**spec, "activations": activations.fingerprint, "calibration": settings}
@@ -163,7 +165,7 @@ def _calibrated(bench: Workbench, mitigation: Mitigation, spec: dict[str, Any]) 
 
 
 def dose_meter(
-    bench: Workbench, mitigation: Mitigation, images: Tensor, plan: GenerationPlan, *, folder: Path
+    bench: Workbench, mitigation: SiteEdit, images: Tensor, plan: GenerationPlan, *, folder: Path
 ) -> Callable[[Tensor], Dose]:
     """A function from strength per class to what it does to these images, which the plan gave without an edit.
 

@@ -11,10 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from difflens.data.activations import ActivationStore
-from difflens.methods.single_feature import SingleFeature
+from difflens.methods.difflens import FeatureEdit, SingleFeature
 from difflens.stages.activations import open_store
 from difflens.stages.calibrate import Prepared
-from difflens.stages.edits import feature_edit
 from difflens.stages.plans import judged_labels, learning_plan
 from difflens.store.artifacts import Artifact
 from difflens.study.workbench import Workbench
@@ -36,15 +35,20 @@ class Card:
     rank: int
 
 
-def draw_cards(bench: Workbench, prepared: Prepared) -> tuple[Artifact, list[dict[str, Any]]]:
-    """The cards of the strongest features, as PNG strips in an artifact, and what the report says of each."""
+def draw_cards(bench: Workbench, prepared: Prepared) -> tuple[Artifact | None, list[dict[str, Any]]]:
+    """The cards of the strongest features, as PNG strips in an artifact, and what the report says of each.
+
+    Nothing for a method without sparse features.
+    """
+    if prepared.located is None or not isinstance(prepared.own, FeatureEdit):
+        return None, []
     chosen = choose(prepared, bench.cfg.metric.cards)
     activations, store = open_store(bench)
     spec = {
         "activations": activations.fingerprint,
         "attribution": prepared.located.artifact.fingerprint,
         "cards": [[card.latent, card.name] for card in chosen],
-        "update": bench.cfg.mitigation["update"],
+        "update": prepared.own.update,
         "shown": SHOWN,
         "raised": RAISED,
     }
@@ -63,6 +67,7 @@ def draw_cards(bench: Workbench, prepared: Prepared) -> tuple[Artifact, list[dic
 
 def choose(prepared: Prepared, count: int) -> list[Card]:
     """The strongest features of all classes in turn, each latent once."""
+    assert prepared.located is not None
     features = prepared.located.features
     ranked = [
         Card(latents[rank], name, rank + 1)
@@ -75,6 +80,7 @@ def choose(prepared: Prepared, count: int) -> list[Card]:
 
 
 def _describe(prepared: Prepared, card: Card, shift: dict[str, float]) -> dict[str, Any]:
+    assert prepared.located is not None
     result, classes = prepared.located.result, prepared.located.features.attribute.classes
     scores = result.scores.scores[classes.index(card.name), :, card.latent]
     activation = result.activation[:, :, card.latent]
@@ -93,6 +99,7 @@ def _describe(prepared: Prepared, card: Card, shift: dict[str, float]) -> dict[s
 
 def _draw_top(prepared: Prepared, store: ActivationStore, card: Card, folder: Path) -> None:
     """Images on which the latent fires most at its busiest step, with the map of where, below each."""
+    assert prepared.located is not None
     step = int(prepared.located.result.activation[:, :, card.latent].sum(0).argmax())
     latent = torch.tensor([card.latent])
     maps = store.at_step(step)
@@ -111,7 +118,8 @@ def _draw_effects(
     bench: Workbench, prepared: Prepared, store: ActivationStore, cards: list[Card], folder: Path
 ) -> list[dict[str, float]]:
     """Draw images lacking a card's class before and after raising its latent; returns each class's change of probability."""
-    whole, classes = feature_edit(bench, prepared.located), bench.attribute.classes
+    whole, classes = prepared.own, bench.attribute.classes
+    assert isinstance(whole, FeatureEdit)
     statistics = whole.statistics
     labels = judged_labels(bench, store, bench.attribute)
     owner = torch.zeros(len(statistics.latents), dtype=torch.int64)

@@ -47,9 +47,9 @@ def present(bench: Workbench, prepared: Prepared, steered: Steered, measured: Ma
         folder = bench.run.folder / "images"
         write_images(folder / "original", steered.image_ids, steered.before)
         write_images(folder / bench.cfg.mitigation.name, steered.image_ids, steered.after)
-        shutil.copytree(
-            cards.folder, folder / "features", ignore=lambda _, names: [n for n in names if not n.endswith(".png")]
-        )
+        if cards is not None:
+            pictures = lambda _, names: [n for n in names if not n.endswith(".png")]  # noqa: E731
+            shutil.copytree(cards.folder, folder / "features", ignore=pictures)
         bench.run.write_json("images/edited.json", edits(bench, steered))
         bench.run.write_json("report.json", contents(bench, prepared, features))
         path = write_report(bench.run.folder)
@@ -78,26 +78,33 @@ def edits(bench: Workbench, steered: Steered) -> list[dict[str, Any]]:
 
 def contents(bench: Workbench, prepared: Prepared, features: list[dict[str, Any]]) -> dict[str, Any]:
     """What the report shows besides metrics and pictures."""
-    sae_artifact, autoencoder = sae_task.train(bench)
-    _, _, accuracy = probe_task.fit(bench)
-    health = json.loads((sae_artifact.folder / "health.json").read_text())
     classes = bench.attribute.classes
-    return {
+    found: dict[str, Any] = {
         "dose": _doses(prepared, classes),
-        "sae": {
-            "width": autoencoder.width,
-            "k": autoencoder.k,
-            "dim": autoencoder.dim,
-            **{key: health[key] for key in ("fvu", "fvu_per_step", "loss_recovered_per_step", "l0", "dead_share")},
-            "density": {"edges": health["density_edges"], "counts": health["density_histogram"]},
-        },
-        "probe": {"accuracy_per_step": accuracy.tolist(), "chance": 1 / len(classes)},
-        "attribution": {
-            "method": str(bench.cfg.attribution.scorer["_target_"]).rsplit(".", 1)[-1],
-            "completeness_gap": prepared.located.result.completeness_gap,
-        },
         "features": features,
         "strength": dict(zip(slot_names(bench), prepared.strength.tolist(), strict=True)),
+    }
+    if "probe" in bench.method.needs:
+        accuracy = probe_task.fit(bench)[2]
+        found["probe"] = {"accuracy_per_step": accuracy.tolist(), "chance": 1 / len(classes)}
+    if prepared.located is not None:
+        found["sae"] = _sae(bench)
+        found["attribution"] = {
+            "method": str(bench.cfg.attribution.scorer["_target_"]).rsplit(".", 1)[-1],
+            "completeness_gap": prepared.located.result.completeness_gap,
+        }
+    return found
+
+
+def _sae(bench: Workbench) -> dict[str, Any]:
+    artifact, autoencoder = sae_task.train(bench)
+    health = json.loads((artifact.folder / "health.json").read_text())
+    return {
+        "width": autoencoder.width,
+        "k": autoencoder.k,
+        "dim": autoencoder.dim,
+        **{key: health[key] for key in ("fvu", "fvu_per_step", "loss_recovered_per_step", "l0", "dead_share")},
+        "density": {"edges": health["density_edges"], "counts": health["density_histogram"]},
     }
 
 

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from difflens.methods.calibration import Calibration
 from difflens.report.images import select_pairs
-from difflens.report.run_folder import read_run
-from difflens.report.sweep import flat
+from difflens.report.run_folder import flat, read_run
 from difflens.study.workbench import Workbench
 
 

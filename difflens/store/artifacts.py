@@ -192,7 +192,7 @@ class ArtifactStore:
         self, kind: str, spec: Mapping[str, Any], make: Callable[[Path], object], *, resumable: bool = False
     ) -> tuple[Artifact, bool]:
         """The artifact of this spec, made by `make(folder)` if need be, and whether it was there already."""
-        found = self.find(kind, spec)
+        found = self._sound(kind, spec)
         if found is None:
             try:
                 with self.create(kind, spec, resumable=resumable) as folder:
@@ -203,6 +203,22 @@ class ArtifactStore:
                 found = self.find(kind, spec)
                 assert found is not None
         return found, True
+
+    def _sound(self, kind: str, spec: Mapping[str, Any]) -> Artifact | None:
+        """The artifact, if it is there and undamaged; a damaged one is said and removed, so that it is made anew."""
+        try:
+            return self.find(kind, spec)
+        except ArtifactMismatchError:
+            # Another artifact under this name: somebody moved it, and may want it back.
+            raise
+        except ArtifactError as error:
+            folder = self.path(kind, spec)
+            log.warning("%s is made anew: %s", f"{kind} {folder.name}", str(error).split("; delete")[0])
+            # Renamed first: whoever looks at the same moment finds a whole folder or none.
+            broken = folder.with_name(f"{folder.name}.broken-{os.getpid()}")
+            os.rename(folder, broken)
+            shutil.rmtree(broken)
+            return None
 
     def join(
         self,
@@ -226,10 +242,20 @@ class ArtifactStore:
         Raises:
             ArtifactError: the first rank, or the process that started this one, has ended before it was published.
         """
-        found = self.find(kind, spec)
+        folder, parent = self.path(kind, spec), os.getppid()
+        found = None
+        while found is None and folder.is_dir():
+            try:
+                found = self.find(kind, spec)
+            except ArtifactMismatchError:
+                raise
+            except ArtifactError:
+                # The first rank removes a damaged one.
+                if os.getppid() != parent:
+                    raise
+                time.sleep(0.2)
         if found is not None:
             return found, True
-        folder, parent = self.path(kind, spec), os.getppid()
         while not folder.is_dir():
             owner = read_owner(folder.with_name(folder.name + ".lock"))
             leader = first()

@@ -32,7 +32,12 @@ class Ending(NamedTuple):
 
 
 def interrupt(_: int, __: FrameType | None) -> None:
-    """Handle SIGINT and SIGTERM: the status is written and locks are released on the way out."""
+    """Handle SIGINT, SIGTERM and SIGHUP: the status is written and locks are released on the way out.
+
+    Asked again meanwhile, it goes on tidying up: a second exception would interrupt just that, with a traceback.
+    """
+    if asked_to_stop.is_set():
+        return
     asked_to_stop.set()
     raise KeyboardInterrupt
 

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 REVISIONS = {
     "activations": 1,
     "attribution": 2,
+    "fit": 1,
     "calibration": 2,
     "cards": 3,
     "images": 2,

@@ -6,7 +6,6 @@ from hydra.utils import instantiate
 
 from difflens.data.mixing import buffer_sizes
 from difflens.methods.assignment import check_rule
-from difflens.methods.sae_features import check_mode
 from difflens.store.provenance import main_memory
 from difflens.study.settings import check_buffer, check_settings, check_top
 from difflens.study.values import blaming, plain
@@ -25,23 +24,34 @@ def check(bench: "Workbench") -> None:
     bench.tracker  # noqa: B018
     check_settings(cfg)
     check_rule(cfg.mitigation.assignment)
-    check_mode(cfg.mitigation.mode, cfg.mitigation.places, cfg.mitigation.protocol)
+    method = bench.method
     bench.fixed_strength  # noqa: B018
     bench.goals, bench.per_prompt  # noqa: B018
-    instantiate(cfg.mitigation.window)
     instantiate(cfg.attribution.scorer)
     held = bench.held()
-    bench.model.check_update(cfg.mitigation["update"])
+    bench.model.check_update(method.update)
     if bench.prompts is not None:
         bench.words  # noqa: B018
+    if "attribution" in method.needs:
+        check_autoencoder(bench, held=bool(held))
+    with blaming("trainer"):
+        bench.trainer()
+
+
+def check_autoencoder(bench: "Workbench", *, held: bool) -> None:
+    """Check what trains and searches the SAE, where the method asks for one.
+
+    Raises:
+        ValueError: with the offending value and the remedy.
+    """
+    cfg = bench.cfg
     autoencoder = bench.new_autoencoder()
     check_top(plain(cfg.attribution.top), classes=bench.attribute.classes, width=autoencoder.width)
     if held:
-        check_top(cfg.mitigation.hold.top, classes=(), width=autoencoder.width, key="mitigation.hold.top")
+        top = getattr(bench.method, "held_top", 1)
+        check_top(top, classes=(), width=autoencoder.width, key="mitigation.held_top")
     with blaming("sae.training"):
         module = instantiate(cfg.sae.training)(autoencoder, steps=bench.model.steps)
     if cfg.sae.saved is None:
         sizes = buffer_sizes(cfg.data.buffer, batch=module.hparams["batch"], dim=autoencoder.dim)
         check_buffer(sizes, dim=autoencoder.dim, memory=main_memory())
-    with blaming("trainer"):
-        bench.trainer()

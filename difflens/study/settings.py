@@ -21,8 +21,13 @@ class Range(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def _whole(least: int) -> Range:
-    return Range(f"a whole number of at least {least}", lambda value: isinstance(value, int) and value >= least)
+MOST = 10**9
+"""A larger count of anything is a slip of the keyboard: it would run out of disk, memory or years."""
+
+
+def _whole(least: int, most: int = MOST) -> Range:
+    words = f"a whole number of at least {least}" + (f" and at most {most}" if most != MOST else "")
+    return Range(words, lambda value: isinstance(value, int) and least <= value <= most)
 
 
 POSITIVE = Range("a number above 0", lambda value: value > 0)
@@ -30,12 +35,17 @@ NOT_NEGATIVE = Range("a number of at least 0", lambda value: value >= 0)
 SHARE = Range("a number above 0 and below 1", lambda value: 0 < value < 1)
 FINITE = Range("a number", lambda value: True)
 
+SEED = _whole(0, 2**32 - 1)
+"""Torch's generator on a processor keeps 32 bits: two larger seeds could be one."""
+
 NUMBERS: Mapping[str, Range] = {
-    "seed": _whole(0),
+    "seed": SEED,
     "model.steps": _whole(1),
-    "model.micro_batch": _whole(1),
+    "model.micro_batch": _whole(1, 4096),
+    "model.eta": Range("a number from 0 to 1", lambda value: 0 <= value <= 1),
+    "model.guidance": NOT_NEGATIVE,
     "data.images": _whole(2),
-    "data.base_seed": _whole(0),
+    "data.base_seed": SEED,
     "data.validation": SHARE,
     "data.buffer": _whole(1),
     "sae.expansion": POSITIVE,
@@ -62,13 +72,48 @@ NUMBERS: Mapping[str, Range] = {
     "mitigation.calibration.tolerance": NOT_NEGATIVE,
     "mitigation.calibration.refinements": _whole(0),
     "mitigation.hold.ratio": NOT_NEGATIVE,
-    "mitigation.hold.top": _whole(1),
+    "mitigation.held_top": _whole(1),
     "metric.images": _whole(2),
-    "metric.base_seed": _whole(0),
+    "metric.base_seed": SEED,
     "metric.reference.images": _whole(2),
     "metric.kid_subset": _whole(2),
-    "metric.cards": _whole(1),
+    "metric.cards": _whole(1, 1000),
+    "mitigation.calibration.margin": Range("a number of at least 1", lambda value: value >= 1),
+    "probe.hidden": _whole(1),
+    "task.port": _whole(0, 65535),
+    "task.largest": POSITIVE,
+    "task.images": _whole(1),
+    "task.pairs": _whole(1),
+    "task.size": _whole(1),
 }
+GROUPS = (
+    "attribute",
+    "attribution",
+    "data",
+    "data.site",
+    "judge",
+    "judge.labels",
+    "judge.scores",
+    "metric",
+    "metric.extractor",
+    "metric.reference",
+    "mitigation",
+    "mitigation.calibration",
+    "mitigation.hold",
+    "model",
+    "paths",
+    "probe",
+    "sae",
+    "trainer",
+)
+"""Groups of settings that no study can do without."""
+
+LISTS = ("judge.others", "mitigation.hold.attributes", "task.doses", "task.steps", "task.models")
+"""Lists whose entries may not be repeated."""
+
+STRONGEST = 1e6
+"""A larger strength than this, whatever its unit, is a slip of the keyboard."""
+
 NULLABLE = ("sae.training.lr", "sae.training.k_aux", "mitigation.suppress", "data.site.branch")
 WORDS: Mapping[str, tuple[Any, ...]] = {
     "data.source": ("shards", "online"),
@@ -90,6 +135,7 @@ def check_settings(cfg: DictConfig) -> None:
     Raises:
         ValueError: with the key, what its value must be, and the value.
     """
+    check_shape(cfg)
     for key, wanted in NUMBERS.items():
         value = OmegaConf.select(cfg, key, default=...)
         if value is not ... and not (value is None and key in NULLABLE) and not _is(value, wanted):
@@ -99,6 +145,40 @@ def check_settings(cfg: DictConfig) -> None:
         if value is not ... and not (value is None and key in NULLABLE) and value not in words:
             raise ValueError(f"{key} must be one of {', '.join(map(str, words))}, got {value!r}.")
     check_agreement(cfg)
+
+
+def check_shape(cfg: DictConfig) -> None:
+    """Check that no group was replaced by a value, no list is empty or repeats itself, and no name leaves its folder.
+
+    Raises:
+        ValueError: with the key and the value.
+    """
+    for key in GROUPS:
+        value = OmegaConf.select(cfg, key, default=...)
+        if value is not ... and not (OmegaConf.is_dict(value) and len(value)):
+            raise ValueError(f"{key} must be a group of settings, got {value!r}; leave it as the configuration has it.")
+    for key in LISTS:
+        value = OmegaConf.select(cfg, key, default=...)
+        if value is ...:
+            continue
+        entries = list(value) if OmegaConf.is_list(value) else None
+        if entries is None or len(set(map(str, entries))) < len(entries):
+            raise ValueError(f"{key} must be a list without repeats, got {value!r}.")
+        if key.startswith("task.") and not entries:
+            raise ValueError(f"{key} must name at least one, got [].")
+    for dose in OmegaConf.select(cfg, "task.doses", default=None) or ():
+        if not _is(dose, NOT_NEGATIVE):
+            raise ValueError(f"task.doses must be numbers of at least 0, got {dose!r}.")
+    steps = OmegaConf.select(cfg, "task.steps", default=None) or ()
+    for share in steps:
+        if not _is(share, Range("", lambda value: 0 <= value <= 1)):
+            raise ValueError(f"task.steps must be shares of the trajectory from 0 to 1, got {share!r}.")
+    for key in ("name", "model.name", "paths.outputs", "paths.artifacts"):
+        value = OmegaConf.select(cfg, key, default=...)
+        if value is not ... and (not isinstance(value, str) or not value.strip()):
+            raise ValueError(f"{key} must be a text that is not empty, got {value!r}.")
+        if value is not ... and key.endswith("name") and not re.fullmatch(r"[^/\\\x00-\x1f]{1,200}", value):
+            raise ValueError(f"{key} must be a name without '/' and control characters, got {value!r}.")
 
 
 def check_agreement(cfg: DictConfig) -> None:
@@ -160,8 +240,8 @@ def check_everyone(cfg: DictConfig) -> None:
     held = [name for name in settings.hold.attributes if name not in studied]
     needs = {
         "strength=auto": (settings.strength == "auto", "give strengths, such as {female: 1, male: 1.43}"),
-        "mode=contrast": (settings.mode == "contrast", "take scale, add or clamp"),
-        f"suppress={settings.suppress}": (settings.suppress is not None, "set it to null"),
+        "mode=contrast": (settings.get("mode") == "contrast", "take scale, add or clamp"),
+        f"suppress={settings.get('suppress')}": (settings.get("suppress") is not None, "set it to null"),
         f"hold.attributes={held}": (bool(held), "set it to []"),
     }
     for setting, (is_set, remedy) in needs.items():
@@ -198,10 +278,16 @@ def read_strength(strength: Any, *, classes: tuple[str, ...]) -> Tensor | None:
     """
     if strength == "auto":
         return None
+    if strength is None:
+        raise ValueError(
+            "strength=published: no strength was published for this model and attribute; take strength=calibrated, or give "
+            "mitigation.strength."
+        )
     per_class = strength if isinstance(strength, dict) else dict.fromkeys(classes, strength)
     try:
         values = torch.tensor([float(per_class[name]) for name in classes], dtype=torch.float64)
-        if set(per_class) != set(classes) or not values.isfinite().all():
+        numbers = [isinstance(value, int | float) and not isinstance(value, bool) for value in per_class.values()]
+        if set(per_class) != set(classes) or not all(numbers) or not (values.abs() <= STRONGEST).all():
             raise ValueError
         return values
     except (KeyError, TypeError, ValueError):

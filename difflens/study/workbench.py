@@ -3,13 +3,13 @@
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 import lightning
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 from rich.progress import track
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from difflens.data.prompts import PromptSet, fill
 from difflens.judges.pixels import float_pieces
 from difflens.judges.protocol import FeatureExtractor, Judge, faces_found, missing_faces, read_classes, select_classes
+from difflens.methods.base import Method
 from difflens.methods.goals import Goals, read_goals
 from difflens.models.base import DiffusionModel
 from difflens.sae.base import SparseAutoencoder
@@ -32,6 +33,9 @@ from difflens.training.sigterm import OwnSigterm
 from difflens.vocabulary import NO_FACE, Attribute, Site
 
 __all__ = ["Workbench", "blaming", "plain"]
+
+SHARED = ("name", "strength", "times", "assignment", "target", "hold", "calibration")
+"""What all methods share: who is moved, how strongly, and what is held."""
 
 Result = TypeVar("Result")
 
@@ -51,6 +55,28 @@ class Workbench:
     def fixed_strength(self) -> Tensor | None:
         """The strength per class [C] the configuration gives, or None where it is to be calibrated."""
         return read_strength(plain(self.cfg.mitigation.strength), classes=self.attribute.classes)
+
+    @property
+    def method_settings(self) -> dict[str, Any]:
+        """The method's own part of `mitigation`: its class and its constructor's arguments."""
+        return {key: value for key, value in plain(self.cfg.mitigation).items() if key not in SHARED}
+
+    @cached_property
+    def method(self) -> Method:
+        """The method under test: an instance of the class that `mitigation._target_` names, and of no other.
+
+        Raises:
+            ValueError: it is no `Method`, or the class does not take what the file gives it.
+        """
+        target = self.method_settings.get("_target_")
+        kind = get_class(target) if isinstance(target, str) else None
+        if kind is None or not issubclass(kind, Method):
+            raise ValueError(
+                f"mitigation._target_={target!r} is no difflens.methods.base.Method; name a class of it, such as "
+                "difflens.methods.difflens.DiffLens."
+            )
+        found: Method = instantiate(self.method_settings)
+        return found
 
     def new_autoencoder(self) -> SparseAutoencoder:
         """An untrained SAE of the site's size, as `sae` describes it."""
@@ -80,7 +106,7 @@ class Workbench:
     @property
     def site_spec(self) -> dict[str, Any]:
         """The site, for artifact specs."""
-        return {**plain(self.cfg.data.site), "branch": self.site.branch}
+        return asdict(self.site)
 
     @cached_property
     def prompts(self) -> PromptSet | None:

@@ -6,12 +6,11 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from difflens.attribution.causality import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
-from difflens.methods.sae_features import SaeFeatureMitigation, selected_latents
-from difflens.report.experiment_figures import draw_ablation
+from difflens.methods.difflens import FeatureEdit, selected_latents
+from difflens.report.figures import draw_ablation
 from difflens.stages.activations import open_store
 from difflens.stages.attribution import Located, locate_features
 from difflens.stages.plans import judged_labels, learning_plan, named_classes
@@ -48,18 +47,15 @@ def _kept(bench: Workbench, located: Located, name: str, latents: tuple[int, ...
     return float((bench.labels(made)[0] == index).double().mean())
 
 
-def silencer(bench: Workbench, located: Located, features: FeatureSet) -> SaeFeatureMitigation:
+def silencer(bench: Workbench, located: Located, features: FeatureSet) -> FeatureEdit:
     """An edit that scales the features to nothing."""
     latents, classes = selected_latents(features), bench.attribute.classes
     shape = located.statistics.mean.shape
     unused = CodeStatistics(
         latents, torch.zeros(*shape[:2], len(latents), *shape[3:]), torch.zeros(shape[1], len(latents))
     )
-    nothing: Tensor = torch.zeros(len(classes))
-    update = bench.cfg.mitigation["update"]
-    return SaeFeatureMitigation(
-        located.autoencoder, features, unused, site=bench.site, mode="scale", strength=nothing, update=update
-    )
+    edit = FeatureEdit(located.autoencoder, features, unused, site=bench.site, mode="scale", update=bench.method.update)
+    return edit.with_strength(torch.zeros(len(classes)))  # type: ignore[return-value]
 
 
 def _table(kept: Mapping[str, Mapping[str, float]], size: int, attribute: str) -> Table:

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from omegaconf import DictConfig
 
-from difflens.report.experiment_figures import draw_doses
-from difflens.report.wording import fairness
+from difflens.report.figures import doses_size, draw_doses
+from difflens.report.measures import fairness
 from difflens.stages.calibrate import prepare
 from difflens.stages.generate import generate_pairs
 from difflens.stages.measure import check_measures, evaluate
@@ -35,4 +35,4 @@ def dose(cfg: DictConfig, run: Run) -> None:
         rows.append({"dose": multiple, "strength": strength.tolist(), **metrics["rows"][1]})
         run.say(f"{multiple:g} × the calibrated strength: FD hard {fairness(rows[-1], 'fd_hard'):.3f}")
     data = {"attribute": bench.attribute.name, "classes": list(bench.attribute.classes), "rows": rows}
-    keep(run, "dose", data, draw_doses, (7.6, 5.4))
+    keep(run, "dose", data, draw_doses, doses_size(data))

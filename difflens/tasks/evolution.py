@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from difflens.report.experiment_figures import draw_evolution
+from difflens.report.figures import draw_evolution
 from difflens.stages import probe as probe_task
 from difflens.stages.attribution import locate_features
 from difflens.stages.plans import evaluation_plan

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from copy import copy
 from functools import lru_cache
 from http import HTTPStatus
@@ -17,11 +18,11 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from difflens.methods.single_feature import SingleFeature
+from difflens.methods.base import SiteEdit
+from difflens.methods.difflens import FeatureEdit, SingleFeature
 from difflens.report.page import template_of
 from difflens.stages.calibrate import Prepared, prepare
 from difflens.stages.cards import draw_cards
-from difflens.stages.edits import feature_edit
 from difflens.stages.plans import evaluation_plan
 from difflens.store.run import Run
 from difflens.study.workbench import Workbench
@@ -52,25 +53,30 @@ def explore(cfg: DictConfig, run: Run) -> None:
 
 
 class Explorer:
-    """What the page shows: cards of the located features, and images of a few seeds with one of them raised or lowered."""
+    """What the page shows: images of a few seeds, pushed towards a class or with one located feature raised or lowered."""
 
     def __init__(self, bench: Workbench, prepared: Prepared) -> None:
-        self.bench, self.mitigation = bench, feature_edit(bench, prepared.located)
+        self.bench, self.edit = bench, prepared.own
         artifact, self.features = draw_cards(bench, prepared)
-        self.folder = artifact.folder
+        self.folder = None if artifact is None else artifact.folder
         self.plan: GenerationPlan = evaluation_plan(bench).part(0, bench.cfg.task.images)
         # A model of its own batch size: padding to the study's would cost many times the images shown.
         self.model = copy(bench.model)
         self.model.micro_batch = len(self.plan.image_ids)
         self._lock = Lock()
         self.images = lru_cache(maxsize=256)(self._images)
+        self.pushed = lru_cache(maxsize=256)(self._pushed)
 
     def page(self) -> str:
         """The page as HTML."""
         cards = [{**card, "score": f"{card['score']:.3g}"} for card in self.features]
-        limit = self.bench.cfg.task.largest
         return template_of("explore").render(
-            cards=cards, model=self.bench.cfg.model.name, attribute=self.bench.attribute.name, largest=limit
+            cards=cards,
+            classes=self.bench.attribute.classes,
+            method=self.bench.cfg.mitigation.name,
+            model=self.bench.cfg.model.name,
+            attribute=self.bench.attribute.name,
+            largest=self.bench.cfg.task.largest,
         )
 
     def strip(self, latent: int, kind: str) -> bytes:
@@ -79,16 +85,17 @@ class Explorer:
         Raises:
             KeyError: there is no such card or strip.
         """
-        if latent not in self._slots() or kind not in ("top", "effect"):
+        if self.folder is None or latent not in self._slots() or kind not in ("top", "effect"):
             raise KeyError(latent)
         return (self.folder / f"{latent}_{kind}.png").read_bytes()
 
     def _slots(self) -> dict[int, int]:
+        if not isinstance(self.edit, FeatureEdit):
+            return {}
         shown = {card["latent"] for card in self.features}
-        latents: list[int] = self.mitigation.statistics.latents.tolist()
+        latents: list[int] = self.edit.statistics.latents.tolist()
         return {latent: slot for slot, latent in enumerate(latents) if latent in shown}
 
-    @torch.inference_mode()
     def _images(self, latent: int, strength: float) -> bytes:
         """The images of the shown seeds with one latent moved by `strength` times its usual activity, side by side, as PNG.
 
@@ -96,14 +103,25 @@ class Explorer:
             KeyError: there is no such card.
         """
         slot = self._slots()[latent]
-        owner = torch.zeros(len(self.mitigation.statistics.latents), dtype=torch.int64)
-        owner[slot] = next(
-            index
-            for index, name in enumerate(self.bench.attribute.classes)
-            if latent in self.mitigation.features.latents[name]
-        )
-        edit = SingleFeature(self.mitigation, owner, strength=strength)
-        plan = self.plan.towards(torch.full((len(self.plan.image_ids),), slot))
+        assert isinstance(self.edit, FeatureEdit)
+        owner = torch.zeros(len(self.edit.statistics.latents), dtype=torch.int64)
+        features = self.edit.features.latents
+        owner[slot] = next(i for i, name in enumerate(self.bench.attribute.classes) if latent in features[name])
+        return self._draw(SingleFeature(self.edit, owner, strength=strength), target=slot)
+
+    def _pushed(self, name: str, strength: float) -> bytes:
+        """The images of the shown seeds pushed towards a class, `strength` away from the method's neutral one, as PNG.
+
+        Raises:
+            ValueError: the attribute has no such class.
+        """
+        index, neutral = self.bench.attribute.index(name), self.edit.neutral
+        table = torch.full((len(self.bench.attribute.classes),), neutral + strength)
+        return self._draw(self.edit.with_strength(table), target=index)
+
+    @torch.inference_mode()
+    def _draw(self, edit: SiteEdit, *, target: int) -> bytes:
+        plan = self.plan.towards(torch.full((len(self.plan.image_ids),), target))
         with self._lock:  # hooks are on one network: one request at a time
             made = [batch.images for batch in self.model.sample(plan, edit=edit)]
         return png(torch.cat(made))
@@ -122,6 +140,16 @@ def handler_of(explorer: Explorer) -> type[BaseHTTPRequestHandler]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if not is_own_host(self.headers.get("Host"), self.server.server_address):
+                # A page of somebody else could otherwise reach the explorer by a name that it makes point here.
+                self.send_error(HTTPStatus.FORBIDDEN, "this address is served under its own name alone")
+                return
+            try:
+                self._answer()
+            except ConnectionError as error:
+                log.debug("the client has left: %s", error)
+
+        def _answer(self) -> None:
             address = urlsplit(self.path)
             asked = {key: values[0] for key, values in parse_qs(address.query).items()}
             try:
@@ -141,6 +169,16 @@ def handler_of(explorer: Explorer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+def is_own_host(named: str | None, address: Any) -> bool:
+    """Whether a request's Host header names the server's own address; `address` is (host, port)."""
+    host, port = str(address[0]), int(address[1])
+    own = {host, "localhost", "127.0.0.1", "[::1]"} if host != "0.0.0.0" else None
+    name, _, number = (
+        (named or "").rpartition(":") if ":" in (named or "").rpartition("]")[2] else (named or "", "", "")
+    )
+    return bool(name) and (own is None or name in own) and number in ("", str(port))
+
+
 def answer(explorer: Explorer, path: str, asked: dict[str, str]) -> tuple[str, bytes]:
     """The content type and body of a request.
 
@@ -153,8 +191,12 @@ def answer(explorer: Explorer, path: str, asked: dict[str, str]) -> tuple[str, b
         return "application/json", json.dumps(explorer.features).encode()
     if path == "/strip.png":
         return "image/png", explorer.strip(int(asked["latent"]), asked["kind"])
-    if path == "/images.png":
-        limit = float(explorer.bench.cfg.task.largest)
-        strength = round(max(-limit, min(limit, float(asked["strength"]))), 2)
-        return "image/png", explorer.images(int(asked["latent"]), strength)
+    if path in ("/images.png", "/pushed.png"):
+        limit, asked_for = float(explorer.bench.cfg.task.largest), float(asked["strength"])
+        if not math.isfinite(asked_for):
+            raise ValueError(f"strength must be a number, got {asked['strength']!r}.")
+        strength = round(max(-limit, min(limit, asked_for)), 2)
+        if path == "/images.png":
+            return "image/png", explorer.images(int(asked["latent"]), strength)
+        return "image/png", explorer.pushed(asked["class"], strength)
     raise KeyError(path)

@@ -8,7 +8,7 @@ from difflens.attribution.separation import monosemanticity, paired_auc, separat
 from difflens.miniature.faces import FACTORS, render
 from difflens.miniature.population import Population
 from difflens.models.devices import placed
-from difflens.report.experiment_figures import draw_separation
+from difflens.report.figures import draw_separation
 from difflens.sae.base import SparseAutoencoder
 from difflens.stages.attribution import locate_features
 from difflens.store.run import Run

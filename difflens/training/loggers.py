@@ -32,26 +32,21 @@ class RunIdentity:
 
 
 class Tracker:
-    """Numbers for a Lightning logger, or for nobody; it keeps no histograms, tables, pictures and artifacts.
-
-    Args:
-        logger: takes scalars; False for none.
-    """
+    """Numbers for a Lightning logger, or for nobody (False); it keeps no histograms, tables, pictures and artifacts."""
 
     def __init__(self, logger: Logger | bool = False) -> None:
         self.logger = logger
 
-    def scalars(self, values: Mapping[str, float | None]) -> None:
+    def scalars(self, values: Mapping[str, float | None], *, step: int | None = None) -> None:
         """The run's figures; what was not measured is left out."""
         known = {name: float(value) for name, value in values.items() if value is not None}
         if isinstance(self.logger, Logger) and known:
-            self.logger.log_metrics(known)
+            self.logger.log_metrics(known, step)
 
     def curve(self, name: str, values: Sequence[float | None]) -> None:
         """A figure at every denoising step."""
         for step, value in enumerate(values):
-            if isinstance(self.logger, Logger) and value is not None:
-                self.logger.log_metrics({name: float(value)}, step=step)
+            self.scalars({name: value}, step=step)
 
     def histogram(self, name: str, counts: Sequence[int], edges: Sequence[float]) -> None:
         """Numbers of things per bin."""

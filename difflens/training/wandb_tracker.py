@@ -1,8 +1,10 @@
 """Weights & Biases: one run per job with its curves, tables, pictures, and its artifacts' lineage."""
 
+import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,12 @@ class WandbTracker(Tracker):
     Args:
         run: what `wandb.init` gave.
         images: whether pictures are uploaded; without them tables hold their paths.
+        held: what ends with the run.
     """
 
-    def __init__(self, run: Any, *, images: bool) -> None:
+    def __init__(self, run: Any, *, images: bool, held: ExitStack) -> None:
         super().__init__(WandbLogger(experiment=run))
-        self.run, self.images = run, images
+        self.run, self.images, self.held = run, images, held
 
     def curve(self, name: str, values: Sequence[float | None]) -> None:
         """See `Tracker.curve`; the axis is the denoising step."""
@@ -50,15 +53,11 @@ class WandbTracker(Tracker):
         """See `Tracker.table`."""
         import wandb
 
-        shown = [[self._cell(cell) for cell in row] for row in rows]
-        self.run.log({name: wandb.Table(columns=list(columns), data=shown)})
+        def shown(cell: Any) -> Any:
+            picture = isinstance(cell, Path) and self.images and cell.is_file()
+            return wandb.Image(str(cell)) if picture else str(cell) if isinstance(cell, Path) else cell
 
-    def _cell(self, cell: Any) -> Any:
-        import wandb
-
-        if not isinstance(cell, Path):
-            return cell
-        return wandb.Image(str(cell)) if self.images and cell.is_file() else str(cell)
+        self.run.log({name: wandb.Table(columns=list(columns), data=[[shown(cell) for cell in row] for row in rows])})
 
     def artifacts(self, artifacts: Sequence[tuple[Artifact, bool]]) -> None:
         """References to the local artifacts, which are not uploaded, with what each was made from.
@@ -67,38 +66,26 @@ class WandbTracker(Tracker):
         """
         import wandb
 
-        for artifact, reused in {artifact.fingerprint: (artifact, reused) for artifact, reused in artifacts}.values():
-            made_from = parents(artifact, [other for other, _ in artifacts])
-            about = {"spec": artifact.spec, "files": dict(artifact.files), "made_from": made_from, "reused": reused}
+        last = {artifact.fingerprint: (artifact, reused) for artifact, reused in artifacts}
+        for artifact, reused in last.values():
+            words = json.dumps(artifact.spec)
+            others = [other for other, _ in last.values() if f'"{other.fingerprint}"' in words]
+            about = {"spec": artifact.spec, "files": dict(artifact.files), "reused": reused}
+            about["made_from"] = [shown_name(other) for other in others]
             entry = wandb.Artifact(shown_name(artifact), artifact.kind, metadata=about)
             entry.add_reference(artifact.folder.resolve().as_uri(), checksum=False)
-            if reused and not self.run.settings._offline:
-                self.run.use_artifact(entry)
-            else:
-                self.run.log_artifact(entry)
+            is_input = reused and not self.run.settings._offline
+            (self.run.use_artifact if is_input else self.run.log_artifact)(entry)
 
     def close(self, exit_code: int) -> None:
         """End the run with its exit code: left open, it would swallow the next job's curves."""
-        self.run.finish(exit_code=exit_code)
+        with self.held:
+            self.run.finish(exit_code=exit_code)
 
 
 def shown_name(artifact: Artifact) -> str:
     """An artifact's name in Weights & Biases."""
     return f"{artifact.kind}-{artifact.fingerprint}"
-
-
-def parents(artifact: Artifact, others: Sequence[Artifact]) -> list[str]:
-    """The names of the artifacts whose fingerprints stand in an artifact's spec."""
-
-    def words(node: Any) -> set[str]:
-        if isinstance(node, Mapping):
-            return set().union(*(words(value) for value in node.values()))
-        if isinstance(node, list | tuple):
-            return set().union(*(words(value) for value in node))
-        return {node} if isinstance(node, str) else set()
-
-    named = words(artifact.spec)
-    return list(dict.fromkeys(shown_name(other) for other in others if other.fingerprint in named))
 
 
 def wandb_tracker(
@@ -130,47 +117,49 @@ def wandb_tracker(
         raise ValueError(f"logger.mode={mode!r} is not one of {', '.join(MODES)}.")
     if mode == "disabled":
         return Tracker()
-    # Its reports of errors and usage would leave the machine in offline mode too.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    try:
-        import wandb
-    except ModuleNotFoundError as error:
-        raise ValueError("logger=wandb needs `pip install wandb`; or take logger=csv.") from error
-    described = _described(folder, identity, tags) | {"project": project, "entity": entity}
-    try:
-        run = _start(mode, described)
-    except (wandb.errors.Error, OSError) as error:
-        if mode == "offline":
-            raise
-        why = one_line(error).rstrip(".")
-        log.info("W&B: %s. This run is kept offline; send it later: wandb sync %s/wandb/offline-run-*", why, folder)
-        run = _start("offline", described)
-    return WandbTracker(run, images=images)
-
-
-def _described(folder: Path, identity: RunIdentity, tags: Sequence[str]) -> dict[str, Any]:
-    """The arguments of `wandb.init`; prepares the folder they name."""
-    # What wandb stages would lie in the home folder otherwise.
-    os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_ARTIFACT_DIR"] = str(folder.resolve() / "wandb")
-    (folder / "wandb").mkdir(parents=True, exist_ok=True)
-    return {
-        "id": identity.id,
-        "name": identity.name,
-        "group": identity.group,
+    about: dict[str, Any] = {"id": identity.id, "name": identity.name, "group": identity.group}
+    about |= {
         "job_type": identity.task,
         "tags": [*identity.tags, *tags],
         "config": dict(identity.config),
         "dir": str(folder),
     }
+    with ExitStack() as held:
+        held.enter_context(_surroundings(folder.resolve() / "wandb"))
+        run = _start(mode, {**about, "project": project, "entity": entity}, folder)
+        return WandbTracker(run, images=images, held=held.pop_all())
 
 
-def _start(mode: Any, described: Mapping[str, Any]) -> Any:
-    """A run of wandb's in this mode; it never becomes the process's global one."""
-    import wandb
+@contextmanager
+def _surroundings(folder: Path) -> Iterator[None]:
+    """The environment that wandb reads while a run is open, and nothing after it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # What wandb stages would lie in the home folder otherwise; its reports of errors would leave the machine when offline.
+    wanted = {"WANDB_DATA_DIR": str(folder), "WANDB_ARTIFACT_DIR": str(folder), "WANDB_ERROR_REPORTING": "false"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
 
-    settings = wandb.Settings(silent=True, console="off")
+
+def _start(mode: str, about: Mapping[str, Any], folder: Path) -> Any:
+    """A run of wandb's in this mode, or else offline; it never becomes the process's global one."""
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise ValueError("logger=wandb needs `pip install wandb`; or take logger=csv.") from error
+    quiet: dict[str, Any] = {"silent": True, "console": "off"}
     if mode == "online":
-        settings.init_timeout = SECONDS_TO_CONNECT
         # A job that is done again goes on with the run of its earlier attempt; offline wandb knows of none.
-        described = {**described, "resume": "allow" if described["id"] else None}
-    return wandb.init(mode=mode, reinit="create_new", settings=settings, **described)
+        asked = {**about, "resume": "allow" if about["id"] else None}
+        settings = wandb.Settings(**quiet, init_timeout=SECONDS_TO_CONNECT)
+        try:
+            return wandb.init(mode="online", reinit="create_new", settings=settings, **asked)
+        except (wandb.errors.Error, OSError) as error:
+            why = one_line(error).rstrip(".")
+            log.info("W&B: %s. This run is kept offline; send it later: wandb sync %s/wandb/offline-run-*", why, folder)
+    return wandb.init(mode="offline", reinit="create_new", settings=wandb.Settings(**quiet), **about)

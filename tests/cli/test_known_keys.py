@@ -22,7 +22,13 @@ def check(tmp_path: Path, **config: Any) -> None:
     "config",
     [
         {"seed": 3, "images": "folder"},
-        {"mitigation": {"target": {"female": 0.5, "a nurse": {"male": 1}}, "hold": {"top": 3}, "extra": {"depth": 4}}},
+        {
+            "mitigation": {
+                "target": {"female": 0.5, "a nurse": {"male": 1}},
+                "hold": {"ratio": 3},
+                "extra": {"depth": 4},
+            }
+        },
         {"mitigation": {"window": {"_target_": "x.Window", "anything": 1}}},
         {"attribute": {"_target_": "x", "parts": {"anything": 1}}},
         {"sae": {"anything": 1}, "metric": {"extractor": {"_target_": "x", "anything": 1}}},
@@ -37,8 +43,8 @@ def test_what_somebody_may_read_passes(tmp_path: Path, config: dict[str, Any]) -
     [
         ({"sed": 3}, "'sed'; take it away. Did you mean 'seed'?"),
         (
-            {"mitigation": {"hold": {"tops": 3}}},
-            "'mitigation.hold.tops'; take it away. Did you mean 'mitigation.hold.top'?",
+            {"mitigation": {"hold": {"ratios": 3}}},
+            "'mitigation.hold.ratios'; take it away. Did you mean 'mitigation.hold.ratio'?",
         ),
         ({"mitigation": {"extra": {"deepness": 4}}}, "'mitigation.extra.deepness'"),
         ({"attribution": {"seed": 4}}, "'attribution.seed'"),

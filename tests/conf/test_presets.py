@@ -162,3 +162,22 @@ def test_every_experiment_composes_as_it_is_and_on_the_miniature(path: Path, rea
         assert ("miniature" in cfg.judge.labels["_target_"]) != real
         if path.stem.startswith("table"):
             assert path.stem.endswith(cfg.attribute.name) and cfg.published.protocol.model == large
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["width=x16"], (16, "auto", 1)),
+        (["width=x16", "sae.expansion=2"], (2, "auto", 1)),
+        (["strength=half"], (8, "auto", 0.5)),
+        (["strength=none"], (8, "auto", 0)),
+        (["strength=double", "mitigation.strength=1.5"], (8, 1.5, 2)),
+        (["model=p2_celebahq"], (8, {"female": 1.0, "male": 1.43}, 1)),
+        (["model=p2_celebahq", "strength=calibrated", "width=x4"], (4, "auto", 1)),
+        (["model=p2_celebahq", "strength=published", "mitigation.times=0.5"], (8, {"female": 1.0, "male": 1.43}, 0.5)),
+        (["strength=published"], (8, None, 1)),
+    ],
+)
+def test_width_and_strength_are_chosen_by_word_and_values_still_win(overrides: list[str], expected: tuple) -> None:
+    cfg = OmegaConf.create(OmegaConf.to_container(composed(*overrides), resolve=True))
+    assert (cfg.sae.expansion, cfg.mitigation.strength, cfg.mitigation.times) == expected

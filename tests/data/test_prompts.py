@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from difflens.data.prompts import PromptSet, fill, neutral_plan, study_plan
+from difflens.vocabulary import UNNAMED
 
 WORK = PromptSet(["a face of a {} doctor", "A photo of an {} engineer"], unseen=["a face of a {} pilot"])
 

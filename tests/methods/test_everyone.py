@@ -4,16 +4,15 @@ import pytest
 import torch
 
 from difflens.attribution.statistics import CodeStatistics
-from difflens.methods.everyone import EveryClassMitigation
-from difflens.methods.sae_features import SaeFeatureMitigation
+from difflens.methods.difflens import FeatureEdit
 from difflens.models.unconditional import UnconditionalModel
 from difflens.sae.topk import TopKAutoencoder
-from difflens.vocabulary import EVERY_CLASS, UNTOUCHED, Attribute, FeatureSet, GenerationPlan, Site
+from difflens.vocabulary import EVERY_CLASS, UNTOUCHED, Attribute, FeatureSet, GenerationPlan, PerImage, Site
 
 GENDER = Attribute("gender", ("female", "male"))
 LATENTS = torch.tensor([3, 5, 7, 11])
 H = torch.randn(3, 16, 4, 4, generator=torch.Generator().manual_seed(3))
-ALL = torch.zeros(3, dtype=torch.int64)
+ALL = PerImage(torch.full((3,), EVERY_CLASS))
 
 
 @pytest.fixture
@@ -30,16 +29,8 @@ def everyone(sae: TopKAutoencoder, female: float, male: float, *, shared: bool =
     features = FeatureSet(GENDER, {"female": (3, 7, 5) if shared else (3, 7), "male": (5, 11)})
     nothing = CodeStatistics(LATENTS, torch.zeros(2, 5, 4, 4, 4), torch.full((5, 4), 2.0))
     strength = torch.tensor([female, male])
-    return EveryClassMitigation(
-        SaeFeatureMitigation(
-            sae,
-            features,
-            nothing,
-            site=Site(),
-            strength=strength,
-            **{"mode": "scale", "update": "symmetric", **settings},
-        )
-    )
+    edit = FeatureEdit(sae, features, nothing, site=Site(), **{"mode": "scale", "update": "symmetric", **settings})
+    return edit.with_strength(strength)
 
 
 class ScaledAtOnce:
@@ -53,7 +44,7 @@ class ScaledAtOnce:
     def active(self, step: int, steps: int) -> bool:
         return True
 
-    def __call__(self, h: torch.Tensor, step: int, targets: torch.Tensor) -> torch.Tensor:
+    def __call__(self, h: torch.Tensor, step: int, images: PerImage) -> torch.Tensor:
         codes = self.sae.codes_of_latents(h.float(), LATENTS)
         return self.sae.add_to_map(h, (self.factors[:, None, None] - 1) * codes, LATENTS)
 
@@ -71,7 +62,7 @@ def test_the_edit_scales_the_features_of_all_classes_at_once_bit_by_bit(
 def test_images_are_those_of_all_features_scaled_bit_by_bit(model: UnconditionalModel, sae: TopKAutoencoder) -> None:
     edit = everyone(sae, 1.0, 4.0)
     ids = torch.arange(6)
-    plan = GenerationPlan(7, ids, edit.aims(torch.full((6,), EVERY_CLASS), torch.empty(6, 0, dtype=torch.int64), None))
+    plan = GenerationPlan(7, ids, torch.full((6,), EVERY_CLASS))
 
     def images(change: object) -> torch.Tensor:
         return torch.cat([batch.images for batch in model.sample(plan, edit=change)])  # type: ignore[arg-type]
@@ -92,7 +83,7 @@ def test_a_latent_of_two_classes_is_scaled_by_both_and_raised_by_both(sae: TopKA
 
 def test_neutral_strengths_and_untouched_images_change_no_bit(sae: TopKAutoencoder) -> None:
     assert torch.equal(everyone(sae, 1.0, 1.0)(H, 1, ALL), H)
-    targets = torch.tensor([0, UNTOUCHED, 0])
+    targets = PerImage(torch.tensor([EVERY_CLASS, UNTOUCHED, EVERY_CLASS]))
     assert torch.equal(everyone(sae, 1.0, 9.0)(H, 1, targets)[1], H[1])
     assert everyone(sae, 1.0, 9.0).with_strength(torch.ones(2)).neutral == 1
     assert torch.equal(everyone(sae, 1.0, 9.0).with_strength(torch.ones(2))(H, 1, ALL), H)

@@ -1,16 +1,14 @@
 """Holding: other attributes are pushed back to where they were, only once they have left, and never by a neutral edit."""
 
-from itertools import product
-
 import pytest
 import torch
 
 from difflens.attribution.statistics import CodeStatistics
-from difflens.methods.holding import HoldingMitigation
-from difflens.methods.sae_features import SaeFeatureMitigation, selected_latents
+from difflens.methods.difflens import FeatureEdit, selected_latents
+from difflens.methods.holding import Holding
 from difflens.probes.linear import LinearProbe
 from difflens.sae.topk import TopKAutoencoder
-from difflens.vocabulary import UNTOUCHED, Attribute, FeatureSet, Site
+from difflens.vocabulary import NO_FACE, UNTOUCHED, Attribute, FeatureSet, PerImage, Site
 
 GENDER = Attribute("gender", ("female", "male"))
 AGE = Attribute("age", ("young", "adult", "old"))
@@ -22,7 +20,7 @@ LATENTS = {
 }
 H = torch.randn(4, 6, 2, 2, generator=torch.Generator().manual_seed(3))
 TARGETS = torch.tensor([0, 1, UNTOUCHED, 1])
-SHOWN = torch.tensor([[2, 0], [0, 1], [1, 1], [-1, -1]])
+IMAGES = PerImage(TARGETS, {"age": torch.tensor([2, 0, 1, NO_FACE]), "smile": torch.tensor([0, 1, 1, NO_FACE])})
 
 
 @pytest.fixture
@@ -38,11 +36,11 @@ def certain(attribute: Attribute, index: int) -> LinearProbe:
     return probe
 
 
-def edit(sae: TopKAutoencoder, attribute: Attribute, *, strength: float, reads: int | None) -> SaeFeatureMitigation:
+def edit(sae: TopKAutoencoder, attribute: Attribute, *, strength: float, reads: int | None) -> FeatureEdit:
     features = FeatureSet(attribute, LATENTS[attribute])
     latents, classes = selected_latents(features), len(attribute.classes)
     generator = torch.Generator().manual_seed(classes)
-    return SaeFeatureMitigation(
+    made = FeatureEdit(
         sae,
         features,
         CodeStatistics(
@@ -50,46 +48,46 @@ def edit(sae: TopKAutoencoder, attribute: Attribute, *, strength: float, reads: 
         ),
         site=Site(),
         mode="contrast",
-        strength=torch.full((classes,), strength),
         gate=None if reads is None else certain(attribute, reads),
     )
+    return made.with_strength(torch.full((classes,), strength))  # type: ignore[return-value]
 
 
-def holding(sae: TopKAutoencoder, *, strength: float, age: int, smile: int) -> HoldingMitigation:
+def holding(sae: TopKAutoencoder, *, strength: float, age: int, smile: int) -> Holding:
     held = [edit(sae, AGE, strength=1.0, reads=age), edit(sae, SMILE, strength=1.0, reads=smile)]
-    return HoldingMitigation(edit(sae, GENDER, strength=strength, reads=None), held, ratio=1.5)
+    return Holding(edit(sae, GENDER, strength=strength, reads=None), held, ratio=1.5)
 
 
 def test_a_neutral_edit_and_an_untouched_image_change_no_bit(sae: TopKAutoencoder) -> None:
     neutral = holding(sae, strength=0.0, age=0, smile=0)
     for h in (H, H.bfloat16()):
-        assert torch.equal(neutral(h, 1, neutral.aims(TARGETS, SHOWN)), h)
+        assert torch.equal(neutral(h, 1, IMAGES), h)
     strong = neutral.with_strength(torch.tensor([2.0, 3.0]))
-    assert torch.equal(strong(H, 1, strong.aims(TARGETS, SHOWN))[2], H[2])
+    assert torch.equal(strong(H, 1, IMAGES)[2], H[2])
 
 
-def test_an_aim_is_read_back_as_target_and_shown_classes(sae: TopKAutoencoder) -> None:
-    mitigation = holding(sae, strength=1.0, age=0, smile=0)
-    rows = torch.tensor(list(product((UNTOUCHED, 0, 1), (-1, 0, 1, 2), (-1, 0, 1))))
-    aims = mitigation.aims(rows[:, 0], rows[:, 1:])
-    own, shown = mitigation._parts(aims)
-    meant = torch.where(rows[:, :1] >= 0, rows, UNTOUCHED)
-    assert torch.equal(torch.stack([own, *shown], 1), meant)
-    assert len(aims.unique()) == 1 + 2 * 4 * 3
+@pytest.mark.parametrize("shown", [-3, -1, 2])
+def test_each_image_is_told_its_own_classes(sae: TopKAutoencoder, shown: int) -> None:
+    """What one image shows does not move its neighbours."""
+    mitigation = holding(sae, strength=2.0, age=1, smile=0)
+    changed = dict(IMAGES.shown) | {"age": torch.tensor([shown, 0, 1, NO_FACE])}
+    edited = mitigation(H, 1, PerImage(TARGETS, changed))
+    assert torch.equal(edited[1:], mitigation(H, 1, IMAGES)[1:])
+    assert torch.equal(edited[0], mitigation(H, 1, IMAGES)[0]) == (shown == 2)
 
 
 def test_nothing_is_held_where_it_has_not_left_or_was_never_seen(sae: TopKAutoencoder) -> None:
     mitigation = holding(sae, strength=2.0, age=2, smile=0)
-    edited = mitigation(H, 1, mitigation.aims(TARGETS, SHOWN))
-    alone = mitigation.edit(H, 1, TARGETS)
+    edited = mitigation(H, 1, IMAGES)
+    alone = mitigation.edit(H, 1, IMAGES)
     torch.testing.assert_close(edited[0], alone[0])
     torch.testing.assert_close(edited[3], alone[3])
 
 
 def test_what_has_left_is_pushed_back_by_the_models_own_difference(sae: TopKAutoencoder) -> None:
     mitigation = holding(sae, strength=2.0, age=1, smile=0)
-    edited = mitigation(H, 1, mitigation.aims(TARGETS, SHOWN))
-    own, back = mitigation.edit.statistics, mitigation._holders[0].statistics
+    edited = mitigation(H, 1, IMAGES)
+    own, back = mitigation.edit.statistics, mitigation.holders[0].statistics
     codes = sae.codes_of_map(H[:1])[0]
     delta = torch.zeros_like(codes)
     delta[own.latents] += torch.maximum(2.0 * (own.mean[0, 1] - own.mean[1, 1]), -codes[own.latents])

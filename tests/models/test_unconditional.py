@@ -7,7 +7,7 @@ from torch import Tensor
 
 from difflens.models.noise import image_generator
 from difflens.models.unconditional import UnconditionalModel, load_unconditional
-from difflens.vocabulary import UNTOUCHED, GenerationPlan, Site
+from difflens.vocabulary import UNTOUCHED, GenerationPlan, PerImage, Site
 
 
 class Add:
@@ -21,9 +21,9 @@ class Add:
     def active(self, step: int, steps: int) -> bool:
         return step > 0
 
-    def __call__(self, h: Tensor, step: int, targets: Tensor) -> Tensor:
+    def __call__(self, h: Tensor, step: int, images: PerImage) -> Tensor:
         self.steps.append(step)
-        return torch.where((targets >= 0)[:, None, None, None], h + self.amount, h)
+        return torch.where((images.target >= 0)[:, None, None, None], h + self.amount, h)
 
 
 def images(model: UnconditionalModel, ids: list[int], **settings: object) -> dict[int, Tensor]:

@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from difflens.report import sections
-from difflens.report.model_figures import draw_density, draw_probe, draw_sae_steps
-from difflens.report.outcome_figures import draw_dose, draw_leakage, draw_shares
+from difflens.report import figures, sections
+from difflens.report.figures import draw_density, draw_dose, draw_leakage, draw_probe, draw_sae_steps, draw_shares
 from difflens.report.page import template_of
-from difflens.report.palette import MARKERS, OKABE_ITO, class_styles
 from difflens.report.run_folder import read_run
 from difflens.report.sections import verdict
-from difflens.report.svg import inline_svg
+from difflens.report.svg import MARKERS, OKABE_ITO, class_styles, inline_svg
 
 CLASSES = ["female", "male"]
 HALF = {"female": 0.5, "male": 0.5}
@@ -120,12 +118,12 @@ def test_a_calibration_that_falls_short_says_by_how_much() -> None:
 
 def test_every_prompt_has_shares_and_a_target_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     targets = []
-    monkeypatch.setattr(sections, "draw_shares", lambda figure, *, target, **about: targets.append(target))
+    monkeypatch.setattr(figures, "draw_shares", lambda figure, *, target, **about: targets.append(target))
     shares = {"female": {"share": 0.9}, "male": {"share": 0.1}}
     prompts = {"a <nurse>": {"shares": shares, "target": {"female": 0.25, "male": 0.75}}}
     rows = [{"method": method, "shares": shares, "prompts": prompts} for method in ("original", "difflens")]
     run = replace(read_run(tmp_path), metrics={"classes": CLASSES, "target": HALF, "rows": rows})
     (shown,) = [section for section in sections.SECTIONS if section.key == "shares"]
-    body = sections.render(shown, run, lambda name, content: template_of(name).render(**content))
+    body = sections.render(shown, run, template_of("sections").render)
     assert body.count("<svg") == 2 and targets == [HALF, prompts["a <nurse>"]["target"]]
     assert "<h3>all prompts together</h3>" in body and "<h3>a &lt;nurse&gt;</h3>" in body

@@ -53,7 +53,7 @@ def gaps(found: dict[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 CLIP_I = "CLIP-I, (cos + 1) / 2"
-FD_GAPS, FID_GAPS, CLIP_GAPS = ("+0.024", "+0.008"), ("−3.380", "+0.070"), ("–", "−0.050")
+FD_GAPS, FID_GAPS, CLIP_GAPS = ("+0.024", "+0.008"), ("−3.38", "+0.07"), ("–", "−0.0500")
 NONE = ("–", "–")
 
 
@@ -62,7 +62,7 @@ def test_alike_protocols_give_every_difference() -> None:
     assert found["barred"] == [] and all(condition.same for condition in found["conditions"])
     assert gaps(found) == {"FD, soft": FD_GAPS, "FID": FID_GAPS, CLIP_I: CLIP_GAPS}
     assert found["lines"][0].cells == ("0.226", "0.002", "0.250", "0.010")
-    assert found["lines"][2].cells == ("–", "0.950", "–", "0.900")
+    assert found["lines"][2].cells == ("–", "0.9500", "–", "0.9000")
 
 
 @pytest.mark.parametrize("differing", [{"n": 3}, {"steps": 20}])

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from difflens.report import summary_markdown, summary_table
-from difflens.report.comparison import FD
-from difflens.report.tables import summary_measures
-from difflens.report.wording import chance_sentence, result_sentence
+from difflens.report.measures import fairness
+from difflens.report.page import chance_sentence, result_sentence
+from difflens.report.tables import summary_lines
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 LEAKAGE = {
@@ -69,20 +69,21 @@ def printed(metrics: dict[str, Any], width: int = 100) -> str:
 
 
 def test_cells_are_the_numbers_of_the_json(metrics: dict[str, Any]) -> None:
-    cells = {measure.label: measure.cells for measure in summary_measures(metrics)}
+    cells = {measure.label: measure.cells for measure in summary_lines(metrics)}
     assert cells == {
-        "FD, soft": ("0.226", "0.006"),
-        "FD, hard": ("0.225", "0.005"),
+        "FD, soft ↓": ("0.226", "0.006"),
+        "FD, hard ↓": ("0.225", "0.005"),
         "FD by chance": ("0.025", "0.025"),
-        "FD², unbiased": ("0.0501", f"{MINUS}0.0021"),
+        "FD², unbiased ↓": ("0.0501", f"{MINUS}0.0021"),
         "female (target 50 %)": (f"34.1 % (30.1{DASH}38.3)", DASH),
         "FID ↓": ("3.21", DASH),
         "KID ↓": (DASH, "0.0011 ± 0.0002"),
         "CLIP-I ↑": (DASH, "0.9712"),
-        "CLIP-I ↑, (cos + 1) / 2": (DASH, "0.9856"),
+        "CLIP-I, (cos + 1) / 2": (DASH, "0.9856"),
         "leakage into age, all / edited": (DASH, "2.1 % / 10.6 %"),
         "leakage into glasses, all / edited": (DASH, f"0.4 % / {DASH}"),
         "images changed": ("0", "82"),
+        "leakage, worst ↓": (DASH, "2.1 %"),
     }
 
 
@@ -90,7 +91,7 @@ def test_cells_are_the_numbers_of_the_json(metrics: dict[str, Any]) -> None:
 def test_the_terminal_table_keeps_every_cell_on_its_line(metrics: dict[str, Any], width: int) -> None:
     lines = printed(metrics, width).splitlines()
     assert max(map(len, lines)) <= width
-    for measure in summary_measures(metrics):
+    for measure in summary_lines(metrics):
         assert [line for line in lines if measure.label in line and all(cell in line for cell in measure.cells)]
     assert "second_judge" in "".join(lines) and "abababababab" in "".join(lines)
 
@@ -114,8 +115,8 @@ def test_names_are_text_and_never_markup(metrics: dict[str, Any]) -> None:
 def test_markdown_is_a_rectangular_table(metrics: dict[str, Any]) -> None:
     lines = [line for line in summary_markdown(metrics).splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {4}
-    assert lines[:3] == ["| measure | original | DiffLens |", "| --- | ---: | ---: |", "| FD, soft | 0.226 | 0.006 |"]
-    assert len(lines) == 2 + len(summary_measures(metrics))
+    assert lines[:3] == ["| measure | original | DiffLens |", "| --- | ---: | ---: |", "| FD, soft ↓ | 0.226 | 0.006 |"]
+    assert len(lines) == 2 + len(summary_lines(metrics))
 
 
 def test_the_sentences_follow_the_numbers(metrics: dict[str, Any]) -> None:
@@ -134,9 +135,11 @@ def test_with_prompts_the_mean_of_their_own_fd_is_the_result(metrics: dict[str, 
     sentence = result_sentence(metrics)
     assert sentence == "gender: FD 0.600 → 0.030, the mean of 2 prompts, over 512 images; 82 images were changed."
     assert "FD 0.040, above the 0.035" in chance_sentence(metrics)
-    labels = [measure.label for measure in summary_measures(metrics)]
-    cells = {measure.label: measure.cells for measure in summary_measures(metrics)}
+    labels = [measure.label for measure in summary_lines(metrics)]
+    cells = {measure.label: measure.cells for measure in summary_lines(metrics)}
     assert cells["FD by chance, mean over prompts"] == ("0.035", "0.035")
     assert cells["FD by chance, prompts pooled"] == ("0.025", "0.025")
-    assert {"FD, soft, prompts pooled", "FD, hard, prompts pooled", "FD hard, a nurse"} <= {*labels}
-    assert FD.read(metrics["rows"][1]) == pytest.approx(0.04) and FD.read({"fd_hard": 0.2}) == 0.2
+    assert {"FD, soft, prompts pooled ↓", "FD, hard, prompts pooled ↓", "FD hard, a nurse"} <= {*labels}
+    assert (
+        fairness(metrics["rows"][1], "fd_hard") == pytest.approx(0.04) and fairness({"fd_hard": 0.2}, "fd_hard") == 0.2
+    )

@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from sweep_folder import write_job
 
-from difflens.report.axes import moves_originals, strength_of
-from difflens.report.comparison import FD, FID, cells_of, compare
-from difflens.report.experiment_figures import draw_doses
-from difflens.report.formats import Grid
-from difflens.report.responses import responses_of
-from difflens.report.sweep import as_csv, read_jobs, tidy_rows
-from difflens.report.sweep_figures import Point, front, points_of
+from difflens.report.comparison import cells_of, compare, points_of, responses_of
+from difflens.report.figures import Point, draw_doses, front
+from difflens.report.measures import BUILT_IN, FD
+from difflens.report.sweep import as_csv, moves_originals, read_jobs, strength_of, tidy_rows
 from difflens.report.sweep_page import write_sweep
+from difflens.report.tables import Grid
+
+FID = next(measure for measure in BUILT_IN if measure.key == "fid")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_settings_are_averaged_over_seeds_and_missing_ones_are_shown(sweep):
     cell = cells_of(jobs)["1", "difflens"]
     assert cell.shown(FD) == "0.150 ± 0.071" and cell.shown(FID) == "3.10 ± 0.14"
     grid = compare(jobs)
-    assert grid.header[:3] == ["mitigation.strength", "method", "FD hard ↓"]
+    assert grid.header[:3] == ["mitigation.strength", "method", "FD, hard ↓"]
     found = {(row[0], row[1]): (row[2], row[-1]) for row in grid.rows}
     assert found == {
         ("–", "original"): ("0.300", "1"),
@@ -90,7 +90,7 @@ def test_the_terminal_never_breaks_a_number(sweep, width):
         assert all(
             [line for line in lines if line.split()[:1] == [row[0]] and f" {cell} " in f"{line} "] for cell in numbers
         )
-    assert sum("worst % ↓" in line for line in lines) == 1
+    assert sum("worst ↓" in line for line in lines) == 1
     assert grid.caption in " ".join(" ".join(lines).split())
 
 
@@ -128,8 +128,7 @@ def test_of_prompts_the_mean_of_their_own_fd_is_compared_and_the_pooled_one_besi
     path.write_text(json.dumps(metrics))
     grid = compare(read_jobs(tmp_path))
     shown = dict(zip(grid.header, grid.rows[1], strict=True))
-    assert shown["FD hard ↓"] == "0.300" and shown["FD hard, prompts pooled ↓"] == "0.010"
-    assert grid.caption.endswith("FD is the mean of every prompt's own.")
+    assert shown["FD, hard, mean over prompts ↓"] == "0.300" and shown["FD, hard, prompts pooled ↓"] == "0.010"
 
 
 def test_one_seed_has_no_spread_and_says_so(tmp_path):
@@ -162,7 +161,7 @@ def test_a_swept_strength_is_one_line_and_a_response(tmp_path, key, values):
                 write_job(tmp_path / str(number), asked, fd=fd, female=0.3 + 0.1 * index)
                 number += 1
     jobs = read_jobs(tmp_path)
-    lines = groupby((p for p in points_of(jobs, FID) if not p.original), key=lambda point: point.series)
+    lines = groupby((p for p in points_of(jobs, FID) if not p.original), key=lambda point: point.line)
     assert [[round(p.x, 2) for p in line] for _, line in lines] == [[0.31, 0.21, 0.11]] * 2
     responses = responses_of(jobs)
     assert [response.title for response in responses] == [f"gender, DiffLens, sae.expansion={w}" for w in (4, 8)]
@@ -171,7 +170,8 @@ def test_a_swept_strength_is_one_line_and_a_response(tmp_path, key, values):
     assert [row["shares"]["female"]["share"] for row in data["rows"]] == pytest.approx([0.3, 0.4, 0.5])
     figure = Figure()
     draw_doses(figure, data)
-    shares, fd, clip, leakage = figure.axes
+    shares, fd, fid, clip, leakage, empty = figure.axes
+    assert list(fid.lines[0].get_ydata()) == [3.0] * 3 and not empty.axison
     assert list(shares.lines[0].get_ydata()) == pytest.approx([30, 40, 50])
     assert list(fd.lines[0].get_xdata()) == [0, 0.5, 2] and list(fd.lines[0].get_ydata()) == pytest.approx(
         [0.31, 0.21, 0.11]
@@ -184,7 +184,7 @@ def test_a_calibrated_strength_is_no_point_of_the_line_and_one_strength_no_respo
     for number, strength in enumerate(("auto", "1", "2")):
         write_job(tmp_path / str(number), [f"mitigation.strength={strength}"], fd=0.1 * number)
     jobs = read_jobs(tmp_path)
-    lines = {series: len(list(line)) for series, line in groupby(points_of(jobs, FID), key=lambda point: point.series)}
+    lines = {name: len(list(line)) for name, line in groupby(points_of(jobs, FID), key=lambda point: point.line)}
     assert lines == {("auto", "difflens"): 1, ("difflens",): 2, ("–", "original"): 1}
     assert [len(response.data["rows"]) for response in responses_of(jobs)] == [2]
     assert responses_of(jobs[:2]) == []
@@ -201,14 +201,14 @@ def test_a_table_comes_in_every_format_with_its_signs_escaped():
 
 def test_the_front_holds_what_no_other_point_beats(sweep):
     def point(x: float, y: float) -> Point:
-        return Point((), "gender", False, 0.0, x, y)
+        return Point((), "gender", "gender", False, 0.0, x, y)
 
     points = [point(0.1, 3.0), point(0.2, 2.0), point(0.2, 2.5), point(0.3, 2.0)]
     assert front(points, better=-1) == points[:2]
     assert front(points, better=1) == points[:1]
     line = [p for p in points_of(read_jobs(*sweep), FID) if not p.original]
     assert [(p.strength, round(p.x, 3), round(p.y, 2)) for p in line] == [(1, 0.15, 3.1), (2, 0.01, 3.6)]
-    assert line[0].series == line[1].series
+    assert line[0].line == line[1].line
 
 
 AGGREGATE = """
@@ -234,7 +234,7 @@ def test_the_task_reads_what_hydra_wrote_and_imports_no_torch(sweep, tmp_path):
         "table.html",
         "report.html",
         "pareto_fid.svg",
-        "pareto_leakage.svg",
+        "pareto_worst_leakage.svg",
         "response_0.svg",
     }
     assert names <= {path.name for path in folder.iterdir()}

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from difflens.attribution.causality import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
+from difflens.methods.h_direction import HDirection
 from difflens.sae.topk import TopKAutoencoder
 from difflens.stages.attribution import Located
 from difflens.store.artifacts import Artifact
 from difflens.study.workbench import Workbench
 from difflens.tasks import ablation
 from difflens.training.attribution_module import AttributionResult
-from difflens.vocabulary import UNNAMED, Attribute, FeatureScores, FeatureSet, GenerationPlan, Site
+from difflens.vocabulary import UNNAMED, Attribute, FeatureScores, FeatureSet, GenerationPlan, PerImage, Site
 
 GENDER = Attribute("gender", ("female", "male"))
 STEPS, WIDTH, IMAGES = 2, 8, 12
@@ -50,8 +51,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Workbench:
     """A workbench whose model is the planted one: images are its activations, as they are after the edit."""
 
     def generate(_: object, __: object, plan: GenerationPlan, *, edit: Any) -> Tensor:
-        assert plan.targets is not None
-        return edit(planted()[plan.image_ids], 1, plan.targets)
+        return edit(planted()[plan.image_ids], 1, plan.per_image())
 
     monkeypatch.setattr(ablation, "generate", generate)
     monkeypatch.setattr(ablation, "open_store", lambda bench: (None, None))
@@ -60,7 +60,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Workbench:
     monkeypatch.setattr(ablation, "learning_plan", lambda bench: GenerationPlan(0, torch.arange(IMAGES)))
     made = Workbench.__new__(Workbench)
     cfg = OmegaConf.create({"task": {"images": 3, "size": 1}, "mitigation": {"update": "symmetric"}})
-    made.__dict__.update(cfg=cfg, attribute=GENDER, site=Site(), model=None)
+    made.__dict__.update(cfg=cfg, attribute=GENDER, site=Site(), model=None, method=HDirection(update="symmetric"))
     monkeypatch.setattr(Workbench, "trainer", lambda self, **_: None)
     monkeypatch.setattr(Workbench, "labels", lambda self, h: (h[:, :2, 0, 0].argmax(1), h))
     return made
@@ -69,7 +69,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Workbench:
 def test_silencing_takes_the_latents_away_and_leaves_every_other_one(bench: Workbench) -> None:
     edit = ablation.silencer(bench, located(), FeatureSet(GENDER, {"female": (0, 4), "male": (0, 4)}))
     before = planted()
-    after = edit(before, 1, LABELS)
+    after = edit(before, 1, PerImage(LABELS))
     assert after[:, [0, 4]].abs().max() == 0
     rest = [1, 2, 3, 5, 6, 7]
     assert torch.equal(after[:, rest], before[:, rest])

@@ -13,7 +13,7 @@ from program import Program
 from sweep_folder import write_job
 
 from difflens.stages import tracked
-from difflens.training.workspace import TABLES, describe_workspace
+from difflens.tasks.dashboard import TABLES, describe_workspace
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,15 +46,13 @@ def test_a_workspace_is_written_for_the_runs_of_a_sweep(tmp_path: Path) -> None:
 
 def test_fairness_of_prompts_is_the_mean_of_theirs(tmp_path: Path) -> None:
     pytest.importorskip("wandb_workspaces", reason="extra dashboard")
-    for prompts, fd in ((True, "fd_hard_prompt_mean"), (False, "fd_hard")):
-        about = {
-            "entity": "e",
-            "project": "p",
-            "methods": ["original", "difflens"],
-            "classes": ["female"],
-            "others": [],
-        }
-        text = describe_workspace("s", **about, prompts=prompts)._to_model().model_dump_json(by_alias=True)
+    for prompts, fd in (({"a nurse": {"fd_hard": 0.2}}, "fd_hard_prompt_mean"), ({}, "fd_hard")):
+        row = {"method": "difflens", "fd_hard": 0.1, "fid": 3.0, "prompts": prompts}
+        text = (
+            describe_workspace("s", [{"rows": [row]}], entity="e", project="p")
+            ._to_model()
+            .model_dump_json(by_alias=True)
+        )
         scatters = [panel for panel in _panels(json.loads(text)) if panel["viewType"] == "Scatter Plot"]
         assert scatters and {panel["config"]["xAxis"] for panel in scatters} == {f"summary:difflens/{fd}"}
 

@@ -22,7 +22,7 @@ from difflens.sae.topk import TopKAutoencoder
 from difflens.training.attribution_module import AttributionModule, LabelledMaps
 from difflens.training.sae_module import SaeModule
 from difflens.training.steering_module import generate, sample
-from difflens.vocabulary import Attribute, GenerationPlan, Site
+from difflens.vocabulary import Attribute, GenerationPlan, PerImage, Site
 
 UPDATES, BATCH = 30, 64
 
@@ -35,8 +35,8 @@ class Shift:
     def active(self, step: int, steps: int) -> bool:
         return True
 
-    def __call__(self, h: Tensor, step: int, targets: Tensor) -> Tensor:
-        return h + targets[:, None, None, None]
+    def __call__(self, h: Tensor, step: int, images: PerImage) -> Tensor:
+        return h + images.target[:, None, None, None]
 
 
 class Stream(IterableDataset[list[Tensor]]):

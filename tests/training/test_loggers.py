@@ -1,6 +1,7 @@
 """Curves and figures reach whichever tracker is chosen, and every job has a run of its own that ends with its exit code."""
 
 import csv
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,8 @@ IDENTITY = RunIdentity("pipeline_mini", "sweep_1", "pipeline", ["mini_ddpm", "ge
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key and no mode from the surroundings; what the tracker puts into the environment goes with the test."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
+    """No key and no mode from the surroundings."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -102,7 +103,9 @@ def test_a_wandb_run_holds_figures_tables_pictures_and_lineage_offline(tmp_path:
 def test_a_job_that_is_done_again_keeps_its_run(tmp_path: Path, monkeypatch) -> None:
     mine = replace(IDENTITY, id="0123456789abcdef")
     for attempt in ("first", "second"):
+        before = dict(os.environ)
         wandb_tracker(tmp_path / attempt, mine, mode="offline").close(0)
+        assert before == dict(os.environ), "nothing leaks into the environment"
         (run,) = records(tmp_path / attempt)["run"]
         assert run.run_id == mine.id
     asked: list[dict[str, object]] = []
@@ -112,8 +115,8 @@ def test_a_job_that_is_done_again_keeps_its_run(tmp_path: Path, monkeypatch) -> 
         return SimpleNamespace(id="x", finish=lambda exit_code: None, define_metric=lambda *_, **__: None)
 
     monkeypatch.setattr(wandb, "init", init)
-    wandb_tracker(tmp_path, mine, mode="online")
-    wandb_tracker(tmp_path, IDENTITY, mode="online")
+    for identity in (mine, IDENTITY):
+        wandb_tracker(tmp_path, identity, mode="online").close(0)
     assert [(each["id"], each["resume"]) for each in asked] == [(mine.id, "allow"), (None, None)]
 
 
@@ -127,6 +130,7 @@ def test_without_a_network_or_with_a_bad_key_a_run_is_kept_offline(tmp_path: Pat
     monkeypatch.setattr(wandb, "init", init)
     tracker = wandb_tracker(tmp_path, IDENTITY, mode="online")
     assert isinstance(tracker, WandbTracker) and "kept offline; send it later: wandb sync" in caplog.text
+    tracker.close(0)
 
 
 def test_a_wrong_mode_and_a_missing_package_are_one_clear_line(tmp_path: Path, monkeypatch) -> None:

@@ -3,14 +3,14 @@ import torch
 
 from difflens.attribution.statistics import CodeStatistics
 from difflens.methods.base import Window
-from difflens.methods.sae_features import SaeFeatureMitigation, selected_latents
+from difflens.methods.difflens import FeatureEdit, SingleFeature, selected_latents
 from difflens.probes.linear import LinearProbe
 from difflens.sae.topk import TopKAutoencoder
-from difflens.vocabulary import UNTOUCHED, Attribute, FeatureSet, Site
+from difflens.vocabulary import UNTOUCHED, Attribute, FeatureSet, PerImage, Site
 
 GENDER = Attribute("gender", ("female", "male"))
 FEATURES = FeatureSet(GENDER, {"female": (3, 7), "male": (5,)})
-TARGETS = torch.tensor([0, 1, UNTOUCHED])
+TARGETS = PerImage(torch.tensor([0, 1, UNTOUCHED]))
 
 
 @pytest.fixture
@@ -25,25 +25,25 @@ def sae() -> TopKAutoencoder:
 H = torch.randn(3, 6, 2, 2, generator=torch.Generator().manual_seed(3))
 
 
-def mitigation(sae: TopKAutoencoder, strength: tuple[float, float], **settings: object) -> SaeFeatureMitigation:
+def mitigation(sae: TopKAutoencoder, strength: tuple[float, float], **settings: object) -> FeatureEdit:
     generator = torch.Generator().manual_seed(5)
     statistics = CodeStatistics(
         torch.tensor([3, 5, 7]),
         torch.rand(2, 4, 3, 2, 2, generator=generator),
         torch.rand(4, 3, generator=generator) + 0.5,
     )
-    return SaeFeatureMitigation(
-        sae,
-        FEATURES,
-        statistics,
-        site=Site(),
-        strength=torch.tensor(strength),
-        **{"mode": "scale", **settings},  # type: ignore[arg-type]
-    )
+    edit = FeatureEdit(sae, FEATURES, statistics, site=Site(), **{"mode": "scale", **settings})  # type: ignore[arg-type]
+    return edit.with_strength(torch.tensor(strength))  # type: ignore[return-value]
 
 
-def change(edit: SaeFeatureMitigation, sae: TopKAutoencoder) -> torch.Tensor:
-    return edit.change(sae.codes_of_latents(H, selected_latents(FEATURES)), 1, TARGETS)
+def change(edit: FeatureEdit, sae: TopKAutoencoder) -> torch.Tensor:
+    return edit.delta(sae.codes_of_latents(H, selected_latents(FEATURES)), H, 1, TARGETS)
+
+
+def moved_by(
+    edit: FeatureEdit, codes: torch.Tensor, step: int, target: torch.Tensor, shown: torch.Tensor | None = None
+):
+    return edit.change(codes, step, target, edit.strength_of(PerImage(target)), shown)
 
 
 @pytest.mark.parametrize(("mode", "neutral"), [("scale", 1.0), ("add", 0.0), ("contrast", 0.0)])
@@ -105,7 +105,7 @@ def test_a_gate_spares_what_is_there_already(sae: TopKAutoencoder) -> None:
     codes = sae.codes_of_latents(H, torch.tensor([3, 5, 7]))
     edit = mitigation(sae, (3.0, 5.0), gate=gate)
     shown = gate(H, 1).softmax(-1)
-    moved = edit.change(codes, 1, torch.tensor([0, 1, 1]), shown=shown)
+    moved = moved_by(edit, codes, 1, torch.tensor([0, 1, 1]), shown)
     torch.testing.assert_close(moved[0, 0], 2 * there * codes[0, 0])
     torch.testing.assert_close(moved[1, 1], 4 * (1 - there) * codes[1, 1])
     assert torch.equal(mitigation(sae, (1.0, 1.0), gate=gate)(H, 1, TARGETS), H)
@@ -115,21 +115,16 @@ def test_contrast_starts_from_the_classes_the_gate_reads(sae: TopKAutoencoder) -
     race = Attribute("race", ("a", "b", "c"))
     mean = torch.rand(3, 1, 2, 2, 2, generator=torch.Generator().manual_seed(7))
     usual = CodeStatistics(torch.tensor([3, 5]), mean, torch.ones(1, 2))
-    edit = SaeFeatureMitigation(
-        sae,
-        FeatureSet(race, {"a": (3,), "b": (5,), "c": ()}),
-        usual,
-        site=Site(),
-        mode="contrast",
-        strength=torch.tensor([1.0, 1.0, 2.0]),
-    )
+    features = FeatureSet(race, {"a": (3,), "b": (5,), "c": ()})
+    edit = FeatureEdit(sae, features, usual, site=Site(), mode="contrast")
+    edit = edit.with_strength(torch.tensor([1.0, 1.0, 2.0]))
     codes, targets = torch.full((2, 2, 2, 2), 100.0), torch.tensor([0, 2])
-    surely = edit.change(codes, 0, targets, shown=torch.eye(3)[[1, 2]])
+    surely = moved_by(edit, codes, 0, targets, torch.eye(3)[[1, 2]])
     torch.testing.assert_close(surely[0], mean[0, 0] - mean[1, 0])
     assert not surely[1].any()
-    unsure = edit.change(codes, 0, targets, shown=torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]))
+    unsure = moved_by(edit, codes, 0, targets, torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]))
     torch.testing.assert_close(unsure[1], 2 * (0.5 * mean[2, 0] - 0.2 * mean[0, 0] - 0.3 * mean[1, 0]))
-    ungated = edit.change(codes, 0, targets)
+    ungated = moved_by(edit, codes, 0, targets)
     torch.testing.assert_close(ungated[0], mean[0, 0] - mean[1:, 0].mean(0))
 
 
@@ -141,10 +136,8 @@ def test_the_official_protocol_gives_the_released_codes_edit(official: dict[str,
     features = FeatureSet(GENDER, {"female": latents, "male": ()})
     nothing = CodeStatistics(torch.tensor(sorted(latents)), torch.zeros(2, 1, 3, 3, 3), torch.zeros(1, 3))
     ratio = official["edit_ratio"].expand(2)
-    edit = SaeFeatureMitigation(
-        sae.requires_grad_(False), features, nothing, site=Site(), mode="scale", strength=ratio, protocol="official"
-    )
-    edited = edit(official["h"], 0, torch.zeros(6, dtype=torch.int64))
+    edit = FeatureEdit(sae.requires_grad_(False), features, nothing, site=Site(), mode="scale", protocol="official")
+    edited = edit.with_strength(ratio)(official["h"], 0, PerImage(torch.zeros(6, dtype=torch.int64)))
     torch.testing.assert_close(edited, official["edit_official_p2"], rtol=0, atol=1e-5)
 
 
@@ -158,3 +151,52 @@ def test_the_window_names_the_edited_steps() -> None:
 def test_unknown_modes_are_refused(sae: TopKAutoencoder) -> None:
     with pytest.raises(ValueError, match=r"mitigation\.mode"):
         mitigation(sae, (1.0, 1.0), mode="multiply")
+
+
+CHOSEN = torch.tensor([3, 5, 7])
+OWNER = torch.tensor([0, 1, 0])
+SLOTS = PerImage(torch.tensor([0, 1, 2, UNTOUCHED]))
+H4 = torch.randn(4, 6, 2, 2, generator=torch.Generator().manual_seed(3))
+
+
+def single(strength: float) -> SingleFeature:
+    torch.manual_seed(0)
+    features = FeatureSet(Attribute("gender", ("female", "male")), {"female": (3, 7), "male": (5,)})
+    usual = CodeStatistics(CHOSEN, torch.rand(2, 4, 3, 2, 2), torch.ones(4, 3))
+    sae = TopKAutoencoder(6, expansion=2, k=8).requires_grad_(False).eval()
+    whole = FeatureEdit(sae, features, usual, site=Site(), mode="contrast")
+    return SingleFeature(whole, OWNER, strength=strength)
+
+
+def written(edit: SingleFeature, delta: torch.Tensor) -> torch.Tensor:
+    return edit.whole.sae.add_to_map(H4, delta, CHOSEN)
+
+
+def by_the_map(edit: SingleFeature) -> torch.Tensor:
+    """Δz by the map of each latent's owner at step 1, unlimited."""
+    delta = torch.zeros(4, 3, 2, 2)
+    for image, slot in enumerate((0, 1, 2)):
+        delta[image, slot] = edit.multiple * edit.whole.statistics.mean[OWNER[slot], 1, slot]
+    return delta
+
+
+def test_a_latent_is_raised_by_the_map_of_its_class() -> None:
+    edit = single(6.0)
+    made = edit(H4, 1, SLOTS)
+    torch.testing.assert_close(made, written(edit, by_the_map(edit)))
+    assert torch.equal(made[3], H4[3])
+
+
+def test_a_latent_is_lowered_to_zero_and_no_further() -> None:
+    edit = single(-6.0)
+    codes = edit.whole.sae.codes_of_latents(H4, CHOSEN)
+    limited = torch.maximum(by_the_map(edit), -codes)
+    assert (limited != by_the_map(edit)).any() and (codes + limited).min() >= 0 and (limited < 0).any()
+    torch.testing.assert_close(edit(H4, 1, SLOTS), written(edit, limited))
+
+
+def test_an_image_in_which_the_latent_is_silent_is_not_lowered_at_all() -> None:
+    edit = single(-6.0)
+    silent = -10 * edit.whole.sae.decoder[CHOSEN].sum(0)[None, :, None, None].expand(1, 6, 2, 2)
+    assert not edit.whole.sae.codes_of_latents(silent, CHOSEN).any()
+    assert torch.equal(edit(silent, 1, PerImage(torch.tensor([1]))), silent)

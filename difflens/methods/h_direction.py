@@ -1,0 +1,138 @@
+"""The linear direction of a class in h-space: the mean difference of activations between classes, added at every step.
+
+Haas et al. 2023 (arXiv 2303.11073), "Discovering Interpretable Directions in the Semantic Latent Space of Diffusion
+Models", section 4; needs no autoencoder.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from difflens.methods.base import Given, Method, Need, SiteEdit, Window, check_switch, check_update
+from difflens.probes.base import Probe
+from difflens.vocabulary import Attribute, Site
+
+DIRECTIONS = "directions"
+
+
+class HDirection(Method):
+    """h′ = h + r_c n_{c,t} with n_{c,t} = mean(h_t | class c) − mean(h_t | another class), of the model's own images.
+
+    Args:
+        gate: weaken the edit where the probe already reads the target class; the published method has no gate.
+        update: `asymmetric` or `symmetric`.
+        window: the edited steps.
+    """
+
+    def __init__(self, *, gate: bool = False, update: str = "asymmetric", window: Window | None = None) -> None:
+        check_switch("mitigation.gate", gate)
+        check_update(update)
+        self.gate, self.update, self.window = gate, update, window or Window()
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See `Method.needs`."""
+        return frozenset(["probe"] if self.gate else [])
+
+    def learn(self, given: Given) -> dict[str, Tensor]:
+        """The directions [classes, steps, D, H, W] (float32).
+
+        Raises:
+            ValueError: no image shows a class.
+        """
+        assert given.maps is not None and given.labels is not None
+        labels = given.labels()
+        counts = torch.bincount(labels[labels >= 0], minlength=len(given.attribute.classes))
+        if not counts.all():
+            name = given.attribute.classes[int(counts.argmin())]
+            raise ValueError(f"no learning image is {name!r} ({given.attribute.name}); raise data.images.")
+        steps = [class_directions(given.maps(step), labels, counts) for step in range(given.steps)]
+        return {DIRECTIONS: torch.stack(steps, 1)}
+
+    def edit(self, given: Given, learnt: Mapping[str, Tensor]) -> "DirectionEdit":
+        """See `Method.edit`."""
+        gate = given.probe if self.gate else None
+        return DirectionEdit(
+            given.attribute, learnt[DIRECTIONS], site=given.site, update=self.update, window=self.window, gate=gate
+        )
+
+    def holder(self, given: Given, learnt: Mapping[str, Tensor]) -> SiteEdit:
+        """See `Method.holder`: the held attribute's own direction, as far as its probe reads that the class has left."""
+        edit = DirectionEdit(
+            given.attribute,
+            learnt[DIRECTIONS],
+            site=given.site,
+            update=self.update,
+            window=self.window,
+            gate=given.probe,
+        )
+        return edit.with_strength(torch.ones(len(given.attribute.classes)))
+
+
+def class_directions(
+    maps: Float[Tensor, "images channels height width"], labels: Int[Tensor, "images"], counts: Int[Tensor, "classes"]
+) -> Float[Tensor, "classes channels height width"]:
+    """Each class's mean less the mean of all images of other classes; images of unknown class count nowhere.
+
+    Sums are in float64: maps are stored in half precision, whose own sums would lose digits.
+    """
+    known = labels >= 0
+    member = torch.nn.functional.one_hot(labels[known], len(counts)).double()
+    sums = torch.einsum("nc,ndhw->cdhw", member, maps[known].double())
+    size = counts.double()[:, None, None, None]
+    means, rest = sums / size, (sums.sum(0) - sums) / (size.sum() - size)
+    return (means - rest).float()
+
+
+class DirectionEdit(SiteEdit):
+    """Adds the direction of the target class, times its strength.
+
+    Args:
+        attribute: whose classes the directions are.
+        directions: [classes, steps, D, H, W].
+        site: where they were measured.
+        update: see `SiteEdit`.
+        window: see `SiteEdit`.
+        gate: where it reads the target class with probability p, the edit shrinks by 1 − p.
+    """
+
+    def __init__(
+        self,
+        attribute: Attribute,
+        directions: Float[Tensor, "classes steps channels height width"],
+        *,
+        site: Site,
+        update: str,
+        window: Window,
+        gate: Probe | None = None,
+    ) -> None:
+        super().__init__(attribute, site=site, update=update, window=window, gate=gate)
+        self.directions = directions
+
+    def read(self, h: Float[Tensor, "images channels height width"]) -> Tensor:
+        """The activations themselves.
+
+        Raises:
+            ValueError: they are no activations of the site the directions were measured at.
+        """
+        if h.shape[1:] != self.directions.shape[2:]:
+            raise ValueError(
+                f"the directions are of maps {list(self.directions.shape[2:])}, this site gives {list(h.shape[1:])}; "
+                "use the model and site they were fitted on."
+            )
+        return h.float()
+
+    def change(self, z: Tensor, step: int, target: Tensor, strength: Tensor, shown: Tensor | None = None) -> Tensor:
+        """See `SiteEdit.change`."""
+        if shown is not None:
+            strength = strength * (1 - shown.to(strength).gather(1, target[:, None])[:, 0])
+        return strength.to(z)[:, None, None, None] * self.directions[:, step].to(z)[target]
+
+    def write(
+        self, h: Float[Tensor, "images channels height width"], delta: Tensor, touched: Bool[Tensor, "images"]
+    ) -> Float[Tensor, "images channels height width"]:
+        """See `SiteEdit.write`."""
+        moved = touched & (delta != 0).flatten(1).any(1)
+        return torch.where(moved[:, None, None, None], (h.float() + delta).to(h.dtype), h)
