@@ -1,14 +1,16 @@
 """The sparse autoencoder: affine encoder, sparse activation function, decoder rows; and its view of whole maps."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from functools import partial
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from difflens.sae.decode import SparseCodes, decode
+from difflens.sae.codes import SparseCodes, decode, encode_sparsely
+from difflens.sae.losses import Objective, TrainingLoss, auxk_loss, reconstruction_loss, strongest, token_variance
 
 __all__ = ["SparseAutoencoder", "SparseCodes", "Token"]
 
@@ -61,6 +63,9 @@ class SparseAutoencoder(nn.Module, ABC):
         self.w_dec = nn.Parameter(directions)
         self.b_dec = nn.Parameter(torch.zeros(self.dim))
 
+    only_selects: ClassVar[bool] = False
+    """Whether each value that `select` gives is the pre-activation itself or 0, so that its gradient can be sparse too."""
+
     @abstractmethod
     def select(self, activations: Float[Tensor, "tokens width"]) -> SparseCodes:
         """The sparse activation function: which pre-activations become codes."""
@@ -81,14 +86,29 @@ class SparseAutoencoder(nn.Module, ABC):
         """One row per latent: the direction it writes."""
         return self.w_dec
 
+    def centred(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens dim"]:
+        """What the encoder's rows see of a token: `x − b_dec`, or `x` if not centred."""
+        x = x.to(self.w_enc.dtype)
+        return x - self.b_dec if self.centre else x
+
     def pre_activations(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens width"]:
         """`a = W_enc (x − b_dec) + b_enc`, without `b_dec` if not centred."""
-        x = x.to(self.w_enc.dtype)
-        return F.linear(x - self.b_dec if self.centre else x, self.w_enc, self.b_enc)
+        return F.linear(self.centred(x), self.w_enc, self.b_enc)
 
     def encode(self, x: Float[Tensor, "tokens dim"]) -> SparseCodes:
         """Active latents of each token."""
-        return self.select(self.pre_activations(x))
+        return self.encode_fully(x)[0]
+
+    def encode_fully(self, x: Float[Tensor, "tokens dim"]) -> tuple[SparseCodes, Float[Tensor, "tokens width"]]:
+        """Codes, and the pre-activations of all latents: without gradient where that of the codes is sparse."""
+        if self._sparse_gradient(x):
+            return encode_sparsely(self.centred(x), self.w_enc, self.b_enc, self.select)
+        activations = self.pre_activations(x)
+        return self.select(activations), activations
+
+    def _sparse_gradient(self, x: Tensor) -> bool:
+        # On a GPU the dense product is so fast that gathering rows gains nothing.
+        return self.only_selects and torch.is_grad_enabled() and x.device.type == "cpu"
 
     def encode_dense(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens width"]:
         """Codes of each token, one column per latent."""
@@ -105,6 +125,31 @@ class SparseAutoencoder(nn.Module, ABC):
     def forward(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens dim"]:
         """x̂ of each token."""
         return self.reconstruct(x)
+
+    def loss(self, x: Float[Tensor, "tokens dim"], objective: Objective = Objective()) -> TrainingLoss:  # noqa: B008
+        """What training minimises: `Σ‖x − x̂‖² / V + α · L_aux`; a class may bring its own."""
+        codes, activations = self.encode_fully(x)
+        x_hat = self.decode(codes)
+        dead = objective.observe(codes)
+        variance = token_variance(x) if objective.variance is None else objective.variance
+        auxiliary = self.auxiliary_loss(x, x - x_hat, activations, dead, objective)
+        total = reconstruction_loss(x, x_hat, variance) + objective.aux_coefficient * auxiliary
+        return TrainingLoss(total, x_hat, codes, activations, {"auxiliary": auxiliary.detach()})
+
+    def auxiliary_loss(
+        self, x: Tensor, error: Tensor, activations: Tensor, dead: Bool[Tensor, "width"], objective: Objective
+    ) -> Float[Tensor, ""]:
+        """AuxK of these tokens, see `auxk_loss`; its gradient is that of the `k_aux` strongest dead latents."""
+        latents, k_aux = dead.nonzero().flatten(), objective.k_aux or max(1, self.dim // 2)
+        if not objective.aux_coefficient or not len(latents):
+            return error.new_zeros(())
+        select, ours = partial(strongest, k=k_aux), activations.index_select(1, latents)
+        if self._sparse_gradient(x):
+            rows, bias = self.w_enc.index_select(0, latents), self.b_enc.index_select(0, latents)
+            codes, _ = encode_sparsely(self.centred(x), rows, bias, select, known=ours)
+        else:
+            codes = select(ours)
+        return auxk_loss(error, codes, self.w_dec.index_select(0, latents), k_aux=k_aux)
 
     def update_statistics(self, codes: SparseCodes) -> None:
         """Learn from one training batch what is not learnt by gradient; nothing by default."""
@@ -123,12 +168,13 @@ class SparseAutoencoder(nn.Module, ABC):
         """Drop the part of each unit-norm decoder row's gradient along the row, which renormalisation would undo."""
         gradient = self.w_dec.grad
         if gradient is not None:
-            gradient.sub_((gradient * self.w_dec).sum(1, keepdim=True) * self.w_dec)
+            along = torch.einsum("md,md->m", gradient, self.w_dec)
+            gradient.addcmul_(self.w_dec, along[:, None], value=-1)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Give every decoder row unit norm."""
-        self.w_dec.copy_(F.normalize(self.w_dec, dim=1))
+        self.w_dec.div_(self.w_dec.norm(dim=1, keepdim=True).clamp_min_(1e-12))
 
     def tokens_of_map(self, h: Float[Tensor, "images channels height width"]) -> Float[Tensor, "tokens dim"]:
         """The map's tokens: image-major, then row-major over positions; one per image for `token="map"`.

@@ -1,10 +1,45 @@
-"""Training losses of a sparse autoencoder and the loss its reconstructions recover, as pure functions."""
+"""Training losses of a sparse autoencoder as pure functions, and what they are told and give back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from difflens.sae.decode import SparseCodes, decode
+from difflens.sae.codes import SparseCodes, decode
+
+
+def _none_dead(codes: SparseCodes) -> Bool[Tensor, "width"]:
+    return codes.indices.new_zeros(0, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a training loss is told beside its tokens.
+
+    Attributes:
+        variance: V, what divides the squared error, one for all or one per token; the batch's own if None.
+        observe: told the codes of a batch, gives the latents that are dead after it [width]; none are by default.
+        aux_coefficient: weight α of AuxK, 0 for none.
+        k_aux: dead latents used by AuxK per token, half the token dimension if None.
+    """
+
+    variance: Float[Tensor, "*tokens"] | None = None
+    observe: Callable[[SparseCodes], Bool[Tensor, "width"]] = _none_dead
+    aux_coefficient: float = 1 / 32
+    k_aux: int | None = None
+
+
+class TrainingLoss(NamedTuple):
+    """The loss of a batch, what it was computed from, and its parts by name (detached, to be logged)."""
+
+    total: Float[Tensor, ""]
+    x_hat: Float[Tensor, "tokens dim"]
+    codes: SparseCodes
+    activations: Float[Tensor, "tokens width"]
+    parts: Mapping[str, Tensor]
 
 
 def token_variance(x: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]:
@@ -25,44 +60,29 @@ def reconstruction_loss(
     return ((x - x_hat).square().sum(1) / variance).mean()
 
 
+def strongest(activations: Float[Tensor, "tokens some"], k: int) -> SparseCodes:
+    """The `k` largest positive activations of each token, in no particular order."""
+    values, indices = activations.topk(min(k, activations.shape[1]), dim=1, sorted=False)
+    return SparseCodes(values.relu(), indices)
+
+
 def auxk_loss(
-    error: Float[Tensor, "tokens dim"],
-    activations: Float[Tensor, "tokens width"],
-    decoder: Float[Tensor, "width dim"],
-    *,
-    dead: Bool[Tensor, "width"],
-    k_aux: int,
+    error: Float[Tensor, "tokens dim"], codes: SparseCodes, decoder: Float[Tensor, "dead dim"], *, k_aux: int
 ) -> Float[Tensor, ""]:
     """AuxK: how badly the `k_aux` strongest dead latents explain what the living ones left over.
 
-    `min(n_dead / k_aux, 1) · Σ‖ê − e‖² / Σ‖e − ē‖²` with `ê = Σ ReLU(a_i) W_dec[i]`, no bias; 0 without dead latents
-    or residual (Gao et al. 2024, section A.2).
+    `min(n_dead / k_aux, 1) · Σ‖ê − e‖² / Σ‖e − ē‖²` with `ê = Σ ReLU(a_i) W_dec[i]`, no bias; 0 without residual
+    (Gao et al. 2024, section A.2).
 
     Args:
         error: x − x̂; no gradient flows into it.
-        activations: pre-activations `a` of all latents, through which the gradient reaches the dead encoder rows.
-        decoder: W_dec.
-        dead: which latents are dead.
+        codes: of the dead latents alone, numbered as the rows of `decoder`.
+        decoder: the dead rows of W_dec.
         k_aux: dead latents used per token.
     """
     error = error.detach()
-    latents = dead.nonzero().flatten()
     spread = (error - error.mean(0)).square().sum()
-    if not len(latents) or not spread > 0:
+    if not spread > 0:
         return error.new_zeros(())
-    values, slots = activations[:, latents].topk(min(k_aux, len(latents)), dim=1, sorted=False)
-    explained = decode(SparseCodes(values.relu(), latents[slots]), decoder)
-    return torch.nan_to_num(min(len(latents) / k_aux, 1) * (explained - error).square().sum() / spread)
-
-
-def denoising_loss_recovered(
-    *, original: Float[Tensor, "steps"], reconstructed: Float[Tensor, "*saes steps"], ablated: Float[Tensor, "steps"]
-) -> Float[Tensor, "*saes steps"]:
-    """`(L_ablated − L_sae) / (L_ablated − L_original)` per step: 1 if x̂ serves the denoiser as well as x.
-
-    Args:
-        original: denoising loss per step of the untouched model.
-        reconstructed: with the site replaced by the SAE's reconstruction; one row per SAE, if several.
-        ablated: with the site ablated (replaced by its mean, or zero).
-    """
-    return (ablated - reconstructed) / (ablated - original)
+    explained = decode(codes, decoder)
+    return torch.nan_to_num(min(len(decoder) / k_aux, 1) * (explained - error).square().sum() / spread)

@@ -4,12 +4,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from difflens.sae.base import SparseAutoencoder, SparseCodes
+from difflens.sae.losses import strongest
 
 
 class TopKAutoencoder(SparseAutoencoder):
     """`z = TopK_k(ReLU(a))` token by token: at most `k` active latents each."""
 
+    only_selects = True
+
     def select(self, activations: Float[Tensor, "tokens width"]) -> SparseCodes:
         """The `k` largest positive pre-activations of each token, in no particular order."""
-        values, indices = activations.topk(self.k, dim=1, sorted=False)
-        return SparseCodes(values.relu(), indices)
+        return strongest(activations, self.k)

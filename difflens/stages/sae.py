@@ -31,7 +31,7 @@ from difflens.models.base import DiffusionModel
 from difflens.models.devices import placed
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.health import DENSITY_EDGES, HealthMeter, SaeHealth
-from difflens.sae.losses import denoising_loss_recovered
+from difflens.sae.health import denoising_loss_recovered
 from difflens.sae.storage import load_sae, read_spec, save_sae
 from difflens.stages.activations import open_store
 from difflens.stages.plans import learning_plan

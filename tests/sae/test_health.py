@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from difflens.sae.decode import SparseCodes
+from difflens.sae.codes import SparseCodes
 from difflens.sae.health import DENSITY_EDGES, HealthMeter, SaeHealth
 
 

@@ -1,8 +1,23 @@
-"""Closed forms and gradients of the losses."""
+"""Closed forms and gradients of the losses, and the sparse gradient against the dense one."""
 
+from collections.abc import Callable
+from functools import partial
+
+import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from difflens.sae.losses import auxk_loss, denoising_loss_recovered, reconstruction_loss, token_variance
+from difflens.sae.base import SparseAutoencoder
+from difflens.sae.batch_topk import BatchTopKAutoencoder, kth_largest
+from difflens.sae.codes import SparseCodes, encode_sparsely
+from difflens.sae.health import denoising_loss_recovered
+from difflens.sae.losses import Objective, auxk_loss, reconstruction_loss, strongest, token_variance
+from difflens.sae.topk import TopKAutoencoder
+
+
+def auxk(error: Tensor, a: Tensor, decoder: Tensor, *, dead: Tensor, k_aux: int) -> Tensor:
+    return auxk_loss(error, strongest(a[:, dead], k_aux), decoder[dead], k_aux=k_aux)
 
 
 def test_reconstruction_by_the_mean_costs_one() -> None:
@@ -23,36 +38,20 @@ def test_auxk_of_all_dead_latents_against_its_formula() -> None:
     dead[[2, 5, 9]] = True
     explained = a.relu()[:, dead] @ decoder[dead]
     expected = 3 / 7 * (explained - error).square().sum() / (error - error.mean(0)).square().sum()
-    torch.testing.assert_close(auxk_loss(error, a, decoder, dead=dead, k_aux=7), expected)
+    torch.testing.assert_close(auxk(error, a, decoder, dead=dead, k_aux=7), expected)
 
 
-def test_auxk_uses_the_strongest_dead_latents_at_full_weight() -> None:
+def test_auxk_uses_the_strongest_dead_latents_at_full_weight_and_is_zero_without_residual() -> None:
     torch.manual_seed(1)
     error, a, decoder = torch.randn(6, 4), torch.rand(6, 10), torch.randn(10, 4)
-    strongest = torch.zeros_like(a).scatter(1, a.topk(2).indices, a.topk(2).values)
-    expected = (strongest @ decoder - error).square().sum() / (error - error.mean(0)).square().sum()
-    torch.testing.assert_close(auxk_loss(error, a, decoder, dead=torch.ones(10).bool(), k_aux=2), expected)
-
-
-def test_auxk_gradient_reaches_dead_rows_only_and_not_the_error() -> None:
-    torch.manual_seed(2)
-    x = torch.randn(32, 4)
-    w_enc, w_dec = torch.randn(2, 10, 4).requires_grad_().unbind(0)
-    w_enc.retain_grad()
-    w_dec.retain_grad()
-    error = torch.randn(32, 4, requires_grad=True)
-    dead = torch.arange(10) >= 7
-    auxk_loss(error, x @ w_enc.T, w_dec, dead=dead, k_aux=3).backward()
-    assert error.grad is None
-    for weights in (w_enc, w_dec):
-        assert weights.grad is not None
-        assert torch.equal(weights.grad.norm(dim=1) > 0, dead)
-
-
-def test_auxk_is_zero_without_dead_latents_or_without_residual() -> None:
-    a, decoder = torch.randn(6, 10), torch.randn(10, 4)
-    assert auxk_loss(torch.randn(6, 4), a, decoder, dead=torch.zeros(10).bool(), k_aux=2) == 0
-    assert auxk_loss(torch.zeros(6, 4), a, decoder, dead=torch.ones(10).bool(), k_aux=2) == 0
+    kept = torch.zeros_like(a).scatter(1, a.topk(2).indices, a.topk(2).values)
+    expected = (kept @ decoder - error).square().sum() / (error - error.mean(0)).square().sum()
+    everyone = torch.ones(10, dtype=torch.bool)
+    torch.testing.assert_close(auxk(error, a, decoder, dead=everyone, k_aux=2), expected)
+    assert auxk(torch.zeros(6, 4), a, decoder, dead=everyone, k_aux=2) == 0
+    error.requires_grad_(), decoder.requires_grad_()
+    auxk(error, a, decoder, dead=everyone, k_aux=2).backward()
+    assert error.grad is None and decoder.grad is not None
 
 
 def test_denoising_loss_recovered_is_one_for_the_original_and_zero_for_the_ablation() -> None:
@@ -61,3 +60,65 @@ def test_denoising_loss_recovered_is_one_for_the_original_and_zero_for_the_ablat
         original=original, reconstructed=torch.stack([original, ablated, (original + 3 * ablated) / 4]), ablated=ablated
     )
     torch.testing.assert_close(recovered, torch.tensor([[1.0], [0.0], [0.25]]).expand(3, 3))
+
+
+@pytest.mark.parametrize("width", [8, 64], ids=["dense", "sparse"])
+@pytest.mark.parametrize("kind", ["topk", "batch_topk"])
+def test_the_sparse_gradient_is_the_numerical_one(kind: str, width: int) -> None:
+    torch.manual_seed(3)
+    x, weight, bias = (torch.randn(*shape).double().requires_grad_() for shape in ((12, 5), (width, 5), (width,)))
+
+    def batch(a: Tensor) -> SparseCodes:
+        return SparseCodes.where((a >= kth_largest(a, 36)) & (a > 0), a)
+
+    select = partial(strongest, k=3) if kind == "topk" else batch
+    assert torch.autograd.gradcheck(lambda *parts: encode_sparsely(*parts, select)[0].values, (x, weight, bias))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize("n_dead", [0, 3, 40, 120])
+@pytest.mark.parametrize("kind", [TopKAutoencoder, BatchTopKAutoencoder])
+def test_the_loss_has_the_gradients_of_the_dense_formula(
+    kind: type[SparseAutoencoder], n_dead: int, centre: bool, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(4)
+    sae = kind(12, expansion=20, k=6, centre=centre).to(dtype).train()  # type: ignore[call-arg]
+    for parameter in sae.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    x, dead = torch.randn(64, 12, dtype=dtype), torch.arange(240) < n_dead
+    sae.b_enc.data[dead] -= 1.5  # too weak to be chosen, yet positive on some token
+
+    def dense() -> Tensor:
+        a = F.linear(x - sae.b_dec if centre else x, sae.w_enc, sae.b_enc)
+        codes = sae.select(a)
+        x_hat = codes.dense(240) @ sae.w_dec + sae.b_dec
+        loss = ((x - x_hat).square().sum(1)).mean() / token_variance(x)
+        return loss + (auxk(x - x_hat, a, sae.w_dec, dead=dead, k_aux=5) / 4 if n_dead else 0)
+
+    objective = Objective(observe=lambda _: dead, aux_coefficient=1 / 4, k_aux=5)
+    results = [
+        (total, *torch.autograd.grad(total, list(sae.parameters()))) for total in (sae.loss(x, objective)[0], dense())
+    ]
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=1e-6)
+    touched = results[0][1][dead].norm(dim=1) > 0
+    assert not n_dead or touched.any(), "AuxK reaches no dead row"
+
+
+@pytest.mark.parametrize(
+    "spread", [torch.zeros_like, torch.rand_like, lambda x: torch.arange(x.numel()).view_as(x) % 7.0]
+)
+def test_the_kth_largest_is_that_of_sorting_all(spread: Callable[[Tensor], Tensor]) -> None:
+    values = spread(torch.empty(300, 500))
+    for k in (1, 300, 4500, 150_000):
+        assert kth_largest(values, k) == values.flatten().sort(descending=True).values[k - 1]
+
+
+def test_codes_at_a_mask_are_its_values_in_as_many_slots_as_needed() -> None:
+    values = torch.randn(5, 9)
+    kept = torch.rand(5, 9) < 0.4
+    kept[2] = False
+    codes = SparseCodes.where(kept, values)
+    assert torch.equal(codes.dense(9), torch.where(kept, values, 0)) and codes.indices.shape[1] == kept.sum(1).max()
+    assert SparseCodes.where(kept[:0], values[:0]).values.shape == (0, 1)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.batch_topk import BatchTopKAutoencoder
-from difflens.sae.decode import SparseCodes, decode_dense, decode_sparse
+from difflens.sae.codes import SparseCodes, decode_dense, decode_sparse
 from difflens.sae.topk import TopKAutoencoder
 
 KINDS = [TopKAutoencoder, BatchTopKAutoencoder]
