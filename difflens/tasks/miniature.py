@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from difflens.miniature.fit import fit
 from difflens.store.run import Run
+from difflens.study.values import built
 
 
 def miniature(cfg: DictConfig, run: Run) -> None:
@@ -14,8 +14,8 @@ def miniature(cfg: DictConfig, run: Run) -> None:
     for name in cfg.task.models:
         if name not in cfg.task.recipes:
             raise ValueError(f"task.models names {name!r}; the recipes are {list(cfg.task.recipes)}.")
-        recipe = instantiate(cfg.task.recipes[name].recipe, _convert_="all")
-        settings = instantiate(cfg.task.recipes[name].fit)
+        recipe = built(cfg, f"task.recipes.{name}.recipe")
+        settings = built(cfg, f"task.recipes.{name}.fit")
         with run.stage(name):
             workspace = Path(cfg.task.workspace) / name
             export_to = Path(cfg.task.export_to) / cfg.task.recipes[name].get("folder", name)
