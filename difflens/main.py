@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from difflens.cli.guard import guard_hydra
 from difflens.cli.known_keys import check_keys
 from difflens.cli.products import register_products
 from difflens.cli.sweeps import close_sweep, job_to_do, register_resolvers, sweep_ending
@@ -25,7 +26,8 @@ from difflens.cli.usage import config_groups, usage
 from difflens.store.errors import JobFailedError, NotReadyError, UserError
 from difflens.store.exits import Ending, ending, interrupt, nearest, was_interrupted
 from difflens.store.ranks import TRACEBACK, process_rank, rank_prefix
-from difflens.store.run import Run, open_run
+from difflens.store.run import open_run
+from difflens.store.targets import read_environment, resolve_target
 
 HYDRA_VARIABLE = "HYDRA_FULL_ERROR"
 DEBUG_VARIABLE = "DIFFLENS_DEBUG"
@@ -36,24 +38,6 @@ def conf_folder() -> Path:
     """The configuration: inside the package when installed from a wheel, next to it in a source checkout."""
     package = Path(__file__).resolve().parent
     return next((folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir()), package / "conf")
-
-
-def load_task(path: str) -> Callable[[DictConfig, Run], None]:
-    """The function that `task._target_` names; importing it is what imports torch.
-
-    Raises:
-        UserError: there is no such module or function.
-    """
-    module, _, name = path.rpartition(".")
-    try:
-        task = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        if not f"{path}.".startswith(f"{error.name}."):
-            raise
-        task = None
-    if not callable(task):
-        raise UserError(f"task._target_ is {path!r}, but there is no function {name!r} in {module!r}.")
-    return cast(Callable[[DictConfig, Run], None], task)
 
 
 @contextmanager
@@ -140,7 +124,7 @@ def job(cfg: DictConfig) -> None:
                 sources = tuple(Path(s.path) for s in settings.runtime.config_sources if s.schema == "file")
                 check_preset(settings.runtime.choices.get("preset"), overrides, sources)
                 check_keys(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)), sources)
-                load_task(cfg.task._target_)(cfg, run)
+                resolve_target(cfg.task._target_, "task")(cfg, run)
     except Exception as error:
         if debugging():
             raise
@@ -168,6 +152,8 @@ def main() -> None:
             signal.signal(number, interrupt)
     # A log that cannot be written (a full disk) is no reason for a traceback next to the error's line.
     logging.raiseExceptions = False
+    read_environment()
+    guard_hydra()
     register_products(conf_folder())
     os.environ.setdefault(DEBUG_VARIABLE, os.environ.get(HYDRA_VARIABLE, "0"))
     register_resolvers()

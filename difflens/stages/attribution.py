@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.progress import track
 from safetensors.torch import load_file, save_file
@@ -25,6 +24,7 @@ from difflens.stages.plans import learning_labels, named_classes
 from difflens.stages.tracked import track_attribution
 from difflens.store.artifacts import Artifact
 from difflens.store.run import Run
+from difflens.study.values import built
 from difflens.study.workbench import Workbench, plain
 from difflens.training.attribution_module import AttributionModule, AttributionResult, LabelledMaps
 from difflens.vocabulary import Attribute, FeatureScores, FeatureSet
@@ -127,7 +127,7 @@ def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Attribution
     def make(folder: Path) -> None:
         labels = learning_labels(bench, store, attribute)
         labels = labels if contrast is None else named_classes(bench)
-        scorer = instantiate(settings.scorer)
+        scorer = built(bench.cfg, "attribution.scorer")
         module = AttributionModule(autoencoder, probe, attribute, scorer, temperature=settings.temperature)
         trainer = bench.trainer(inference_mode=False)
         rows = _first_of_each(labels, settings.images_per_class)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 
 from difflens.data.folder import ImageFolder
@@ -18,6 +17,7 @@ from difflens.stages.agreement import agreement, arrival
 from difflens.stages.reading import Study, protocol, read_images
 from difflens.stages.rows import build_row
 from difflens.stages.tracked import track_metrics
+from difflens.study.values import built
 from difflens.study.workbench import Workbench, plain
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def read_reference(bench: Workbench) -> Reference:
 
 def _reference_images(bench: Workbench) -> ImageFolder | Tensor:
     def look() -> ImageFolder | Tensor:
-        images: ImageFolder | Tensor = instantiate(bench.cfg.metric.reference)
+        images: ImageFolder | Tensor = built(bench.cfg, "metric.reference")
         if isinstance(images, ImageFolder):
             bench.run.say(f"reference: {images.describe()}")
         return images

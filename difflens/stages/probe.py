@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.progress import Progress
 from torch import Tensor
@@ -14,6 +13,7 @@ from difflens.stages.plans import learning_labels
 from difflens.stages.tracked import track_probe
 from difflens.store.artifacts import Artifact
 from difflens.store.run import Run
+from difflens.study.values import built
 from difflens.study.workbench import Workbench, plain
 from difflens.vocabulary import Attribute
 
@@ -46,7 +46,7 @@ def _fit(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Probe, Tenso
         labels = learning_labels(bench, store, attribute)
         with Progress() as progress:
             bar = progress.add_task(f"probe {attribute.name}", total=store.steps)
-            fitted = instantiate(bench.cfg.probe)(
+            fitted = built(bench.cfg, "probe")(
                 store.at_step,
                 labels,
                 attribute,

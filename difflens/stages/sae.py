@@ -10,7 +10,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 from rich.progress import track
@@ -30,14 +29,14 @@ from difflens.data.mixing import (
 from difflens.models.base import DiffusionModel
 from difflens.models.devices import placed
 from difflens.sae.base import SparseAutoencoder
-from difflens.sae.health import DENSITY_EDGES, HealthMeter, SaeHealth
-from difflens.sae.health import denoising_loss_recovered
+from difflens.sae.health import DENSITY_EDGES, HealthMeter, SaeHealth, denoising_loss_recovered
 from difflens.sae.storage import load_sae, read_spec, save_sae
 from difflens.stages.activations import open_store
 from difflens.stages.plans import learning_plan
 from difflens.stages.tracked import track_sae
 from difflens.store.artifacts import Artifact, require_equal
 from difflens.store.run import Run
+from difflens.study.values import built
 from difflens.study.workbench import Workbench, plain
 from difflens.training.health_callback import HealthOverTraining
 from difflens.training.sae_module import SaeModule
@@ -185,7 +184,7 @@ def updates_done(checkpoint: Path) -> int:
 
 def build_module(bench: Workbench, store: ActivationStore) -> SaeModule:
     """The untrained SAE of the site's size in its training module."""
-    training = instantiate(bench.cfg.sae.training)
+    training = built(bench.cfg, "sae.training")
     module: SaeModule = training(bench.new_autoencoder(), steps=store.steps, site=bench.site.module)
     return module
 

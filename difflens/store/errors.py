@@ -13,6 +13,20 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class BuildError(Exception):
+    """An object of the configuration could not be built; its cause says why."""
+
+    def __init__(self, key: str, target: str) -> None:
+        """The object's dotted key in the configuration, and the class or function that was to make it."""
+        super().__init__(key, target)
+        self.key, self.target = key, target
+
+    def __str__(self) -> str:
+        """Which object, and why."""
+        why = f": {one_line(self.__cause__)}" if self.__cause__ is not None else ""
+        return f"{self.key} ({self.target}){why}"
+
+
 class ArtifactError(RuntimeError):
     """An artifact is damaged, cannot be written or does not fit on the disk."""
 

@@ -8,10 +8,10 @@ from threading import Event
 from types import FrameType
 from typing import NamedTuple
 
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from difflens.store.errors import one_line
+from difflens.store.errors import BuildError, one_line
 from difflens.store.files import is_disk_full
 
 NO_SLURM = (
@@ -93,21 +93,16 @@ def about_value(error: OmegaConfBaseException) -> str:
     return f"{key}: {text}" if key and key not in text else text
 
 
-def about_object(error: InstantiationException) -> Ending:
+def about_object(error: BuildError) -> Ending:
     """The ending for an object that could not be built: the configuration's fault if it was given wrong values."""
-    key = re.search(r"full_key: (\S+)", str(error))
-    target = re.search(r"target '([^']+)'", str(error))
-    where = " ".join(part for part in (key and key[1], target and f"({target[1]})") if part)
-    cause = error.__cause__
-    if cause is None:
-        return Ending(2, " ".join(str(error).split()))
+    cause, line = error.__cause__, str(error)
     code = getattr(cause, "exit_code", None)
     if code is not None or isinstance(cause, ValueError | TypeError | ImportError):
-        return Ending(code or 2, f"{where}: {one_line(cause)}")
+        return Ending(code or 2, line)
     damaged = "state_dict" in str(cause) or not isinstance(cause, RuntimeError | MemoryError)
-    if damaged and not is_disk_full(cause):
-        return Ending(2, f"{where}: {one_line(cause)}; is this the folder of another model, or a damaged one?")
-    return Ending(1, f"{where}: {one_line(cause)}")
+    if damaged and not (cause and is_disk_full(cause)):
+        return Ending(2, f"{line}; is this the folder of another model, or a damaged one?")
+    return Ending(1, line)
 
 
 def about_file(error: OSError) -> str:
@@ -134,7 +129,7 @@ def ending(error: BaseException, *, stage: str | None = None, groups: Sequence[s
     match error:
         case MissingConfigException():
             return Ending(2, about_option(error))
-        case InstantiationException():
+        case BuildError():
             return about_object(error)
         case ConfigCompositionException():
             return Ending(2, about_key(error, groups))

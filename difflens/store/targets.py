@@ -1,41 +1,176 @@
-"""Which `_target_` a configuration may name: it can run anything, so only known packages are let through."""
+"""What each slot of the configuration may be filled with, and how it is built.
 
-import importlib.util
+A `_target_` can name anything that Python can import, and runs it. So every slot has an exact list of this package's classes
+and factories, compared as text before anything is imported; a prefix would be no fence, since modules import modules
+(`difflens.….shutil.copyfile`), nor is a class, whose methods run things too (`DiffusionPipeline.from_pretrained`).
+"""
+
+import inspect
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple
 
-from difflens.store.errors import UserError
+from difflens.store.errors import BuildError, UserError
 
-ALLOWED = (
-    "difflens.",
-    "diffusers.",
-    "lightning.",
-    "open_clip.",
-    "torch.nn.",
-    "torch.optim.",
-    "torch.utils.data.",
-    "torchmetrics.",
-    "torchvision.",
-    "transformers.",
-)
 EXTRA_VARIABLE = "DIFFLENS_ALLOW_TARGETS"
-"""Environment variable with further prefixes, comma-separated: how a package of one's own is let in."""
+"""Environment variable with packages of one's own, comma-separated, whose classes are let into slots of their seam."""
+
+
+class Slot(NamedTuple):
+    """What may stand in one place of the configuration: names of this package, and the seam of classes of one's own.
+
+    An empty seam lets in any function or class of one's own package, None none of them.
+    """
+
+    allowed: tuple[str, ...]
+    seam: str | None = None
+
+
+def _all(module: str, *names: str) -> tuple[str, ...]:
+    return tuple(f"difflens.{module}.{name}" for name in names)
+
+
+FACES = Slot(
+    _all("judges.faces", "DlibFaces", "HaarFaces", "WholeImage", "YunetFaces"), "difflens.judges.faces.FaceCropper"
+)
+JUDGE = Slot(
+    (
+        *_all("judges", "fairface.load_fairface", "zero_shot.ZeroShotJudge"),
+        "difflens.miniature.judges.load_judge",
+    ),
+    "difflens.judges.protocol.Judge",
+)
+EXTRACTOR = Slot(
+    (
+        *_all("judges", "clip.load_open_clip", "inception.PhotographFeatures", "inception.load_inception"),
+        "difflens.miniature.clip.load_clip",
+    ),
+    "difflens.judges.protocol.FeatureExtractor",
+)
+ATTRIBUTE = Slot(_all("vocabulary", "Attribute"))
+POPULATION = Slot(_all("miniature.population", "Population"))
+CONDITIONAL = Slot(_all("miniature.population", "Conditional"))
+
+SLOTS: Mapping[str, Slot] = {
+    "task": Slot(
+        (
+            "difflens.pipeline.pipeline",
+            *_all("stages", "activations.activations", "sae.sae", "probe.probe", "attribution.attribution"),
+            *_all("stages", "calibrate.calibrate", "generate.steer", "present.report"),
+            *_all("tasks", "ablation.ablation", "aggregate.aggregate", "convert.convert", "dashboard.dashboard"),
+            *_all("tasks", "doctor.doctor", "dose.dose", "evaluate.evaluate", "evolution.evolution"),
+            *_all("tasks", "explore.explore", "miniature.miniature", "separation.separation_task"),
+        ),
+        "",
+    ),
+    "model": Slot(
+        _all(
+            "models",
+            "unconditional.load_unconditional",
+            "pretrained.load_pretrained",
+            "pipelines.load_text_to_image",
+        ),
+        "difflens.models.base.DiffusionModel",
+    ),
+    "attribute": ATTRIBUTE,
+    "attribute.parts.*": ATTRIBUTE,
+    "prompt": Slot(_all("data.prompts", "PromptSet"), "difflens.data.prompts.PromptSet"),
+    "data.site": Slot(_all("vocabulary", "Site")),
+    "sae": Slot(
+        _all("sae", "topk.TopKAutoencoder", "batch_topk.BatchTopKAutoencoder"), "difflens.sae.base.SparseAutoencoder"
+    ),
+    "sae.training": Slot(_all("training.sae_module", "SaeModule"), "difflens.training.sae_module.SaeModule"),
+    "probe": Slot(_all("probes", "linear.fit_linear_probe", "mlp.fit_mlp_probe"), ""),
+    "attribution.scorer": Slot(
+        (
+            *_all("attribution.controls", "MeanActivation", "RandomScores"),
+            *_all("attribution.integrated_gradients", "IntegratedGradients", "GradientTimesActivation"),
+            *_all("attribution.integrated_gradients", "OfficialIntegratedGradients"),
+        ),
+        "difflens.attribution.base.Scorer",
+    ),
+    "mitigation": Slot(_all("methods", "difflens.DiffLens", "h_direction.HDirection"), "difflens.methods.base.Method"),
+    "mitigation.window": Slot(_all("methods.base", "Window"), "difflens.methods.base.Window"),
+    "judge.labels": JUDGE,
+    "judge.labels.faces": FACES,
+    "judge.labels.clip": EXTRACTOR,
+    "judge.scores": JUDGE,
+    "judge.scores.faces": FACES,
+    "judge.scores.clip": EXTRACTOR,
+    "metric.extractor": EXTRACTOR,
+    "metric.extractor.features": EXTRACTOR,
+    "metric.extractor.embeddings": EXTRACTOR,
+    "metric.measures.*": Slot((), "torchmetrics.Metric"),
+    "metric.reference": Slot(
+        ("difflens.data.folder.scan_folder", "difflens.miniature.reference.render_population"), ""
+    ),
+    "metric.reference.population": POPULATION,
+    "metric.reference.population.conditional.*": CONDITIONAL,
+    "logger": Slot(
+        _all("training", "loggers.csv_tracker", "loggers.tensorboard_tracker", "wandb_tracker.wandb_tracker"), ""
+    ),
+    "task.scheduler": Slot(("diffusers.DDIMScheduler",)),
+    "task.recipes.*.recipe": Slot(
+        (
+            *_all("miniature", "clip_recipe.ClipRecipe", "generator.GeneratorRecipe", "judges.JudgeRecipe"),
+            *_all("miniature", "pipeline_recipe.PipelineRecipe", "vae_recipe.VaeRecipe"),
+        )
+    ),
+    "task.recipes.*.recipe.judge": Slot(_all("miniature.judges", "load_judge")),
+    "task.recipes.*.recipe.vae": Slot(_all("miniature.vae_recipe", "load_vae")),
+    "task.recipes.*.recipe.population": POPULATION,
+    "task.recipes.*.recipe.population.conditional.*": CONDITIONAL,
+    "task.recipes.*.fit": Slot(_all("miniature.fit", "FitSettings")),
+    # Hydra's own objects, which it builds before any task begins.
+    "hydra.callbacks.*": Slot(_all("cli.sweeps", "SweepCallback")),
+    "hydra.launcher": Slot(
+        (
+            "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+            "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+            "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+            "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+        )
+    ),
+    "hydra.sweeper": Slot(("hydra._internal.core_plugins.basic_sweeper.BasicSweeper",)),
+}
+"""By dotted key, `*` for any one name: the only places where a `_target_` may stand."""
+
+own_packages: tuple[str, ...] = ()
+"""Packages of one's own, as the environment named them when the process began."""
+
+
+def read_environment() -> None:
+    """Take the packages of one's own from the environment; called once, before a configuration could change it."""
+    global own_packages
+    parts = os.environ.get(EXTRA_VARIABLE, "").split(",")
+    own_packages = tuple(part.strip().rstrip(".") for part in parts if part.strip())
+
+
+read_environment()
 
 
 def allowed_prefixes() -> tuple[str, ...]:
-    """The prefixes of this package and those named in the environment, each ending in a dot."""
-    extra = [part.strip() for part in os.environ.get(EXTRA_VARIABLE, "").split(",") if part.strip()]
-    return (*ALLOWED, *(f"{part.rstrip('.')}." for part in extra))
+    """This package and those of one's own, each ending in a dot: where classes of saved objects may come from."""
+    return ("difflens.", *(f"{package}." for package in own_packages))
+
+
+def slot_of(key: str) -> Slot | None:
+    """The slot at a dotted key, None where no object may stand."""
+    parts = key.split(".")
+    for pattern, slot in SLOTS.items():
+        wanted = pattern.split(".")
+        if len(wanted) == len(parts) and all(one in ("*", part) for one, part in zip(wanted, parts, strict=True)):
+            return slot
+    return None
 
 
 def find_targets(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Every `_target_` of a resolved configuration with the dotted path of the node that holds it."""
+    """Every `_target_` of a resolved configuration with the dotted key of the node that holds it."""
     if isinstance(node, Mapping):
         if "_target_" in node:
-            yield where or "the top level", node["_target_"]
+            yield where, node["_target_"]
         for key, value in node.items():
             yield from find_targets(value, f"{where}.{key}".lstrip("."))
     elif isinstance(node, Sequence) and not isinstance(node, str):
@@ -43,45 +178,125 @@ def find_targets(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
             yield from find_targets(value, f"{where}.{i}".lstrip("."))
 
 
-def inside_modules(parts: list[str]) -> list[str]:
-    """What is left of a dotted path below its last real module, found on disk without importing anything."""
-    spec = importlib.util.find_spec(parts[0])
-    folders = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or []]
-    rest = parts[1:]
-    while rest and folders:
-        packages = [folder / rest[0] for folder in folders if (folder / rest[0]).is_dir()]
-        if not packages and not any((folder / f"{rest[0]}.py").is_file() for folder in folders):
-            break
-        folders, rest = packages, rest[1:]
-    return rest
-
-
-def names_something_inside(target: str) -> bool:
-    """Whether a path stays in its package: modules, then a function, a class or a class's method.
-
-    A prefix alone is no fence: `torch.nn.functional.importlib.import_module` climbs out through a module's imports.
-    """
-    parts = target.split(".")
-    if any(not part.isidentifier() or part.startswith("_") for part in parts):
-        return False
-    inside = inside_modules(parts)
-    if inside and inside[0] in sys.stdlib_module_names:
-        return False
-    return len(inside) == 1 or (len(inside) == 2 and inside[0][0].isupper())
-
-
-def check_targets(config: Any, allowed: tuple[str, ...] | None = None) -> None:
-    """Check every `_target_` of a resolved configuration, before anything is instantiated.
+def check_targets(config: Any, where: str = "") -> None:
+    """Check every `_target_` of a resolved configuration; nothing is imported.
 
     Raises:
-        UserError: one is outside the allowed packages, or reaches out of its package through an imported module.
+        UserError: one stands where none may, or is none of its slot's.
     """
-    prefixes = allowed_prefixes() if allowed is None else allowed
-    for where, target in find_targets(config):
-        if not isinstance(target, str) or not target.startswith(prefixes):
-            raise UserError(
-                f"_target_ of {where} is {target!r}; allowed are names under {', '.join(p[:-1] for p in prefixes)}. "
-                f"To use a package of your own, set {EXTRA_VARIABLE}=<package>."
-            )
-        if not names_something_inside(target):
-            raise UserError(f"_target_ of {where} is {target!r}, which names no class or function of that package.")
+    for key, target in find_targets(config, where):
+        check_target(target, key)
+
+
+def check_target(target: Any, key: str) -> None:
+    """Check that the slot at a dotted key may be filled with a `_target_`, as far as its name tells.
+
+    Raises:
+        UserError: it may not.
+    """
+    slot = slot_of(key)
+    if slot is None:
+        raise UserError(f"_target_ of {key or 'the top level'} is {target!r}; no object may stand there: take it away.")
+    if target not in slot.allowed and not (slot.seam is not None and _is_own(target)):
+        own = f" To use a class of your own, set {EXTRA_VARIABLE}=<package>." if slot.seam is not None else ""
+        raise UserError(f"_target_ of {key} must be one of {', '.join(slot.allowed) or 'yours'}, got {target!r}.{own}")
+
+
+def _is_own(target: Any) -> bool:
+    named = isinstance(target, str) and all(part.isidentifier() and part[0] != "_" for part in target.split("."))
+    return named and target.startswith(tuple(f"{package}." for package in own_packages))
+
+
+def resolve_target(target: Any, key: str) -> Callable[..., Any]:
+    """The class or function that fills a slot: what the name leads to must itself come from the package that was let in.
+
+    Raises:
+        UserError: the slot may not be filled with it, or there is nothing of that name.
+    """
+    check_target(target, key)
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if not f"{target}.".startswith(f"{error.name}."):
+            raise
+        found = None
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
+        raise UserError(f"_target_ of {key} is {target!r}, but there is no class or function {name!r} in {module!r}.")
+    home = f"{found.__module__}."
+    if _is_own(target) and not home.startswith(tuple(f"{package}." for package in own_packages)):
+        raise UserError(
+            f"_target_ of {key} is {target!r}, which comes from {found.__module__!r}, not from your package."
+        )
+    if inspect.isclass(found) and _is_own(target):
+        _check_seam(found, key, target)
+    return found
+
+
+def _check_seam(made: Any, key: str, target: str) -> None:
+    """Check that an object, or a class, of one's own is of the slot's seam."""
+    slot = slot_of(key)
+    if slot is None or not slot.seam:
+        return
+    module, _, name = slot.seam.rpartition(".")
+    seam = getattr(import_module(module), name)
+    # Of a protocol with attributes only objects can be told, not their classes.
+    unknowable = inspect.isclass(made) and getattr(seam, "_is_protocol", False)
+    fits = unknowable or (issubclass(made, seam) if inspect.isclass(made) else isinstance(made, seam))
+    if not fits:
+        raise UserError(f"{key}._target_={target!r} is no {slot.seam}; name a class of it.")
+
+
+def build(described: Mapping[str, Any], key: str, *args: Any, **more: Any) -> Any:
+    """The object that a part of the configuration describes, built after the objects inside it.
+
+    Args:
+        described: plain values with a `_target_`; with `_partial_: true` a call makes the object, which is given what
+            the configuration does not know.
+        key: the part's dotted key in the configuration, which decides what may stand there.
+        args: positional arguments besides.
+        more: keyword arguments besides, which win.
+
+    Raises:
+        BuildError: its class does not take what is described, or cannot be had.
+        UserError: the slot may not be filled with it.
+    """
+    target = described["_target_"]
+    make = resolve_target(target, key)
+    settings = {name: _inside(value, f"{key}.{name}") for name, value in described.items() if name[:1] != "_"}
+
+    def made(*late: Any, **later: Any) -> Any:
+        found = make(*late, **{**settings, **later})
+        if _is_own(target):
+            _check_seam(found, key, target)
+        return found
+
+    with_more = partial(made, *args, **more)
+    if described.get("_partial_"):
+        unknown = _refused(make, {**settings, **more})
+        if unknown:
+            raise BuildError(key, target) from TypeError(f"{make.__name__} takes no {unknown!r}")
+        return with_more
+    try:
+        return with_more()
+    except (BuildError, UserError):
+        raise
+    except Exception as error:
+        raise BuildError(key, target) from error
+
+
+def _inside(value: Any, key: str) -> Any:
+    """A setting with the objects that it describes built."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return build(value, key)
+        return {name: _inside(each, f"{key}.{name}") for name, each in value.items()}
+    return [_inside(each, f"{key}.{i}") for i, each in enumerate(value)] if isinstance(value, list) else value
+
+
+def _refused(make: Callable[..., Any], settings: Mapping[str, Any]) -> str | None:
+    """The first setting that a class or function does not take, None where it takes all of them."""
+    parameters = inspect.signature(make).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    return next((name for name in settings if name not in parameters), None)

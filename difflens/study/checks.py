@@ -2,13 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from hydra.utils import instantiate
-
 from difflens.data.mixing import buffer_sizes
 from difflens.methods.assignment import check_rule
 from difflens.store.provenance import main_memory
 from difflens.study.settings import check_buffer, check_settings, check_top
-from difflens.study.values import blaming, plain
+from difflens.study.values import blaming, built, plain
 
 if TYPE_CHECKING:
     from difflens.study.workbench import Workbench
@@ -27,7 +25,7 @@ def check(bench: "Workbench") -> None:
     method = bench.method
     bench.fixed_strength  # noqa: B018
     bench.goals, bench.per_prompt  # noqa: B018
-    instantiate(cfg.attribution.scorer)
+    built(cfg, "attribution.scorer")
     held = bench.held()
     bench.model.check_update(method.update)
     if bench.prompts is not None:
@@ -51,7 +49,7 @@ def check_autoencoder(bench: "Workbench", *, held: bool) -> None:
         top = getattr(bench.method, "held_top", 1)
         check_top(top, classes=(), width=autoencoder.width, key="mitigation.held_top")
     with blaming("sae.training"):
-        module = instantiate(cfg.sae.training)(autoencoder, steps=bench.model.steps)
+        module = built(cfg, "sae.training")(autoencoder, steps=bench.model.steps)
     if cfg.sae.saved is None:
         sizes = buffer_sizes(cfg.data.buffer, batch=module.hparams["batch"], dim=autoencoder.dim)
         check_buffer(sizes, dim=autoencoder.dim, memory=main_memory())

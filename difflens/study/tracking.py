@@ -1,10 +1,9 @@
 """The tracker that the configuration asks for."""
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from difflens.store.run import Run
-from difflens.study.values import blaming, plain
+from difflens.study.values import blaming, built, plain
 from difflens.training.loggers import RunIdentity, Tracker
 
 
@@ -14,7 +13,7 @@ def open_tracker(cfg: DictConfig, run: Run) -> Tracker:
     Raises:
         ValueError: the logger cannot be had.
     """
-    make = None if run.rank else instantiate(cfg.get("logger"))
+    make = None if run.rank else built(cfg, "logger")
     if make is None:
         return Tracker()
     tags = [str(name) for name in (cfg.model.name, cfg.attribute.name, cfg.mitigation.name) if name]

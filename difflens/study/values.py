@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from difflens.store.errors import one_line
+from difflens.store.targets import build
 
 
 @contextmanager
@@ -30,3 +31,9 @@ def blaming(key: str) -> Iterator[None]:
 def plain(node: Any) -> Any:
     """A configuration node as plain containers, for artifact specs."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def built(cfg: DictConfig, key: str, *args: Any, **more: Any) -> Any:
+    """The object that the configuration describes at a dotted key (see `build`), None where it describes none."""
+    described = plain(OmegaConf.select(cfg, key))
+    return None if described is None else build(described, key, *args, **more)

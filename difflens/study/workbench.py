@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import lightning
 import torch
-from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 from rich.progress import track
 from torch import Tensor
@@ -22,12 +21,13 @@ from difflens.methods.goals import Goals, read_goals
 from difflens.models.base import DiffusionModel
 from difflens.sae.base import SparseAutoencoder
 from difflens.store.run import Run
+from difflens.store.targets import build
 from difflens.study.attributes import class_words, read_attribute
 from difflens.study.checks import check
 from difflens.study.devices import trainer_settings
 from difflens.study.settings import check_target, read_strength
 from difflens.study.tracking import open_tracker
-from difflens.study.values import blaming, plain
+from difflens.study.values import blaming, built, plain
 from difflens.training.loggers import Tracker
 from difflens.training.sigterm import OwnSigterm
 from difflens.vocabulary import NO_FACE, Attribute, Site
@@ -68,14 +68,7 @@ class Workbench:
         Raises:
             ValueError: it is no `Method`, or the class does not take what the file gives it.
         """
-        target = self.method_settings.get("_target_")
-        kind = get_class(target) if isinstance(target, str) else None
-        if kind is None or not issubclass(kind, Method):
-            raise ValueError(
-                f"mitigation._target_={target!r} is no difflens.methods.base.Method; name a class of it, such as "
-                "difflens.methods.difflens.DiffLens."
-            )
-        found: Method = instantiate(self.method_settings)
+        found: Method = build(self.method_settings, "mitigation")
         return found
 
     def new_autoencoder(self) -> SparseAutoencoder:
@@ -84,7 +77,7 @@ class Workbench:
         with blaming(f"data.site.module={self.site.module}"):
             channels, height, width = self.model.site_shape(self.site)
         with blaming("sae"):
-            autoencoder: SparseAutoencoder = instantiate(described, positions=height * width)(channels)
+            autoencoder: SparseAutoencoder = build(described, "sae", positions=height * width)(channels)
         return autoencoder
 
     @cached_property
@@ -92,7 +85,7 @@ class Workbench:
         """The model under study."""
         if self.run.rank and torch.cuda.is_available():
             torch.cuda.set_device(self.run.rank % torch.cuda.device_count())  # which "cuda" means from here on
-        model: DiffusionModel = instantiate(self.cfg.model)
+        model: DiffusionModel = built(self.cfg, "model")
         if getattr(model, "safety_checker", None):
             self.run.say(f"{model.name}: its safety checker is switched off; black images would enter every measure")
         return model
@@ -100,7 +93,7 @@ class Workbench:
     @cached_property
     def site(self) -> Site:
         """Where activations are read and edited; a branch left open is the model's own."""
-        site: Site = instantiate(self.cfg.data.site)
+        site: Site = built(self.cfg, "data.site")
         return replace(site, branch=self.model.default_branch) if site.branch == "none" else site
 
     @property
@@ -123,7 +116,7 @@ class Workbench:
                 if wanted
                 else f"{self.model.name} takes no prompts: leave prompt out."
             )
-        prompts: PromptSet | None = instantiate(described, _convert_="all") if wanted else None
+        prompts: PromptSet | None = built(self.cfg, "prompt") if wanted else None
         return prompts
 
     @cached_property
@@ -181,7 +174,7 @@ class Workbench:
         return judge
 
     def _judge(self, role: str) -> Judge:
-        judge: Judge = instantiate(self.cfg.judge[role])
+        judge: Judge = built(self.cfg, f"judge.{role}")
         for part in self.attribute.components:
             select_classes(judge, part)
         return judge
@@ -189,7 +182,7 @@ class Workbench:
     @cached_property
     def extractor(self) -> FeatureExtractor:
         """The image features of FID and KID."""
-        extractor: FeatureExtractor = instantiate(self.cfg.metric.extractor)
+        extractor: FeatureExtractor = built(self.cfg, "metric.extractor")
         return extractor
 
     def labels(self, images: Tensor, attribute: Attribute | None = None) -> tuple[Tensor, Tensor]:

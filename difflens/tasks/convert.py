@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 from diffusers import DDIMPipeline
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from difflens.models.guided_diffusion import convert_unet
 from difflens.models.tensor_files import read_state_dict
 from difflens.store.files import TEMPORARY, sha256_of, sync, write_json
 from difflens.store.run import Run
+from difflens.study.values import built
 
 
 def convert(cfg: DictConfig, run: Run) -> None:
@@ -23,7 +23,7 @@ def convert(cfg: DictConfig, run: Run) -> None:
         )
     settings = {name: cfg.task[name] for name in ("image_size", "head_channels", "new_attention_order")}
     unet = convert_unet(read_state_dict(checkpoint), **settings)
-    pipeline = DDIMPipeline(unet=unet, scheduler=instantiate(cfg.task.scheduler))
+    pipeline = DDIMPipeline(unet=unet, scheduler=built(cfg, "task.scheduler"))
     with run.stage("convert"):
         write_pipeline(
             pipeline, export_to, {"checkpoint": checkpoint.name, "sha256": sha256_of(checkpoint), **settings}

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
@@ -22,7 +21,7 @@ from difflens.stages.reading import Reading, Study, protocol, read_images
 from difflens.store.run import Run
 from difflens.study.attributes import read_attribute
 from difflens.study.settings import check_settings
-from difflens.study.values import plain
+from difflens.study.values import built, plain
 from difflens.vocabulary import Attribute
 
 AT_ONCE = 16
@@ -80,7 +79,7 @@ def read_study(cfg: DictConfig) -> Study:
     Raises:
         ValueError: the judge does not read one of them.
     """
-    attribute, judge = read_attribute(plain(cfg.attribute)), instantiate(cfg.judge.scores)
+    attribute, judge = read_attribute(plain(cfg.attribute)), built(cfg, "judge.scores")
     own = [part.name for part in attribute.components]
     if unknown := [name for name in cfg.judge.others if name not in judge.classes]:
         raise ValueError(
@@ -93,7 +92,7 @@ def read_study(cfg: DictConfig) -> Study:
         read_goals(attribute, plain(cfg.mitigation.target)),
         tuple(Attribute(name, tuple(judge.classes[name])) for name in cfg.judge.others if name not in own),
         judge,
-        instantiate(cfg.metric.extractor),
+        built(cfg, "metric.extractor"),
         missing=cfg.missing_faces,
         kid_subset=cfg.metric.kid_subset,
     )

@@ -9,15 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from difflens.store.artifacts import ArtifactStore
-from difflens.store.errors import ArtifactError, UserError
+from difflens.store.errors import ArtifactError, BuildError, UserError
 from difflens.store.exits import INTERRUPTED, ending
 from difflens.store.provenance import git_state, seeds
 from difflens.store.run import REVISIONS, Run, open_run
-from difflens.store.targets import check_targets
 
 
 @pytest.fixture
@@ -131,8 +129,8 @@ def test_other_ranks_write_no_run_files_but_share_the_artifact(cfg, tmp_path, mo
     assert not (tmp_path / "runs" / "y").exists()
 
 
-def instantiation(cause: Exception) -> InstantiationException:
-    error = InstantiationException("Error in call to target 'difflens.sae.TopK':\nwhatever\nfull_key: sae")
+def instantiation(cause: Exception) -> BuildError:
+    error = BuildError("sae", "difflens.sae.TopK")
     error.__cause__ = cause
     return error
 
@@ -170,31 +168,6 @@ def test_exit_codes_tell_a_wrong_configuration_from_a_failed_run():
 def test_trouble_with_a_file_says_which_and_what_to_do(number, line):
     code, told = ending(OSError(number, os.strerror(number), "x.png"), stage="report")
     assert code == 1 and told.startswith(line)
-
-
-def test_only_known_packages_may_be_targets(monkeypatch):
-    known = ["difflens.vocabulary.Site", "diffusers.DDPMPipeline.from_pretrained", "torch.optim.AdamW", "torch.nn.ReLU"]
-    check_targets({"all": [{"_target_": name} for name in known]})
-    for name in (
-        "os.system",
-        "builtins.eval",
-        "torch.hub.load",
-        "difflensx.evil",
-        "difflens.main.os.system",
-        "difflens.main.importlib.import_module",
-        "difflens.vocabulary.torch.load",
-        "torch.nn.modules.module.warnings.warn",
-        "difflens..os",
-        "difflens.vocabulary.__builtins__",
-        "difflens.vocabulary",
-        17,
-    ):
-        with pytest.raises(UserError, match=r"_target_ of sae\.inner\.0"):
-            check_targets({"sae": {"inner": [{"_target_": name}]}})
-    with pytest.raises(UserError, match="DIFFLENS_ALLOW_TARGETS"):
-        check_targets({"_target_": "mine.Method"})
-    monkeypatch.setenv("DIFFLENS_ALLOW_TARGETS", "mine, other.")
-    check_targets({"_target_": "mine.Method"})
 
 
 def test_seeds_are_found_wherever_they_are():
