@@ -84,8 +84,8 @@ def test_a_class_without_images_says_what_to_do(program: Program) -> None:
         ("data.site.module=midblock", "did you mean mid_block"),
         ("data.site.module=mid_block.attentions", "data.site.module=mid_block.attentions: "),
         ("model.folder=/nowhere", "/nowhere"),
-        ("+sae.training.momentum=1", "sae.training: "),
-        ("+sae.topk=8", "sae: "),
+        ("+sae.training.momentum=1", "SaeModule takes no 'momentum'"),
+        ("+sae.topk=8", "TopKAutoencoder takes no 'topk'"),
         (
             "+mitigation.strenght=2",
             "nothing reads 'mitigation.strenght'; take it away. Did you mean 'mitigation.strength'?",

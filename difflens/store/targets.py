@@ -50,8 +50,7 @@ EXTRACTOR = Slot(
     "difflens.judges.protocol.FeatureExtractor",
 )
 ATTRIBUTE = Slot(_all("vocabulary", "Attribute"))
-POPULATION = Slot(_all("miniature.population", "Population"))
-CONDITIONAL = Slot(_all("miniature.population", "Conditional"))
+POPULATION = Slot(_all("miniature.population", "named_population"))
 
 SLOTS: Mapping[str, Slot] = {
     "task": Slot(
@@ -107,22 +106,10 @@ SLOTS: Mapping[str, Slot] = {
         ("difflens.data.folder.scan_folder", "difflens.miniature.reference.render_population"), ""
     ),
     "metric.reference.population": POPULATION,
-    "metric.reference.population.conditional.*": CONDITIONAL,
     "logger": Slot(
         _all("training", "loggers.csv_tracker", "loggers.tensorboard_tracker", "wandb_tracker.wandb_tracker"), ""
     ),
     "task.scheduler": Slot(("diffusers.DDIMScheduler",)),
-    "task.recipes.*.recipe": Slot(
-        (
-            *_all("miniature", "clip_recipe.ClipRecipe", "generator.GeneratorRecipe", "judges.JudgeRecipe"),
-            *_all("miniature", "pipeline_recipe.PipelineRecipe", "vae_recipe.VaeRecipe"),
-        )
-    ),
-    "task.recipes.*.recipe.judge": Slot(_all("miniature.judges", "load_judge")),
-    "task.recipes.*.recipe.vae": Slot(_all("miniature.vae_recipe", "load_vae")),
-    "task.recipes.*.recipe.population": POPULATION,
-    "task.recipes.*.recipe.population.conditional.*": CONDITIONAL,
-    "task.recipes.*.fit": Slot(_all("miniature.fit", "FitSettings")),
     # Hydra's own objects, which it builds before any task begins.
     "hydra.callbacks.*": Slot(_all("cli.sweeps", "SweepCallback")),
     "hydra.launcher": Slot(
