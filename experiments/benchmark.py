@@ -22,7 +22,7 @@ from difflens.main import conf_folder
 from difflens.methods.base import Window
 from difflens.methods.difflens import FeatureEdit
 from difflens.methods.holding import Holding
-from difflens.models.base import DiffusionModel
+from difflens.models.model import DiffusionModel
 from difflens.probes.linear import LinearProbe
 from difflens.sae.topk import TopKAutoencoder
 from difflens.study.attributes import read_attribute

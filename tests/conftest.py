@@ -21,11 +21,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 install_import_hook("difflens", "typechecking.check")
 
 import torch  # noqa: E402
+from difflens.models.model import DiffusionModel, UnconditionalPipeline  # noqa: E402
 from diffusers import DDIMScheduler, UNet2DModel  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from small_program import World  # noqa: E402
-
-from difflens.models.unconditional import UnconditionalModel  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -55,9 +54,9 @@ def unet() -> UNet2DModel:
 
 
 @pytest.fixture
-def model(unet: UNet2DModel) -> UnconditionalModel:
+def model(unet: UNet2DModel) -> DiffusionModel:
     scheduler = DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
-    return UnconditionalModel(unet, scheduler, name="tiny", steps=5, micro_batch=4)
+    return DiffusionModel(UnconditionalPipeline(unet, scheduler), name="tiny", steps=5, micro_batch=4)
 
 
 @pytest.fixture

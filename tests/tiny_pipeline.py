@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from difflens.models.model import DiffusionModel
 from difflens.models.random_pipeline import byte_tokenizer
-from difflens.models.text_to_image import TextToImageModel
 from difflens.vocabulary import GenerationPlan, Site
 
 MIDDLE = Site("mid_block", branch="cond")
@@ -61,10 +61,10 @@ def tiny_pipeline(kind: type[StableDiffusionPipeline] = StableDiffusionPipeline,
     )
 
 
-def tiny_text_to_image(pipeline: Any = None, **settings: Any) -> TextToImageModel:
+def tiny_text_to_image(pipeline: Any = None, **settings: Any) -> DiffusionModel:
     """The pipeline as a model of 4 steps, guidance 3 and micro-batches of 2."""
     usual = {"name": "tiny", "steps": 4, "micro_batch": 2, "guidance": 3.0}
-    return TextToImageModel(pipeline or tiny_pipeline(), **{**usual, **settings})
+    return DiffusionModel(pipeline or tiny_pipeline(), **{**usual, **settings})
 
 
 class Shift:
@@ -88,13 +88,13 @@ def plan(ids: list[int], targets: list[int] | None = None, prompts: tuple[str, .
     return GenerationPlan(3, torch.tensor(ids), wanted, prompts or tuple(TEXTS[i % 2] for i in ids))
 
 
-def images(model: TextToImageModel, made: GenerationPlan, **settings: Any) -> dict[int, Tensor]:
+def images(model: DiffusionModel, made: GenerationPlan, **settings: Any) -> dict[int, Tensor]:
     found: dict[int, Tensor] = {}
     for batch in model.sample(made, **settings):
         found |= dict(zip(batch.image_ids.tolist(), batch.images, strict=True))
     return found
 
 
-def hook_free(model: TextToImageModel) -> bool:
-    modules = model.driven.unet.modules()
+def hook_free(model: DiffusionModel) -> bool:
+    modules = model.unet.modules()
     return not any(module._forward_hooks or module._forward_pre_hooks for module in modules)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from difflens.miniature.fit import FitSettings, Recipe, batch_indices
 from difflens.miniature.population import Population
 from difflens.miniature.reference import render_population
-from difflens.models.precision import fast_autocast
+from difflens.models.devices import fast_autocast
 
 Judge = Callable[[Tensor], Mapping[str, Tensor]]
 

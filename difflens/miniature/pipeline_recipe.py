@@ -21,7 +21,7 @@ from difflens.miniature.population import Population
 from difflens.miniature.prompted import NAMEABLE, draw_prompted_faces, without_bias
 from difflens.miniature.tokenizer import build_tokenizer
 from difflens.miniature.vae_recipe import encode
-from difflens.models.precision import fast_autocast
+from difflens.models.devices import fast_autocast
 
 WATCHED = PROFESSIONS[1:5]
 """The professions whose neutral prompts a report samples."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from difflens.miniature.faces import render
 from difflens.miniature.fit import FitSettings, Recipe
 from difflens.miniature.population import Population
-from difflens.models.precision import fast_autocast
+from difflens.models.devices import fast_autocast
 from difflens.store.locations import locate
 
 

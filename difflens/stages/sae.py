@@ -27,8 +27,8 @@ from difflens.data.mixing import (
     buffer_sizes,
     mixed_batches,
 )
-from difflens.models.base import DiffusionModel
 from difflens.models.devices import placed
+from difflens.models.model import DiffusionModel
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.health import DENSITY_EDGES, HealthMeter, SaeHealth
 from difflens.sae.losses import denoising_loss_recovered

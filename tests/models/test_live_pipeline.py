@@ -6,16 +6,16 @@ from diffusers import DDIMPipeline
 from tiny_pipeline import Shift, plan, tiny_pipeline, tiny_text_to_image
 from torch import Tensor
 
-from difflens.models.live_pipeline import edited_pipeline
-from difflens.models.noise import image_generator, normal
-from difflens.models.unconditional import UnconditionalModel
+from difflens.models.model import DiffusionModel
+from difflens.models.sampling import image_generator, normal
+from difflens.models.steered import edited_pipeline
 from difflens.vocabulary import GenerationPlan, Site
 
 TARGETS = torch.tensor([0, -1, 1, 0])
 
 
 @pytest.mark.parametrize("update", ["asymmetric", "symmetric"])
-def test_an_unconditional_pipeline_is_edited_as_the_model_is(model: UnconditionalModel, update: str) -> None:
+def test_an_unconditional_pipeline_is_edited_as_the_model_is(model: DiffusionModel, update: str) -> None:
     edit = Shift(1.5, update=update, site=Site())
     (expected,) = model.sample(GenerationPlan(3, torch.arange(4), TARGETS), edit=edit)
     pipe = DDIMPipeline(model.unet, model.scheduler)
@@ -40,7 +40,7 @@ def test_an_unconditional_pipeline_is_edited_as_the_model_is(model: Unconditiona
 @pytest.mark.parametrize("update", ["asymmetric", "symmetric"])
 @pytest.mark.parametrize(("amount", "target"), [(0.0, 0), (1.5, -1)])
 def test_a_neutral_edit_changes_no_bit_and_pays_nothing(
-    model: UnconditionalModel, update: str, amount: float, target: int
+    model: DiffusionModel, update: str, amount: float, target: int
 ) -> None:
     pipe, rows = DDIMPipeline(model.unet, model.scheduler), []
     pipe.set_progress_bar_config(disable=True)
@@ -71,7 +71,7 @@ def test_a_guided_text_to_image_pipeline_is_edited_as_the_model_is(update: str) 
     torch.testing.assert_close(made.images, expected.images, rtol=0, atol=1e-5)
 
 
-def test_another_grid_of_steps_is_refused_and_the_pipeline_is_whole_after_an_error(model: UnconditionalModel) -> None:
+def test_another_grid_of_steps_is_refused_and_the_pipeline_is_whole_after_an_error(model: DiffusionModel) -> None:
     pipe = DDIMPipeline(model.unet, model.scheduler)
     pipe.set_progress_bar_config(disable=True)
     own = pipe.unet

@@ -10,9 +10,9 @@ from tiny_pipeline import Shift, images, plan, tiny_pipeline, tiny_text_to_image
 from torch import nn
 
 from difflens.models import pipelines
-from difflens.models.pipelines import choose_scheduler, load_text_to_image
+from difflens.models.load import choose_scheduler, load_text_to_image
+from difflens.models.model import DiffusionModel
 from difflens.models.random_pipeline import build_random_pipeline, byte_tokenizer
-from difflens.models.text_to_image import TextToImageModel
 from difflens.vocabulary import Site
 
 USUAL: dict[str, Any] = {"name": "tiny", "steps": 4, "micro_batch": 2, "guidance": 3.0}
@@ -38,7 +38,7 @@ def test_random_architectures_have_the_published_sizes(architecture: str) -> Non
     assert torch.get_default_dtype() == torch.float32
 
 
-def narrow(architecture: str, **settings: Any) -> TextToImageModel:
+def narrow(architecture: str, **settings: Any) -> DiffusionModel:
     usual = {"steps": 3, "micro_batch": 1, "name": architecture, "height": 64, "width": 64, "divide_widths": 8}
     return load_text_to_image("", weights="random", architecture=architecture, **{**usual, **settings})
 

@@ -9,8 +9,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
-from difflens.models.pretrained import find_pipeline, load_pretrained
-from difflens.models.unconditional import UnconditionalModel
+from difflens.models.load import find_pipeline, load_unconditional
+from difflens.models.model import DiffusionModel
 from difflens.store.locations import locate
 
 SETTINGS = {"name": "tiny", "steps": 5, "micro_batch": 2}
@@ -49,8 +49,8 @@ def cached(cache: Path, unet: UNet2DModel) -> None:
 
 def test_a_hub_id_is_found_in_the_cache(unet: UNet2DModel, offline: Path) -> None:
     cached(offline, unet)
-    model = load_pretrained("someone/faces", obtain=OBTAIN, **SETTINGS)
-    expected = UnconditionalModel(unet, DDIMScheduler(), **SETTINGS)
+    model = load_unconditional("someone/faces", obtain=OBTAIN, **SETTINGS)
+    expected = DiffusionModel(unet, DDIMScheduler(), **SETTINGS)
     assert isinstance(model.scheduler, DDIMScheduler) and model.timesteps == expected.timesteps
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -64,27 +64,27 @@ def test_a_folder_is_read_in_either_layout(unet: UNet2DModel, tmp_path: Path, ne
         DDIMScheduler().save_pretrained(tmp_path / "m" / "scheduler")
     else:
         write_side_by_side(unet, tmp_path / "m")
-    model = load_pretrained(str(tmp_path / "m"), obtain=OBTAIN, **SETTINGS)
+    model = load_unconditional(str(tmp_path / "m"), obtain=OBTAIN, **SETTINGS)
     assert all(torch.equal(a, b) for a, b in zip(model.unet.parameters(), unet.parameters(), strict=True))
 
 
 def test_an_absent_model_says_where_it_was_looked_for_and_how_to_get_it(offline: Path) -> None:
     with pytest.raises(ValueError) as caught:
-        load_pretrained("someone/faces", obtain=OBTAIN, **SETTINGS)
+        load_unconditional("someone/faces", obtain=OBTAIN, **SETTINGS)
     for told in ("someone/faces", str(offline), f"`{OBTAIN}`", "model.folder"):
         assert told in str(caught.value)
     with pytest.raises(ValueError, match=r"no model at '/nowhere/at/all'; get it with"):
-        load_pretrained("/nowhere/at/all", obtain=OBTAIN, **SETTINGS)
+        load_unconditional("/nowhere/at/all", obtain=OBTAIN, **SETTINGS)
 
 
 def test_a_half_fetched_model_is_named(unet: UNet2DModel, tmp_path: Path) -> None:
     write_side_by_side(unet, tmp_path / "m")
     (tmp_path / "m" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ValueError, match=f"incomplete .*{OBTAIN}"):
-        load_pretrained(str(tmp_path / "m"), obtain=OBTAIN, **SETTINGS)
+        load_unconditional(str(tmp_path / "m"), obtain=OBTAIN, **SETTINGS)
     (tmp_path / "m" / "scheduler_config.json").unlink()
     with pytest.raises(ValueError, match=r"no scheduler/scheduler_config\.json"):
-        load_pretrained(str(tmp_path / "m"), obtain=OBTAIN, **SETTINGS)
+        load_unconditional(str(tmp_path / "m"), obtain=OBTAIN, **SETTINGS)
 
 
 def test_a_folder_that_is_no_whole_model_is_not_taken_for_one(unet: UNet2DModel, tmp_path: Path, offline: Path) -> None:

@@ -1,8 +1,8 @@
 from typing import Any
 
 import pytest
-
 from difflens.models.prompts import check_prompts, cut_off
+
 from difflens.models.random_pipeline import byte_tokenizer
 
 

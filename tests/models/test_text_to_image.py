@@ -8,18 +8,18 @@ from diffusers import DDIMScheduler, PNDMScheduler
 from tiny_pipeline import MIDDLE, TEXTS, Shift, hook_free, images, plan, tiny_pipeline, tiny_text_to_image
 from torch import Tensor
 
-from difflens.models.noise import image_generator, normal
+from difflens.models.model import DiffusionModel
 from difflens.models.random_pipeline import byte_tokenizer
-from difflens.models.text_to_image import TextToImageModel
+from difflens.models.sampling import image_generator, normal
 from difflens.vocabulary import UNTOUCHED, GenerationPlan, Site
 
 
 @pytest.fixture(scope="module")
-def tiny() -> TextToImageModel:
+def tiny() -> DiffusionModel:
     return tiny_text_to_image()
 
 
-def test_it_is_the_pipelines_own_call_on_noise_that_belongs_to_the_image(tiny: TextToImageModel) -> None:
+def test_it_is_the_pipelines_own_call_on_noise_that_belongs_to_the_image(tiny: DiffusionModel) -> None:
     generators = [image_generator(3, i) for i in (4, 5)]
     latents = normal(generators, (4, 8, 8), device=torch.device("cpu"))
     called = tiny.pipeline(
@@ -28,7 +28,7 @@ def test_it_is_the_pipelines_own_call_on_noise_that_belongs_to_the_image(tiny: T
     assert torch.equal(torch.stack(list(images(tiny, plan([4, 5])).values())), called.images)
 
 
-def test_an_image_depends_on_its_id_and_prompt_alone(tiny: TextToImageModel) -> None:
+def test_an_image_depends_on_its_id_and_prompt_alone(tiny: DiffusionModel) -> None:
     several = images(tiny, plan([5, 1, 9, 4, 7]))
     for ids in ([9], [4, 9, 1], [7, 8, 1, 5]):
         for image_id, image in images(tiny, plan(ids)).items():
@@ -47,7 +47,7 @@ def test_eta_draws_from_the_images_own_stream() -> None:
     assert not torch.equal(images(tiny_text_to_image(), plan([3]))[3], several[3])
 
 
-def test_recorded_branches_are_the_halves_of_the_guided_batch(tiny: TextToImageModel) -> None:
+def test_recorded_branches_are_the_halves_of_the_guided_batch(tiny: DiffusionModel) -> None:
     halves: list[Tensor] = []
     handle = tiny.driven.unet.mid_block.register_forward_hook(lambda _, __, h: halves.append(h.half()))
     (batch,) = tiny.sample(plan([0, 1]), record=MIDDLE)
@@ -80,7 +80,7 @@ def test_a_scheduler_that_repeats_a_timestep_is_refused() -> None:
         tiny_text_to_image(pipeline)
 
 
-def test_a_pipeline_that_skips_steps_is_noticed(tiny: TextToImageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipeline_that_skips_steps_is_noticed(tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny.driven, "_asked", 2)
     with pytest.raises(RuntimeError, match="2 times in 4 steps"):
         images(tiny, plan([0, 1]), record=MIDDLE)
@@ -98,7 +98,7 @@ def test_bf16_runs_the_unet_alone_under_autocast_and_stays_near() -> None:
 
 
 @pytest.mark.parametrize("branch", ["cond", "uncond", "both"])
-def test_the_denoising_loss_is_that_of_the_branch(tiny: TextToImageModel, branch: str) -> None:
+def test_the_denoising_loss_is_that_of_the_branch(tiny: DiffusionModel, branch: str) -> None:
     pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     site = Site("mid_block", branch=branch)
 
@@ -112,7 +112,7 @@ def test_the_denoising_loss_is_that_of_the_branch(tiny: TextToImageModel, branch
         tiny.denoising_loss(pictures, 2, site=site)
 
 
-def test_the_denoising_loss_agrees_with_the_training_loss(tiny: TextToImageModel) -> None:
+def test_the_denoising_loss_agrees_with_the_training_loss(tiny: DiffusionModel) -> None:
     pipeline, t = tiny.pipeline, tiny.timesteps[1]
     pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     clean = pipeline.vae.encode(pictures * 2 - 1).latent_dist.mean * pipeline.vae.config.scaling_factor
@@ -139,7 +139,7 @@ def test_the_spec_tells_models_apart() -> None:
     assert tiny_text_to_image().spec() == specs[0]
 
 
-def test_a_negative_prompt_reaches_the_unconditional_branch_alone(tiny: TextToImageModel) -> None:
+def test_a_negative_prompt_reaches_the_unconditional_branch_alone(tiny: DiffusionModel) -> None:
     negative = tiny_text_to_image(negative_prompt="blurred")
     for branch, same in (("cond", True), ("uncond", False)):
         site = Site("mid_block", branch=branch)
@@ -173,7 +173,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
         tiny_text_to_image(**settings)
 
 
-def test_plans_are_checked(tiny: TextToImageModel) -> None:
+def test_plans_are_checked(tiny: DiffusionModel) -> None:
     with pytest.raises(ValueError, match=r"plan\.prompts"):
         next(tiny.sample(GenerationPlan(0, torch.arange(2))))
     with pytest.raises(ValueError, match=r"plan\.targets"):

@@ -6,8 +6,8 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipe
 from tiny_pipeline import MIDDLE, TEXTS, Shift, hook_free, images, plan, tiny_pipeline, tiny_text_to_image
 from torch import Tensor
 
-from difflens.models.noise import image_generator, normal
-from difflens.models.text_to_image import TextToImageModel
+from difflens.models.model import DiffusionModel
+from difflens.models.sampling import image_generator, normal
 from difflens.vocabulary import UNTOUCHED, Site
 
 SITES = [
@@ -24,14 +24,14 @@ SITES = [
 
 
 @pytest.fixture(scope="module")
-def tiny() -> TextToImageModel:
+def tiny() -> DiffusionModel:
     return tiny_text_to_image()
 
 
 @pytest.mark.parametrize("site", SITES, ids=str)
 @pytest.mark.parametrize("update", ["symmetric", "asymmetric"])
 def test_a_neutral_edit_changes_no_bit_and_a_real_one_the_touched_image_alone(
-    tiny: TextToImageModel, site: Site, update: str
+    tiny: DiffusionModel, site: Site, update: str
 ) -> None:
     plain = images(tiny, plan([0, 1]))
     for image_id, image in images(tiny, plan([0, 1], [0, 0]), edit=Shift(0.0, update, site)).items():
@@ -46,7 +46,7 @@ def test_a_neutral_edit_changes_no_bit_and_a_real_one_the_touched_image_alone(
 
 
 @pytest.mark.parametrize("site", SITES, ids=str)
-def test_equal_estimates_reproduce_the_plain_pipeline(tiny: TextToImageModel, site: Site) -> None:
+def test_equal_estimates_reproduce_the_plain_pipeline(tiny: DiffusionModel, site: Site) -> None:
     # The smallest change there is: it takes the edited path, to estimates that are equal but for rounding.
     edit = Shift(lambda h: torch.nextafter(h, torch.tensor(torch.inf)), "asymmetric", site)
     plain = images(tiny, plan([0, 1]))
@@ -65,7 +65,7 @@ def test_the_asymmetric_step_is_two_guided_passes_and_one_update(branch: str, re
         torch.testing.assert_close(made[image_id], expected[image_id], rtol=0, atol=1e-5)
 
 
-def reference(model: TextToImageModel, branch: str, rescale: float) -> Tensor:
+def reference(model: DiffusionModel, branch: str, rescale: float) -> Tensor:
     """The asymmetric sampler written out: every U-Net pass by itself, v-prediction, guidance, rescaling, DDIM."""
     pipeline, unet, ddim = model.pipeline, model.pipeline.unet, model.pipeline.scheduler
     ddim.set_timesteps(4)
@@ -96,7 +96,7 @@ def reference(model: TextToImageModel, branch: str, rescale: float) -> Tensor:
     return (decoded / 2 + 0.5).clamp(0, 1)
 
 
-def test_a_micro_batch_without_a_target_pays_nothing(tiny: TextToImageModel) -> None:
+def test_a_micro_batch_without_a_target_pays_nothing(tiny: DiffusionModel) -> None:
     rows: list[int] = []
     handle = tiny.driven.unet.conv_out.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     edit = Shift(1.0)
@@ -106,7 +106,7 @@ def test_a_micro_batch_without_a_target_pays_nothing(tiny: TextToImageModel) -> 
     assert torch.equal(made[0], images(tiny, plan([0, 1]))[0])
 
 
-def test_recording_beside_an_edit_sees_the_unedited_rows_of_its_own_branch(tiny: TextToImageModel) -> None:
+def test_recording_beside_an_edit_sees_the_unedited_rows_of_its_own_branch(tiny: DiffusionModel) -> None:
     site = Site("up_blocks.0.attentions.0", branch="uncond")
     edit = Shift(2.0, site=Site("up_blocks.0.attentions.1", branch="cond"))
     (batch,) = tiny.sample(plan([0, 1], [0, 0]), record=site, edit=edit)
@@ -135,7 +135,7 @@ class SeparateForwards(StableDiffusionPipeline):
 @pytest.mark.parametrize("branch", ["cond", "uncond"])
 @pytest.mark.parametrize("update", ["symmetric", "asymmetric"])
 def test_branches_called_one_by_one_are_told_by_the_declared_order(
-    tiny: TextToImageModel, branch: str, update: str
+    tiny: DiffusionModel, branch: str, update: str
 ) -> None:
     separate = tiny_text_to_image(tiny_pipeline(SeparateForwards), calls=["cond", "uncond"])
     site = Site("mid_block", branch=branch)
@@ -169,7 +169,7 @@ def test_symmetric_edits_work_with_any_scheduler_asymmetric_ones_with_ddim() -> 
         images(model, plan([0, 1], [0, 0]), edit=Shift(2.0))
 
 
-def test_hooks_and_scheduler_are_restored_after_an_exception(tiny: TextToImageModel) -> None:
+def test_hooks_and_scheduler_are_restored_after_an_exception(tiny: DiffusionModel) -> None:
     def fail(_: Tensor) -> Tensor:
         raise KeyError
 

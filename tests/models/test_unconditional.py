@@ -5,8 +5,9 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor
 
-from difflens.models.noise import image_generator
-from difflens.models.unconditional import UnconditionalModel, load_unconditional
+from difflens.models.load import load_unconditional
+from difflens.models.model import DiffusionModel
+from difflens.models.sampling import image_generator
 from difflens.vocabulary import UNTOUCHED, GenerationPlan, Site
 
 
@@ -26,7 +27,7 @@ class Add:
         return torch.where((targets >= 0)[:, None, None, None], h + self.amount, h)
 
 
-def images(model: UnconditionalModel, ids: list[int], **settings: object) -> dict[int, Tensor]:
+def images(model: DiffusionModel, ids: list[int], **settings: object) -> dict[int, Tensor]:
     plan = GenerationPlan(3, torch.tensor(ids), settings.pop("targets", None))  # type: ignore[arg-type]
     made = {}
     for batch in model.sample(plan, **settings):  # type: ignore[arg-type]
@@ -34,7 +35,7 @@ def images(model: UnconditionalModel, ids: list[int], **settings: object) -> dic
     return made
 
 
-def test_an_image_depends_on_its_id_alone(model: UnconditionalModel) -> None:
+def test_an_image_depends_on_its_id_alone(model: DiffusionModel) -> None:
     several = images(model, [5, 1, 9, 4, 7, 2])
     for ids in ([9], [2, 9, 1], [7, 7 + 1, 1, 5]):
         for image_id, image in images(model, ids).items():
@@ -49,7 +50,7 @@ def test_streams_of_neighbouring_seeds_and_ids_differ() -> None:
     assert len({tuple(draw.tolist()) for draw in draws}) == 4
 
 
-def test_recorded_activations_are_those_of_every_step(model: UnconditionalModel) -> None:
+def test_recorded_activations_are_those_of_every_step(model: DiffusionModel) -> None:
     (batch, last) = list(model.sample(GenerationPlan(0, torch.arange(6)), record=Site()))
     assert batch.activations is not None and last.activations is not None
     assert batch.activations.shape == (4, 5, *model.site_shape(Site()))
@@ -58,7 +59,7 @@ def test_recorded_activations_are_those_of_every_step(model: UnconditionalModel)
 
 
 @pytest.mark.parametrize("update", ["symmetric", "asymmetric"])
-def test_touched_images_change_and_untouched_ones_do_not(model: UnconditionalModel, update: str) -> None:
+def test_touched_images_change_and_untouched_ones_do_not(model: DiffusionModel, update: str) -> None:
     plain = images(model, [0, 1, 2, 3])
     edit = Add(update)
     made = images(model, [0, 1, 2, 3], edit=edit, targets=torch.tensor([UNTOUCHED, 0, 1, UNTOUCHED]))
@@ -72,7 +73,7 @@ def test_touched_images_change_and_untouched_ones_do_not(model: UnconditionalMod
 @pytest.mark.parametrize("update", ["symmetric", "asymmetric"])
 @pytest.mark.parametrize(("amount", "target"), [(0.0, 0), (0.5, UNTOUCHED)])
 def test_a_neutral_edit_and_untouched_images_change_no_bit_and_pay_nothing(
-    model: UnconditionalModel, update: str, amount: float, target: int
+    model: DiffusionModel, update: str, amount: float, target: int
 ) -> None:
     plain, rows = images(model, [0, 1, 2, 3]), []
     model.unet.conv_out.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
@@ -85,39 +86,39 @@ def test_a_neutral_edit_and_untouched_images_change_no_bit_and_pay_nothing(
     assert rows == [4, *([8] * 4 if update == "asymmetric" else [4] * 4)]  # the first step lies outside the window
 
 
-def test_the_updates_differ(model: UnconditionalModel) -> None:
+def test_the_updates_differ(model: DiffusionModel) -> None:
     targets = torch.zeros(4, dtype=torch.int64)
     one, other = (images(model, [0, 1, 2, 3], edit=Add(u), targets=targets) for u in ("symmetric", "asymmetric"))
     assert (one[0] - other[0]).abs().max() > 1e-3
 
 
 def test_eta_draws_from_the_images_own_stream(unet: UNet2DModel) -> None:
-    model = UnconditionalModel(unet, DDIMScheduler(), name="tiny", steps=4, micro_batch=2, eta=1.0)
+    model = DiffusionModel(unet, DDIMScheduler(), name="tiny", steps=4, micro_batch=2, eta=1.0)
     assert torch.equal(images(model, [3, 1])[3], images(model, [2, 8, 3])[3])
     assert not torch.equal(images(model, [3])[3], images(model, [4])[4])
 
 
-def test_denoising_loss_grows_when_the_site_is_ablated(model: UnconditionalModel) -> None:
+def test_denoising_loss_grows_when_the_site_is_ablated(model: DiffusionModel) -> None:
     pictures = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     plain = model.denoising_loss(pictures, 2, site=Site())
     assert model.denoising_loss(pictures, 2, site=Site(), change=lambda h: h) == plain
     assert model.denoising_loss(pictures, 2, site=Site(), change=lambda h: h * 0) != plain
 
 
-def test_a_saved_model_loads_with_the_same_fingerprint(model: UnconditionalModel, tmp_path: Path) -> None:
+def test_a_saved_model_loads_with_the_same_fingerprint(model: DiffusionModel, tmp_path: Path) -> None:
     model.unet.save_pretrained(tmp_path / "unet")
     model.scheduler.save_pretrained(tmp_path / "scheduler")
     loaded = load_unconditional(str(tmp_path), name="tiny", steps=5, micro_batch=4)
     assert loaded.spec() == model.spec()
     with torch.no_grad():
         next(loaded.unet.parameters()).add_(1e-3)
-    assert UnconditionalModel(loaded.unet, loaded.scheduler, name="tiny", steps=5, micro_batch=4).spec() != model.spec()
+    assert DiffusionModel(loaded.unet, loaded.scheduler, name="tiny", steps=5, micro_batch=4).spec() != model.spec()
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"steps": 0}, "model.steps"), ({"micro_batch": 0}, "micro_batch")])
 def test_settings_out_of_range_are_refused(unet: UNet2DModel, settings: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        UnconditionalModel(unet, DDIMScheduler(), **{"name": "tiny", "steps": 5, "micro_batch": 4, **settings})
+        DiffusionModel(unet, DDIMScheduler(), **{"name": "tiny", "steps": 5, "micro_batch": 4, **settings})
 
 
 def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
