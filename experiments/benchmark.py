@@ -95,7 +95,7 @@ def steering(model: DiffusionModel, cfg: DictConfig, *, repeats: int = 5) -> dic
         holding = Holding(edit, held, ratio=hold.ratio)
         shown = {other.name: torch.zeros_like(ids) for other in others}
         plan = GenerationPlan(0, ids).towards(torch.full_like(ids, target), shown)
-        return lambda: list(model.sample(plan, edit=holding))
+        return lambda: list(model.sample(plan, method=holding))
 
     untouched = lambda: list(model.sample(GenerationPlan(0, ids)))  # noqa: E731
     cases = {

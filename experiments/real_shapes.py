@@ -66,7 +66,7 @@ def steering(model: DiffusionModel, strength: float, update: str) -> FeatureEdit
 def sampler(model: DiffusionModel, edit: FeatureEdit | None) -> Callable[[], Tensor]:
     ids = torch.arange(model.micro_batch)
     plan = GenerationPlan(0, ids, torch.zeros_like(ids), ("A face of a firefighter",) * len(ids))
-    return lambda: next(model.sample(plan, edit=edit)).images
+    return lambda: next(model.sample(plan, method=edit)).images
 
 
 def counted(model: DiffusionModel, work: Callable[[], Tensor]) -> tuple[Tensor, dict[str, list[int]], float]:

@@ -21,10 +21,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 install_import_hook("difflens", "typechecking.check")
 
 import torch  # noqa: E402
-from difflens.models.model import DiffusionModel, UnconditionalPipeline  # noqa: E402
 from diffusers import DDIMScheduler, UNet2DModel  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from small_program import World  # noqa: E402
+
+from difflens.models.model import DiffusionModel, UnconditionalPipeline  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -76,11 +76,11 @@ class Shift:
     def active(self, step: int, steps: int) -> bool:
         return step > 0
 
-    def __call__(self, h: Tensor, step: int, targets: Tensor) -> Tensor:
+    def __call__(self, h: Tensor, step: int, images: PerImage) -> Tensor:
         self.steps.append(step)
         self.shapes.append(tuple(h.shape))
         edited = self.amount(h) if callable(self.amount) else h + self.amount
-        return torch.where((targets >= 0)[:, None, None, None], edited, h)
+        return torch.where((images.target >= 0)[:, None, None, None], edited, h)
 
 
 def plan(ids: list[int], targets: list[int] | None = None, prompts: tuple[str, ...] | None = None) -> GenerationPlan:

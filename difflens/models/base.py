@@ -63,13 +63,6 @@ class Attachable(Protocol):
         ...
 
 
-def attached(method: Attachable | Edit, model: "DiffusionModel", batch: Batch) -> AbstractContextManager[None]:
-    """The method attached to a model for one call; an edit that is no method is attached at its site."""
-    if isinstance(method, Attachable):
-        return method.attach(model, batch)
-    return model.editing(method, batch.images)
-
-
 class Generated(NamedTuple):
     """One micro-batch of samples: ids [n], images [n, 3, H, W] in [0, 1], activations [n, steps, D, H, W] or None."""
 

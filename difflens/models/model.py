@@ -17,7 +17,6 @@ from difflens.models.base import (
     Batch,
     Edit,
     Generated,
-    attached,
     vocabulary_fingerprint,
     weights_fingerprint,
 )
@@ -267,10 +266,14 @@ class DiffusionModel:
                 read = lambda _, h: recorded.append(h[:n].half().cpu())  # noqa: E731
                 stack.enter_context(self.hooks(record, images=full, read=read))
             if method is not None:
-                stack.enter_context(attached(method, self, batch))
+                stack.enter_context(self.attached(method, batch))
             made = self._call(batch, generator=generators)
         activations = torch.stack(recorded, 1) if record is not None else None
         return Generated(plan.image_ids, made[:n].float().cpu(), activations)
+
+    def attached(self, method: Attachable | Edit, batch: Batch) -> AbstractContextManager[None]:
+        """The method attached for one call; an edit that is no method is attached at its site."""
+        return method.attach(self, batch) if isinstance(method, Attachable) else self.editing(method, batch.images)
 
     @contextmanager
     def editing(self, edit: Edit, images: PerImage) -> Iterator[None]:
@@ -307,7 +310,7 @@ class DiffusionModel:
         fork: bool = False,
         aside: Aside | None = None,
     ) -> Iterator[None]:
-        """`SiteHooks` on the rows of the site's branch, which a call of so many `images` must hold once in each of its `steps`.
+        """`SiteHooks` on the rows of the site's branch, which the call must hold once in each of its `steps`.
 
         Raises:
             ValueError: the pipeline does not compute that branch.

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from difflens.models.base import Attachable, Batch, Edit, attached
+from difflens.models.base import Attachable, Batch, Edit
 from difflens.models.guidance import UNGUIDED, Guidance, guidance_of
 from difflens.models.hooks import Change, find_module
 from difflens.models.model import DiffusionModel
@@ -123,7 +123,7 @@ class SteeredPipeline(DiffusionModel):
             raise ValueError(
                 f"{self.name} adds residuals inside its U-Net; use features with mitigation.update=symmetric."
             )
-        with attached(self.method, self, Batch(self._images, sample)):
+        with self.attached(self.method, Batch(self._images, sample)):
             yield
 
     def _assigned(self, count: int, device: torch.device) -> PerImage:

@@ -65,7 +65,7 @@ def test_images_are_those_of_all_features_scaled_bit_by_bit(model: DiffusionMode
     plan = GenerationPlan(7, ids, torch.full((6,), EVERY_CLASS))
 
     def images(change: object) -> torch.Tensor:
-        return torch.cat([batch.images for batch in model.sample(plan, edit=change)])  # type: ignore[arg-type]
+        return torch.cat([batch.images for batch in model.sample(plan, method=change)])  # type: ignore[arg-type]
 
     made = images(edit)
     assert torch.equal(made, images(ScaledAtOnce(sae, torch.tensor([1.0, 4.0, 1.0, 4.0]))))

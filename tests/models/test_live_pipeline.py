@@ -17,8 +17,8 @@ TARGETS = torch.tensor([0, -1, 1, 0])
 @pytest.mark.parametrize("update", ["asymmetric", "symmetric"])
 def test_an_unconditional_pipeline_is_edited_as_the_model_is(model: DiffusionModel, update: str) -> None:
     edit = Shift(1.5, update=update, site=Site())
-    (expected,) = model.sample(GenerationPlan(3, torch.arange(4), TARGETS), edit=edit)
-    pipe = DDIMPipeline(model.unet, model.scheduler)
+    (expected,) = model.sample(GenerationPlan(3, torch.arange(4), TARGETS), method=edit)
+    pipe = DDIMPipeline(model.unet, model.pipeline.scheduler)
     pipe.set_progress_bar_config(disable=True)
     own = (pipe.unet, pipe.scheduler)
 
@@ -42,7 +42,7 @@ def test_an_unconditional_pipeline_is_edited_as_the_model_is(model: DiffusionMod
 def test_a_neutral_edit_changes_no_bit_and_pays_nothing(
     model: DiffusionModel, update: str, amount: float, target: int
 ) -> None:
-    pipe, rows = DDIMPipeline(model.unet, model.scheduler), []
+    pipe, rows = DDIMPipeline(model.unet, model.pipeline.scheduler), []
     pipe.set_progress_bar_config(disable=True)
 
     def call() -> Tensor:
@@ -62,8 +62,8 @@ def test_a_guided_text_to_image_pipeline_is_edited_as_the_model_is(update: str) 
     pipe = tiny_pipeline()
     model, edit = tiny_text_to_image(pipe), Shift(2.0, update=update)
     wanted = plan([0, 1], [0, -1])
-    (expected,) = model.sample(wanted, edit=edit)
-    latents = normal([image_generator(3, i) for i in (0, 1)], model.driven.latent_shape, device=torch.device("cpu"))
+    (expected,) = model.sample(wanted, method=edit)
+    latents = normal([image_generator(3, i) for i in (0, 1)], model.latent_shape, device=torch.device("cpu"))
     with edited_pipeline(pipe, edit, timesteps=model.timesteps, assign=lambda n: torch.tensor([0, -1])):
         made = pipe(
             list(wanted.prompts or ()), latents=latents, num_inference_steps=4, guidance_scale=3.0, output_type="pt"
@@ -72,7 +72,7 @@ def test_a_guided_text_to_image_pipeline_is_edited_as_the_model_is(update: str) 
 
 
 def test_another_grid_of_steps_is_refused_and_the_pipeline_is_whole_after_an_error(model: DiffusionModel) -> None:
-    pipe = DDIMPipeline(model.unet, model.scheduler)
+    pipe = DDIMPipeline(model.unet, model.pipeline.scheduler)
     pipe.set_progress_bar_config(disable=True)
     own = pipe.unet
     with (

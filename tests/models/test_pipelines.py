@@ -53,15 +53,15 @@ def test_the_real_structure_at_small_width_steers_one_image(architecture: str, s
         if module == "mid_block":
             assert model.site_shape(site) == shape
         neutral, edit = Shift(0.0, site=site), Shift(5.0, site=site)
-        assert torch.equal(images(model, plan([1], [0]), edit=neutral)[1], plain)
-        assert not torch.equal(images(model, plan([1], [0]), edit=edit)[1], plain)
+        assert torch.equal(images(model, plan([1], [0]), method=neutral)[1], plain)
+        assert not torch.equal(images(model, plan([1], [0]), method=edit)[1], plain)
         assert neutral.steps == edit.steps == [1, 2]
 
 
 def test_random_weights_come_in_the_dtype_asked_for_and_by_seed() -> None:
     half, again = (narrow("sd15", precision="bf16") for _ in range(2))
-    assert half.driven.unet.dtype == torch.bfloat16 and half.spec() == again.spec()
-    assert torch.equal(images(half, plan([1], [0]), edit=Shift(0.0))[1], images(again, plan([1]))[1])
+    assert half.unet.dtype == torch.bfloat16 and half.spec() == again.spec()
+    assert torch.equal(images(half, plan([1], [0]), method=Shift(0.0))[1], images(again, plan([1]))[1])
     with pytest.raises(ValueError, match="must be one of sd15, sd21, sdxl, got 'sd3'"):
         narrow("sd3")
     with pytest.raises(ValueError, match="divide_widths"):
@@ -73,7 +73,7 @@ def test_a_saved_pipeline_loads_as_the_same_model(tmp_path: Path) -> None:
     loaded = load_text_to_image(str(tmp_path), **USUAL)
     assert loaded.spec() == tiny_text_to_image().spec()
     assert torch.equal(images(loaded, plan([4]))[4], images(tiny_text_to_image(), plan([4]))[4])
-    assert load_text_to_image(str(tmp_path), precision="bf16", **USUAL).driven.unet.dtype == torch.float32
+    assert load_text_to_image(str(tmp_path), precision="bf16", **USUAL).unet.dtype == torch.float32
 
 
 def test_a_hub_id_is_found_in_the_cache_without_a_word(
@@ -170,6 +170,6 @@ def test_the_byte_tokenizer_reads_any_text_and_ends_with_its_highest_id() -> Non
 
 def test_a_plain_pipeline_is_left_usable(tmp_path: Path) -> None:
     pipeline = tiny_pipeline()
-    images(tiny_text_to_image(pipeline), plan([1], [0]), edit=Shift(1.0))
+    images(tiny_text_to_image(pipeline), plan([1], [0]), method=Shift(1.0))
     pipeline.save_pretrained(tmp_path)
     assert type(StableDiffusionPipeline.from_pretrained(tmp_path, local_files_only=True).scheduler) is DDIMScheduler

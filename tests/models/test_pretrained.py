@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from difflens.models.load import find_pipeline, load_unconditional
-from difflens.models.model import DiffusionModel
+from difflens.models.model import DiffusionModel, UnconditionalPipeline
 from difflens.store.locations import locate
 
 SETTINGS = {"name": "tiny", "steps": 5, "micro_batch": 2}
@@ -50,8 +50,8 @@ def cached(cache: Path, unet: UNet2DModel) -> None:
 def test_a_hub_id_is_found_in_the_cache(unet: UNet2DModel, offline: Path) -> None:
     cached(offline, unet)
     model = load_unconditional("someone/faces", obtain=OBTAIN, **SETTINGS)
-    expected = DiffusionModel(unet, DDIMScheduler(), **SETTINGS)
-    assert isinstance(model.scheduler, DDIMScheduler) and model.timesteps == expected.timesteps
+    expected = DiffusionModel(UnconditionalPipeline(unet, DDIMScheduler()), **SETTINGS)
+    assert isinstance(model.pipeline.scheduler, DDIMScheduler) and model.timesteps == expected.timesteps
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(model.unet(x, 400).sample, expected.unet(x, 400).sample)

@@ -43,13 +43,13 @@ def test_eta_draws_from_the_images_own_stream() -> None:
     several = images(model, plan([3, 1, 2]))
     assert torch.equal(images(model, plan([8, 3]))[3], several[3])
     edit = Shift(0.0)
-    assert torch.equal(images(model, plan([3, 1], [0, 0]), edit=edit)[3], several[3])
+    assert torch.equal(images(model, plan([3, 1], [0, 0]), method=edit)[3], several[3])
     assert not torch.equal(images(tiny_text_to_image(), plan([3]))[3], several[3])
 
 
 def test_recorded_branches_are_the_halves_of_the_guided_batch(tiny: DiffusionModel) -> None:
     halves: list[Tensor] = []
-    handle = tiny.driven.unet.mid_block.register_forward_hook(lambda _, __, h: halves.append(h.half()))
+    handle = tiny.unet.mid_block.register_forward_hook(lambda _, __, h: halves.append(h.half()))
     (batch,) = tiny.sample(plan([0, 1]), record=MIDDLE)
     handle.remove()
     uncond, cond = torch.stack(halves, 1).chunk(2)
@@ -64,8 +64,8 @@ def test_without_guidance_there_is_one_branch() -> None:
     model = tiny_text_to_image(guidance=1.0)
     assert model.guidance.calls == ("cond",)
     plain = images(model, plan([0, 1]))
-    assert torch.equal(images(model, plan([0, 1], [0, 0]), edit=Shift(0.0))[0], plain[0])
-    assert (images(model, plan([0, 1], [0, 0]), edit=Shift(2.0))[0] - plain[0]).abs().max() > 1e-3
+    assert torch.equal(images(model, plan([0, 1], [0, 0]), method=Shift(0.0))[0], plain[0])
+    assert (images(model, plan([0, 1], [0, 0]), method=Shift(2.0))[0] - plain[0]).abs().max() > 1e-3
     for branch in ("uncond", "both"):
         with pytest.raises(ValueError, match="only the branch cond"):
             model.site_shape(Site("mid_block", branch=branch))
@@ -81,7 +81,7 @@ def test_a_scheduler_that_repeats_a_timestep_is_refused() -> None:
 
 
 def test_a_pipeline_that_skips_steps_is_noticed(tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny.driven, "_asked", 2)
+    monkeypatch.setattr(tiny, "_asked", 2)
     with pytest.raises(RuntimeError, match="2 times in 4 steps"):
         images(tiny, plan([0, 1]), record=MIDDLE)
 
@@ -90,9 +90,9 @@ def test_bf16_runs_the_unet_alone_under_autocast_and_stays_near() -> None:
     half = tiny_text_to_image(precision="bf16")
     plain, exact = images(half, plan([0, 1])), images(tiny_text_to_image(), plan([0, 1]))
     assert 0 < (plain[0] - exact[0]).abs().max() < 0.05
-    assert torch.equal(images(half, plan([0, 1], [0, 0]), edit=Shift(0.0))[0], plain[0])
+    assert torch.equal(images(half, plan([0, 1], [0, 0]), method=Shift(0.0))[0], plain[0])
     edit = Shift(lambda h: torch.where(h == h.max(), h + h.abs() * 2**-8, h))
-    near = images(half, plan([0, 1], [0, 0]), edit=edit)
+    near = images(half, plan([0, 1], [0, 0]), method=edit)
     torch.testing.assert_close(near[0], plain[0], rtol=0, atol=2e-3)
     assert hook_free(half) and not torch.is_autocast_enabled("cpu")
 
@@ -177,7 +177,7 @@ def test_plans_are_checked(tiny: DiffusionModel) -> None:
     with pytest.raises(ValueError, match=r"plan\.prompts"):
         next(tiny.sample(GenerationPlan(0, torch.arange(2))))
     with pytest.raises(ValueError, match=r"plan\.targets"):
-        next(tiny.sample(plan([0, 1]), edit=Shift(1.0)))
+        next(tiny.sample(plan([0, 1]), method=Shift(1.0)))
     with pytest.raises(ValueError, match="2 images needs as many prompts, got 1"):
         GenerationPlan(0, torch.arange(2), None, ("one",))
     part = plan([4, 5, 6], [0, UNTOUCHED, 1]).part(1, 3)

@@ -34,10 +34,10 @@ def test_a_neutral_edit_changes_no_bit_and_a_real_one_the_touched_image_alone(
     tiny: DiffusionModel, site: Site, update: str
 ) -> None:
     plain = images(tiny, plan([0, 1]))
-    for image_id, image in images(tiny, plan([0, 1], [0, 0]), edit=Shift(0.0, update, site)).items():
+    for image_id, image in images(tiny, plan([0, 1], [0, 0]), method=Shift(0.0, update, site)).items():
         assert torch.equal(image, plain[image_id])
     edit = Shift(3.0, update, site)
-    made = images(tiny, plan([0, 1], [UNTOUCHED, 0]), edit=edit)
+    made = images(tiny, plan([0, 1], [UNTOUCHED, 0]), method=edit)
     torch.testing.assert_close(made[0], plain[0], rtol=0, atol=1e-5)
     assert (made[1] - plain[1]).abs().max() > 1e-3
     assert edit.steps == [1, 2, 3]
@@ -50,7 +50,7 @@ def test_equal_estimates_reproduce_the_plain_pipeline(tiny: DiffusionModel, site
     # The smallest change there is: it takes the edited path, to estimates that are equal but for rounding.
     edit = Shift(lambda h: torch.nextafter(h, torch.tensor(torch.inf)), "asymmetric", site)
     plain = images(tiny, plan([0, 1]))
-    for image_id, image in images(tiny, plan([0, 1], [0, 0]), edit=edit).items():
+    for image_id, image in images(tiny, plan([0, 1], [0, 0]), method=edit).items():
         torch.testing.assert_close(image, plain[image_id], rtol=0, atol=1e-5)
 
 
@@ -59,7 +59,7 @@ def test_equal_estimates_reproduce_the_plain_pipeline(tiny: DiffusionModel, site
 def test_the_asymmetric_step_is_two_guided_passes_and_one_update(branch: str, rescale: float) -> None:
     model = tiny_text_to_image(guidance_rescale=rescale)
     edit = Shift(2.0, site=Site("mid_block", branch=branch))
-    made = images(model, plan([0, 1], [0, 0]), edit=edit)
+    made = images(model, plan([0, 1], [0, 0]), method=edit)
     expected = reference(model, branch, rescale)
     for image_id in (0, 1):
         torch.testing.assert_close(made[image_id], expected[image_id], rtol=0, atol=1e-5)
@@ -98,9 +98,9 @@ def reference(model: DiffusionModel, branch: str, rescale: float) -> Tensor:
 
 def test_a_micro_batch_without_a_target_pays_nothing(tiny: DiffusionModel) -> None:
     rows: list[int] = []
-    handle = tiny.driven.unet.conv_out.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    handle = tiny.unet.conv_out.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     edit = Shift(1.0)
-    made = images(tiny, plan([0, 1, 2, 3], [UNTOUCHED, UNTOUCHED, 0, UNTOUCHED]), edit=edit)
+    made = images(tiny, plan([0, 1, 2, 3], [UNTOUCHED, UNTOUCHED, 0, UNTOUCHED]), method=edit)
     handle.remove()
     assert rows == [4, 4, 4, 4, 4, 6, 6, 6]  # the first step lies outside the window
     assert torch.equal(made[0], images(tiny, plan([0, 1]))[0])
@@ -109,7 +109,7 @@ def test_a_micro_batch_without_a_target_pays_nothing(tiny: DiffusionModel) -> No
 def test_recording_beside_an_edit_sees_the_unedited_rows_of_its_own_branch(tiny: DiffusionModel) -> None:
     site = Site("up_blocks.0.attentions.0", branch="uncond")
     edit = Shift(2.0, site=Site("up_blocks.0.attentions.1", branch="cond"))
-    (batch,) = tiny.sample(plan([0, 1], [0, 0]), record=site, edit=edit)
+    (batch,) = tiny.sample(plan([0, 1], [0, 0]), record=site, method=edit)
     (plain,) = tiny.sample(plan([0, 1]), record=site)
     assert batch.activations is not None and plain.activations is not None
     assert torch.equal(batch.activations[:, :2], plain.activations[:, :2])  # the first edited step changes the next
@@ -140,8 +140,8 @@ def test_branches_called_one_by_one_are_told_by_the_declared_order(
     separate = tiny_text_to_image(tiny_pipeline(SeparateForwards), calls=["cond", "uncond"])
     site = Site("mid_block", branch=branch)
     for amount in (0.0, 2.0):
-        made = images(separate, plan([0, 1], [0, 0]), edit=Shift(amount, update, site))
-        expected = images(tiny, plan([0, 1], [0, 0]), edit=Shift(amount, update, site))
+        made = images(separate, plan([0, 1], [0, 0]), method=Shift(amount, update, site))
+        expected = images(tiny, plan([0, 1], [0, 0]), method=Shift(amount, update, site))
         torch.testing.assert_close(made[1], expected[1], rtol=0, atol=1e-5)
     (batch,), (whole,) = separate.sample(plan([0, 1]), record=site), tiny.sample(plan([0, 1]), record=site)
     torch.testing.assert_close(batch.activations, whole.activations, rtol=0, atol=2e-3)
@@ -163,10 +163,10 @@ def test_symmetric_edits_work_with_any_scheduler_asymmetric_ones_with_ddim() -> 
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     model = tiny_text_to_image(pipeline)
     plain = images(model, plan([0, 1]))
-    assert torch.equal(images(model, plan([0, 1], [0, 0]), edit=Shift(0.0, "symmetric"))[0], plain[0])
-    assert (images(model, plan([0, 1], [0, 0]), edit=Shift(2.0, "symmetric"))[0] - plain[0]).abs().max() > 1e-3
+    assert torch.equal(images(model, plan([0, 1], [0, 0]), method=Shift(0.0, "symmetric"))[0], plain[0])
+    assert (images(model, plan([0, 1], [0, 0]), method=Shift(2.0, "symmetric"))[0] - plain[0]).abs().max() > 1e-3
     with pytest.raises(ValueError, match=r"needs the DDIM scheduler, .*EulerDiscreteScheduler"):
-        images(model, plan([0, 1], [0, 0]), edit=Shift(2.0))
+        images(model, plan([0, 1], [0, 0]), method=Shift(2.0))
 
 
 def test_hooks_and_scheduler_are_restored_after_an_exception(tiny: DiffusionModel) -> None:
@@ -175,6 +175,6 @@ def test_hooks_and_scheduler_are_restored_after_an_exception(tiny: DiffusionMode
 
     plain = images(tiny, plan([0, 1]))
     with pytest.raises(KeyError):
-        images(tiny, plan([0, 1], [0, 0]), edit=Shift(fail))
+        images(tiny, plan([0, 1], [0, 0]), method=Shift(fail))
     assert hook_free(tiny) and type(tiny.pipeline.scheduler) is DDIMScheduler
     assert torch.equal(images(tiny, plan([0, 1]))[0], plain[0])

@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor
 
 from difflens.models.load import load_unconditional
-from difflens.models.model import DiffusionModel
+from difflens.models.model import DiffusionModel, UnconditionalPipeline
 from difflens.models.sampling import image_generator
 from difflens.vocabulary import UNTOUCHED, GenerationPlan, Site
 
@@ -22,9 +22,9 @@ class Add:
     def active(self, step: int, steps: int) -> bool:
         return step > 0
 
-    def __call__(self, h: Tensor, step: int, targets: Tensor) -> Tensor:
+    def __call__(self, h: Tensor, step: int, images: PerImage) -> Tensor:
         self.steps.append(step)
-        return torch.where((targets >= 0)[:, None, None, None], h + self.amount, h)
+        return torch.where((images.target >= 0)[:, None, None, None], h + self.amount, h)
 
 
 def images(model: DiffusionModel, ids: list[int], **settings: object) -> dict[int, Tensor]:
@@ -62,7 +62,7 @@ def test_recorded_activations_are_those_of_every_step(model: DiffusionModel) -> 
 def test_touched_images_change_and_untouched_ones_do_not(model: DiffusionModel, update: str) -> None:
     plain = images(model, [0, 1, 2, 3])
     edit = Add(update)
-    made = images(model, [0, 1, 2, 3], edit=edit, targets=torch.tensor([UNTOUCHED, 0, 1, UNTOUCHED]))
+    made = images(model, [0, 1, 2, 3], method=edit, targets=torch.tensor([UNTOUCHED, 0, 1, UNTOUCHED]))
     assert edit.steps == [1, 2, 3, 4]
     for i in (0, 3):
         torch.testing.assert_close(made[i], plain[i], rtol=0, atol=1e-5)
@@ -77,23 +77,23 @@ def test_a_neutral_edit_and_untouched_images_change_no_bit_and_pay_nothing(
 ) -> None:
     plain, rows = images(model, [0, 1, 2, 3]), []
     model.unet.conv_out.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    made = images(model, [0, 1, 2, 3], edit=Add(update, amount), targets=torch.full((4,), target))
+    made = images(model, [0, 1, 2, 3], method=Add(update, amount), targets=torch.full((4,), target))
     assert rows == [model.micro_batch] * 5
     for i, image in plain.items():
         assert torch.equal(made[i], image)
     rows.clear()
-    images(model, [0, 1, 2, 3], edit=Add(update), targets=torch.tensor([UNTOUCHED, 0, 1, UNTOUCHED]))
+    images(model, [0, 1, 2, 3], method=Add(update), targets=torch.tensor([UNTOUCHED, 0, 1, UNTOUCHED]))
     assert rows == [4, *([8] * 4 if update == "asymmetric" else [4] * 4)]  # the first step lies outside the window
 
 
 def test_the_updates_differ(model: DiffusionModel) -> None:
     targets = torch.zeros(4, dtype=torch.int64)
-    one, other = (images(model, [0, 1, 2, 3], edit=Add(u), targets=targets) for u in ("symmetric", "asymmetric"))
+    one, other = (images(model, [0, 1, 2, 3], method=Add(u), targets=targets) for u in ("symmetric", "asymmetric"))
     assert (one[0] - other[0]).abs().max() > 1e-3
 
 
 def test_eta_draws_from_the_images_own_stream(unet: UNet2DModel) -> None:
-    model = DiffusionModel(unet, DDIMScheduler(), name="tiny", steps=4, micro_batch=2, eta=1.0)
+    model = DiffusionModel(UnconditionalPipeline(unet, DDIMScheduler()), name="tiny", steps=4, micro_batch=2, eta=1.0)
     assert torch.equal(images(model, [3, 1])[3], images(model, [2, 8, 3])[3])
     assert not torch.equal(images(model, [3])[3], images(model, [4])[4])
 
@@ -107,18 +107,18 @@ def test_denoising_loss_grows_when_the_site_is_ablated(model: DiffusionModel) ->
 
 def test_a_saved_model_loads_with_the_same_fingerprint(model: DiffusionModel, tmp_path: Path) -> None:
     model.unet.save_pretrained(tmp_path / "unet")
-    model.scheduler.save_pretrained(tmp_path / "scheduler")
+    model.pipeline.scheduler.save_pretrained(tmp_path / "scheduler")
     loaded = load_unconditional(str(tmp_path), name="tiny", steps=5, micro_batch=4)
     assert loaded.spec() == model.spec()
     with torch.no_grad():
         next(loaded.unet.parameters()).add_(1e-3)
-    assert DiffusionModel(loaded.unet, loaded.scheduler, name="tiny", steps=5, micro_batch=4).spec() != model.spec()
+    assert DiffusionModel(UnconditionalPipeline(loaded.unet, loaded.scheduler), name="tiny", steps=5, micro_batch=4).spec() != model.spec()
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"steps": 0}, "model.steps"), ({"micro_batch": 0}, "micro_batch")])
 def test_settings_out_of_range_are_refused(unet: UNet2DModel, settings: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DiffusionModel(unet, DDIMScheduler(), **{"name": "tiny", "steps": 5, "micro_batch": 4, **settings})
+        DiffusionModel(UnconditionalPipeline(unet, DDIMScheduler()), **{"name": "tiny", "steps": 5, "micro_batch": 4, **settings})
 
 
 def test_a_folder_without_a_model_says_so(tmp_path: Path) -> None:
