@@ -1,23 +1,27 @@
-"""Random text-to-image pipelines of a few channels, built without a download."""
+"""Random pipelines of a few channels, built without a download, a tiny edit, and what it makes of them."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from difflens.models.model import DiffusionModel
-from difflens.models.random_pipeline import byte_tokenizer
-from difflens.vocabulary import GenerationPlan, Site
+from difflens.models.model import DiffusionModel, UnconditionalPipeline
+from difflens.vocabulary import GenerationPlan, PerImage, Site
 
 MIDDLE = Site("mid_block", branch="cond")
 TEXTS = ("a face of a doctor", "a face of a nurse")
 
 
-def tiny_pipeline(kind: type[StableDiffusionPipeline] = StableDiffusionPipeline, **scheduler: Any) -> Any:
+def tiny_pipeline(kind: Any = None, **scheduler: Any) -> Any:
     """Images of 16×16, latents of 8×8 and a bottleneck of 16×4×4 with cross-attention."""
+    # Imported by need: most tests have none of transformers.
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from difflens.models.random_pipeline import byte_tokenizer
+
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -49,7 +53,7 @@ def tiny_pipeline(kind: type[StableDiffusionPipeline] = StableDiffusionPipeline,
         pad_token_id=513,
     )
     usual = {"clip_sample": False, "prediction_type": "v_prediction", "timestep_spacing": "trailing", "steps_offset": 1}
-    return kind(
+    return (kind or StableDiffusionPipeline)(
         vae=vae.eval(),
         text_encoder=CLIPTextModel(text).eval(),
         tokenizer=byte_tokenizer(pad_token="<|endoftext|>", length=24),
@@ -65,6 +69,29 @@ def tiny_text_to_image(pipeline: Any = None, **settings: Any) -> DiffusionModel:
     """The pipeline as a model of 4 steps, guidance 3 and micro-batches of 2."""
     usual = {"name": "tiny", "steps": 4, "micro_batch": 2, "guidance": 3.0}
     return DiffusionModel(pipeline or tiny_pipeline(), **{**usual, **settings})
+
+
+def tiny_unet() -> UNet2DModel:
+    """A random U-Net of 8×8 images with attention in its 4×4 bottleneck."""
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+        norm_num_groups=4,
+    ).eval()
+
+
+def tiny_unconditional(**settings: Any) -> DiffusionModel:
+    """A model of 5 steps and micro-batches of 4."""
+    scheduler = DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
+    usual = {"name": "tiny", "steps": 5, "micro_batch": 4}
+    return DiffusionModel(UnconditionalPipeline(tiny_unet(), scheduler), **{**usual, **settings})
 
 
 class Shift:

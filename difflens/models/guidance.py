@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
 BATCHED = ("both",)
@@ -69,7 +68,10 @@ class Guidance:
         if self.calls == UNGUIDED:
             return cond
         guided = outputs["uncond"] + self.scale * (cond - outputs["uncond"])
-        return rescale_noise_cfg(guided, cond, guidance_rescale=self.rescale) if self.rescale > 0 else guided
+        if self.rescale <= 0:
+            return guided
+        spread, wanted = (rows.std(dim=(1, 2, 3), keepdim=True) for rows in (guided, cond))
+        return self.rescale * (guided * (wanted / spread)) + (1 - self.rescale) * guided
 
 
 def split_branches(branch: str, rows: Tensor) -> dict[str, Tensor]:

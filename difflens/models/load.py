@@ -21,7 +21,6 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from difflens.models.devices import DTYPES, check_device, choose_precision, quietly
 from difflens.models.model import DiffusionModel, UnconditionalPipeline
-from difflens.models.random_pipeline import build_random_pipeline
 from difflens.store.locations import PACKAGE, locate
 
 SCHEDULERS = {
@@ -115,6 +114,9 @@ def load_text_to_image(
     precision = choose_precision(precision, device)
     dtype = DTYPES[precision]
     if weights == "random":
+        # Imported by need: unconditional models have no use for transformers.
+        from difflens.models.random_pipeline import build_random_pipeline
+
         pipeline = build_random_pipeline(architecture or "", dtype=dtype, device=device, divide_widths=divide_widths)
     elif weights == "pretrained":
         held = torch.float32 if device == "cpu" else dtype

@@ -149,6 +149,8 @@ def check_asymmetric(scheduler: Any) -> None:
     Raises:
         ValueError: it cannot.
     """
+    if isinstance(scheduler, AsymmetricScheduler):
+        raise ValueError("another asymmetric edit is being made at once; give all but one of them update=symmetric.")
     if not isinstance(scheduler, DDIMScheduler):
         raise ValueError(
             f"the asymmetric update needs the DDIM scheduler, this model has {type(scheduler).__name__}: "
