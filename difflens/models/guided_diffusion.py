@@ -10,7 +10,6 @@ from diffusers import UNet2DModel
 from torch import Tensor
 from torch.nn import functional as F
 
-
 NAMES = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",

@@ -201,7 +201,7 @@ class AsymmetricScheduler:
         ValueError: see `check_asymmetric`.
     """
 
-    def __init__(self, scheduler: DDIMScheduler, guidance: Guidance) -> None:
+    def __init__(self, scheduler: Any, guidance: Guidance) -> None:
         check_asymmetric(scheduler)
         self._scheduler, self.guidance = scheduler, guidance
         self._outputs: dict[str, Tensor] = {}

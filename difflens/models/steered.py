@@ -7,7 +7,7 @@ from threading import get_ident
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor, nn
 
 from difflens.models.base import Attachable, Batch, Edit
@@ -22,6 +22,8 @@ Assign = Callable[[int], Tensor]
 
 RESIDUALS = ("mid_block_additional_residual", "down_block_additional_residuals")
 """What ControlNets add in the middle of a U-Net, row by row, so that its batch cannot grow there."""
+
+NO_IMAGE = "the pipeline was called for no image; give it at least one prompt."
 
 
 @contextmanager
@@ -72,10 +74,9 @@ class SteeredPipeline(DiffusionModel):
         if isinstance(method, Edit):
             find_module(self.unet, method.site)
             self.check_update(method.update)
-        try:
-            self.stand_in: AsymmetricScheduler | None = AsymmetricScheduler(pipeline.scheduler, self.guidance)
-        except ValueError:  # another scheduler than DDIM, which symmetric edits know
-            self.stand_in = None
+        own = pipeline.scheduler
+        able = isinstance(own, DDIMScheduler) and not own.config.thresholding
+        self.stand_in = AsymmetricScheduler(own, self.guidance) if able else None
         self._thread: int | None = None
         self._images: PerImage | None = None
 
@@ -87,19 +88,19 @@ class SteeredPipeline(DiffusionModel):
     @contextmanager
     def noticing_calls(self) -> Iterator[None]:
         """Inside the block a call of the pipeline is noticed by its setting of the scheduler's timesteps."""
-        scheduler = self._own_scheduler
-        plain = scheduler.set_timesteps
 
-        @wraps(plain)
-        def noticed(*args: Any, **kwargs: Any) -> None:
+        def begin(*_: Any, **__: Any) -> None:
             self._thread, self._images = get_ident(), None
-            plain(*args, **kwargs)
 
-        scheduler.set_timesteps = noticed
-        try:
+        def refuse_none(prompt: Any = None, *_: Any, **__: Any) -> None:
+            if isinstance(prompt, list) and not prompt:
+                raise ValueError(NO_IMAGE)
+
+        with (
+            preceded(self._own_scheduler, "set_timesteps", begin),
+            preceded(self.pipeline, "encode_prompt", refuse_none),
+        ):
             yield
-        finally:
-            del scheduler.set_timesteps
 
     @contextmanager
     def one_step(self, sample: Tensor, more: Mapping[str, Any]) -> Iterator[None]:
@@ -133,7 +134,7 @@ class SteeredPipeline(DiffusionModel):
             ValueError: there are none, or the pipeline samples on other steps than those that the features belong to.
         """
         if not count:
-            raise ValueError("the pipeline was called for no image; give it at least one prompt.")
+            raise ValueError(NO_IMAGE)
         grid, own = ([float(t) for t in steps] for steps in (self.pipeline.scheduler.timesteps, self.timesteps))
         if grid != own:
             raise ValueError(
@@ -173,6 +174,26 @@ class SteeredPipeline(DiffusionModel):
                 ) from error
 
         return change and fitting
+
+
+@contextmanager
+def preceded(owner: Any, name: str, before: Callable[..., None]) -> Iterator[None]:
+    """Inside the block an object's method, if it has it, is preceded by another call with the same arguments."""
+    plain = getattr(owner, name, None)
+    if plain is None:
+        yield
+        return
+
+    @wraps(plain)
+    def both(*args: Any, **kwargs: Any) -> Any:
+        before(*args, **kwargs)
+        return plain(*args, **kwargs)
+
+    object.__setattr__(owner, name, both)
+    try:
+        yield
+    finally:
+        object.__delattr__(owner, name)
 
 
 class SteeredDenoiser(nn.Module):

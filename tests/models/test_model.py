@@ -256,9 +256,12 @@ def test_a_method_changes_a_call_in_whatever_way_and_leaves_nothing_behind(tiny:
 
 def test_two_asymmetric_edits_at_once_are_refused(tiny: DiffusionModel) -> None:
     known = plan([0, 1], [0, 0]).per_image()
-    with pytest.raises(ValueError, match="another asymmetric edit"), tiny.editing(Shift(1.0), known):
-        with tiny.editing(Shift(1.0), known):
-            pass
+    with (
+        pytest.raises(ValueError, match="another asymmetric edit"),
+        tiny.editing(Shift(1.0), known),
+        tiny.editing(Shift(1.0), known),
+    ):
+        pass
     assert hook_free(tiny) and type(tiny.pipeline.scheduler) is DDIMScheduler
 
 
