@@ -18,7 +18,7 @@ from difflens.attribution.statistics import CodeStatistics
 from difflens.methods.base import Given, LocatedFeatures, Method, SiteEdit, Window
 from difflens.methods.quota import Quota, fewest_pushes
 from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult
-from difflens.models.live_pipeline import edited_pipeline
+from difflens.models.steered import edited_pipeline
 from difflens.probes.base import Probe
 from difflens.probes.storage import load_probe
 from difflens.report.run_folder import baseline, read_run

@@ -22,7 +22,7 @@ from difflens.main import conf_folder
 from difflens.methods.base import Window
 from difflens.methods.difflens import FeatureEdit
 from difflens.methods.holding import Holding
-from difflens.models.base import DiffusionModel
+from difflens.models.model import DiffusionModel
 from difflens.probes.linear import LinearProbe
 from difflens.sae.topk import TopKAutoencoder
 from difflens.study.attributes import read_attribute
@@ -95,7 +95,7 @@ def steering(model: DiffusionModel, cfg: DictConfig, *, repeats: int = 5) -> dic
         holding = Holding(edit, held, ratio=hold.ratio)
         shown = {other.name: torch.zeros_like(ids) for other in others}
         plan = GenerationPlan(0, ids).towards(torch.full_like(ids, target), shown)
-        return lambda: list(model.sample(plan, edit=holding))
+        return lambda: list(model.sample(plan, method=holding))
 
     untouched = lambda: list(model.sample(GenerationPlan(0, ids)))  # noqa: E731
     cases = {

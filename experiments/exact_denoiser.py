@@ -20,7 +20,7 @@ from torch import Tensor
 from difflens.main import conf_folder
 from difflens.miniature.faces import FACTORS
 from difflens.miniature.reference import render_population
-from difflens.models.noise import image_generator, normal
+from difflens.models.sampling import image_generator, normal
 from difflens.store.locations import locate
 
 STUDIED = ("gender", "age", "race")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from difflens.miniature.outfits import PROFESSIONS
+from difflens.miniature.prompted import NAMEABLE, without_bias
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
@@ -20,8 +22,6 @@ from torch import Tensor
 from difflens.main import conf_folder
 from difflens.miniature.captions import prompts as prompts_of
 from difflens.miniature.faces import WORKPLACE_FACTORS
-from difflens.miniature.outfits import PROFESSIONS
-from difflens.miniature.prompted import NAMEABLE, without_bias
 from difflens.vocabulary import GenerationPlan
 
 BAR = 0.05

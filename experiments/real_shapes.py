@@ -21,8 +21,8 @@ from torch import Tensor
 
 from difflens.attribution.statistics import CodeStatistics
 from difflens.methods.difflens import FeatureEdit
-from difflens.models.pipelines import load_text_to_image
-from difflens.models.text_to_image import TextToImageModel
+from difflens.models.load import load_text_to_image
+from difflens.models.model import DiffusionModel
 from difflens.sae.topk import TopKAutoencoder
 from difflens.vocabulary import Attribute, FeatureSet, GenerationPlan, Site
 
@@ -49,7 +49,7 @@ def settings() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def steering(model: TextToImageModel, strength: float, update: str) -> FeatureEdit:
+def steering(model: DiffusionModel, strength: float, update: str) -> FeatureEdit:
     """Adds to 40 latents of an SAE as wide as the paper's for Stable Diffusion; strength 0 changes nothing."""
     channels, height, width = model.site_shape(SITE)
     torch.manual_seed(0)
@@ -63,15 +63,15 @@ def steering(model: TextToImageModel, strength: float, update: str) -> FeatureEd
     return edit.with_strength(torch.full((2,), strength))  # type: ignore[return-value]
 
 
-def sampler(model: TextToImageModel, edit: FeatureEdit | None) -> Callable[[], Tensor]:
+def sampler(model: DiffusionModel, edit: FeatureEdit | None) -> Callable[[], Tensor]:
     ids = torch.arange(model.micro_batch)
     plan = GenerationPlan(0, ids, torch.zeros_like(ids), ("A face of a firefighter",) * len(ids))
-    return lambda: next(model.sample(plan, edit=edit)).images
+    return lambda: next(model.sample(plan, method=edit)).images
 
 
-def counted(model: TextToImageModel, work: Callable[[], Tensor]) -> tuple[Tensor, dict[str, list[int]], float]:
+def counted(model: DiffusionModel, work: Callable[[], Tensor]) -> tuple[Tensor, dict[str, list[int]], float]:
     """What the work gives, the rows of the batch at each call of U-Net, site and last layer, and seconds."""
-    unet = model.driven.unet
+    unet = model.unet
     rows: dict[str, list[int]] = {"unet": [], SITE.module: [], "conv_out": []}
     note: Callable[[str], Any] = lambda name: lambda _, args: rows[name].append(len(args[0]))  # noqa: E731
     modules = {"unet": unet, SITE.module: unet.get_submodule(SITE.module), "conv_out": unet.conv_out}

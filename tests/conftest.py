@@ -21,32 +21,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 install_import_hook("difflens", "typechecking.check")
 
 import torch  # noqa: E402
-from diffusers import DDIMScheduler, UNet2DModel  # noqa: E402
+from diffusers import UNet2DModel  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from small_program import World  # noqa: E402
+from tiny_pipeline import tiny_unconditional, tiny_unet  # noqa: E402
 
-from difflens.models.unconditional import UnconditionalModel  # noqa: E402
+from difflens.models.model import DiffusionModel  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole programs first: files that take long do not wait until the other workers have nothing left to do."""
     items.sort(key=lambda item: "tasks" not in item.path.parts)
-
-
-def tiny_unet() -> UNet2DModel:
-    """A random U-Net of 8×8 images with attention in its 4×4 bottleneck."""
-    torch.manual_seed(0)
-    return UNet2DModel(
-        sample_size=8,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-        norm_num_groups=4,
-    ).eval()
 
 
 @pytest.fixture
@@ -55,9 +40,8 @@ def unet() -> UNet2DModel:
 
 
 @pytest.fixture
-def model(unet: UNet2DModel) -> UnconditionalModel:
-    scheduler = DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
-    return UnconditionalModel(unet, scheduler, name="tiny", steps=5, micro_batch=4)
+def model() -> DiffusionModel:
+    return tiny_unconditional()
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ TINY = {
 PRELOADED = [
     "difflens.main",
     "difflens.pipeline",
-    "difflens.models.unconditional",
+    "difflens.models.model",
     "difflens.miniature.judges",
     "difflens.miniature.clip",
     "difflens.miniature.reference",
@@ -82,10 +82,10 @@ def _child(folder: str, heard: str, arguments: list[str], prepare: Callable[[], 
 
 def count_samples(file: str, die_in: int | None = None) -> None:
     """Let this process add a byte to a file for every micro-batch it begins, and be killed in the middle of one of them."""
-    from difflens.models.unconditional import UnconditionalModel
+    from difflens.models.model import DiffusionModel
 
     begun = itertools.count(1)
-    whole = UnconditionalModel._sample_batch
+    whole = DiffusionModel._sample_batch
 
     def counted(*arguments: Any) -> Any:
         with open(file, "a") as counter:
@@ -94,7 +94,7 @@ def count_samples(file: str, die_in: int | None = None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return whole(*arguments)
 
-    UnconditionalModel._sample_batch = counted  # type: ignore[method-assign]
+    DiffusionModel._sample_batch = counted  # type: ignore[method-assign]
 
 
 class Program:

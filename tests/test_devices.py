@@ -1,5 +1,6 @@
 """Everything that happens while a model samples happens on its device; what it gives back lies on the CPU."""
 
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +21,10 @@ from difflens.data.sampled import Shards
 from difflens.methods.base import SiteEdit
 from difflens.methods.difflens import FeatureEdit, SingleFeature, selected_latents
 from difflens.methods.holding import Holding
-from difflens.models.base import DiffusionModel
 from difflens.models.devices import placed
-from difflens.models.live_pipeline import edited_pipeline
-from difflens.models.noise import image_generator
-from difflens.models.unconditional import UnconditionalModel
+from difflens.models.model import DiffusionModel, UnconditionalPipeline
+from difflens.models.sampling import image_generator
+from difflens.models.steered import edited_pipeline
 from difflens.probes.linear import LinearProbe
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.batch_topk import BatchTopKAutoencoder
@@ -82,13 +82,14 @@ EDITS = {
 }
 
 
-def tiny(unet: UNet2DModel, device: torch.device | str) -> UnconditionalModel:
+def tiny(unet: UNet2DModel, device: torch.device | str) -> DiffusionModel:
     scheduler = DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
-    return UnconditionalModel(unet, scheduler, name="tiny", steps=STEPS, micro_batch=4, eta=1.0, device=str(device))
+    pipeline = UnconditionalPipeline(deepcopy(unet).to(device), scheduler)
+    return DiffusionModel(pipeline, name="tiny", steps=STEPS, micro_batch=4, eta=1.0)
 
 
 def sampled(model: DiffusionModel, wanted: GenerationPlan, made_by: SiteEdit) -> tuple[Tensor, Tensor]:
-    (made,) = model.sample(wanted, record=made_by.site, edit=made_by)
+    (made,) = model.sample(wanted, record=made_by.site, method=made_by)
     assert made.activations is not None
     assert made.images.device.type == made.activations.device.type == "cpu"
     return made.images, made.activations

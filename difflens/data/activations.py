@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, UInt8
 from safetensors import safe_open
 from torch import Tensor
 
-from difflens.models.base import DiffusionModel
+from difflens.models.model import DiffusionModel
 from difflens.vocabulary import Site
 
 

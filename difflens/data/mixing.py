@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from difflens.data.activations import ActivationStore, as_tokens
-from difflens.models.base import DiffusionModel
+from difflens.models.model import DiffusionModel
 from difflens.vocabulary import GenerationPlan, Site
 
 Tokenise = Callable[[Tensor], Tensor]

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from difflens.models.prompts import check_prompts
 from difflens.vocabulary import UNNAMED, GenerationPlan
 
 SLOT = "{}"
@@ -41,6 +41,29 @@ class PromptSet:
                 raise ValueError(f"a prompt needs exactly one slot {SLOT} for a class's word, got {prompt!r}.")
         if self.labels not in ("prompt", "judge"):
             raise ValueError(f"prompt.labels must be prompt or judge, got {self.labels!r}.")
+
+
+def check_prompts(prompts: Sequence[Any], *, name: str = "prompts") -> tuple[str, ...]:
+    """A list of prompts as read from a configuration.
+
+    Args:
+        prompts: distinct texts.
+        name: what the list is called there.
+
+    Raises:
+        ValueError: the list is empty, holds something other than texts, a blank one or one twice.
+    """
+    if isinstance(prompts, str):
+        raise ValueError(f"{name} must be a list of prompts, got the single text {prompts!r}: write [{prompts!r}].")
+    if not prompts:
+        raise ValueError(f"{name} is empty; name at least one prompt.")
+    for prompt in prompts:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"{name} must hold texts only, got {prompt!r}.")
+    repeated = sorted({prompt for prompt in prompts if list(prompts).count(prompt) > 1})
+    if repeated:
+        raise ValueError(f"{name} repeats {', '.join(map(repr, repeated))}; name each prompt once.")
+    return tuple(prompts)
 
 
 def fill(prompt: str, word: str = "") -> str:

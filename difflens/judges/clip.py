@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from difflens.judges.clip_weights import ClipWeights
 from difflens.judges.pixels import as_photographs
 from difflens.judges.weights import OnDemand, find_weights
-from difflens.models.precision import check_device
-from difflens.models.quiet import quietly
+from difflens.models.devices import check_device, quietly
 from difflens.store.fingerprints import fingerprint
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")

@@ -14,7 +14,7 @@ from difflens.judges.pixels import read_faces
 from difflens.judges.weights import OnDemand, find_weights, load_weights
 from difflens.metrics.official import OUTPUTS
 from difflens.models.base import weights_fingerprint
-from difflens.models.precision import check_device
+from difflens.models.devices import check_device
 from difflens.store.fingerprints import fingerprint
 
 GROUPS: Mapping[str, Mapping[str, Sequence[int]]] = {

@@ -15,7 +15,7 @@ from difflens.judges.clip import OpenClipModel
 from difflens.judges.pixels import as_photographs
 from difflens.judges.protocol import FeatureExtractor
 from difflens.judges.weights import OnDemand, find_weights, free
-from difflens.models.precision import check_device
+from difflens.models.devices import check_device
 from difflens.store.files import sha256_of
 from difflens.store.fingerprints import fingerprint
 

@@ -26,7 +26,7 @@ from difflens.miniature.faces import PROFESSIONS, WORKPLACE_FACTORS, render
 from difflens.miniature.fit import FitSettings, Recipe, batch_indices
 from difflens.miniature.population import NAMEABLE, Population, PromptedFaces, draw_prompted_faces, without_bias
 from difflens.miniature.reference import render_population
-from difflens.models.precision import fast_autocast
+from difflens.models.devices import fast_autocast
 from difflens.store.locations import locate
 
 Judge = Callable[[Tensor], Mapping[str, Tensor]]

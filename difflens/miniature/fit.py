@@ -16,7 +16,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from difflens.models.precision import fast_autocast
+from difflens.models.devices import fast_autocast
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,20 @@
-"""The interface of a model under study, and what it asks of an edit."""
+"""What a model under study, a method that changes its images, and an edit of its activations ask of each other."""
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from difflens.vocabulary import Branch, GenerationPlan, PerImage, Site
+from difflens.vocabulary import PerImage, Site
+
+if TYPE_CHECKING:
+    from difflens.models.model import DiffusionModel
 
 Update = Literal["asymmetric", "symmetric"]
 
@@ -33,66 +37,38 @@ class Edit(Protocol):
         ...
 
 
+@dataclass
+class Batch:
+    """The images of one call of a pipeline, which a method may change before the call is made.
+
+    Args:
+        images: what is known of each, padded to the micro-batch, on the model's device.
+        latents: the initial noise [n, C, H, W].
+        prompts: one for each image, None for an unconditional model.
+        settings: further arguments of the pipeline's call, such as `prompt_embeds` (with `prompts` set to None).
+    """
+
+    images: PerImage
+    latents: Tensor
+    prompts: list[str] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Attachable(Protocol):
+    """Whatever changes the images that a model makes: an edit of activations, of the estimate, of prompts or of noise."""
+
+    def attach(self, model: "DiffusionModel", batch: Batch) -> AbstractContextManager[None]:
+        """Entered around one call of the model's pipeline; leaving it undoes everything, also after an exception."""
+        ...
+
+
 class Generated(NamedTuple):
     """One micro-batch of samples: ids [n], images [n, 3, H, W] in [0, 1], activations [n, steps, D, H, W] or None."""
 
     image_ids: Tensor
     images: Tensor
     activations: Tensor | None
-
-
-class DiffusionModel(ABC):
-    """A diffusion model whose hidden states can be read and edited while it samples."""
-
-    name: str
-    steps: int
-    micro_batch: int
-    default_branch: Branch = "none"
-    """The branch of a site whose configuration names none."""
-
-    @abstractmethod
-    def spec(self) -> dict[str, Any]:
-        """Everything that decides the samples: weights' fingerprint, scheduler, timesteps, precision, batch shape."""
-
-    @abstractmethod
-    def site_shape(self, site: Site) -> tuple[int, int, int]:
-        """Channels, height and width of the activations at a site.
-
-        Raises:
-            ValueError: the denoiser has no such module, or it does not give a map of activations.
-        """
-
-    @abstractmethod
-    def sample(
-        self, plan: GenerationPlan, *, record: Site | None = None, edit: Edit | None = None
-    ) -> Iterator[Generated]:
-        """Generate the plan's images in full micro-batches, recording a site or editing it on the way.
-
-        An image depends on (base seed, image id, micro-batch size) and its edit alone, never on its neighbours.
-        """
-
-    @abstractmethod
-    def denoising_loss(
-        self,
-        images: Float[Tensor, "images 3 height width"],
-        step: int,
-        *,
-        site: Site,
-        change: Callable[[Tensor], Tensor] | None = None,
-        seed: int = 0,
-        prompts: Sequence[str] | None = None,
-    ) -> float:
-        """Mean squared error of the denoiser on images in [0, 1] noised to `step`, the site's activations changed or not.
-
-        `prompts` holds one per image for a text-to-image model, which measures the branch of the site.
-        """
-
-    def check_update(self, update: str) -> None:  # noqa: B027
-        """Check that the model's sampler can make an update; every sampler of an unconditional model can.
-
-        Raises:
-            ValueError: it cannot.
-        """
 
 
 PROVENANCE = {"architectures", "dtype", "transformers_version"}
@@ -114,3 +90,9 @@ def tensors_fingerprint(tensors: Iterable[tuple[str, Tensor]], *, config: Mappin
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def vocabulary_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 (16 hex digits) of a tokenizer's vocabulary and length."""
+    described = json.dumps([tokenizer.get_vocab(), tokenizer.model_max_length], sort_keys=True)
+    return hashlib.sha256(described.encode()).hexdigest()[:16]

@@ -1,15 +1,112 @@
-"""Networks beside a model under study: copied once to the device it runs on, for what happens while it samples."""
+"""What networks run on and in: devices, number formats, memory given back, and quiet while they are loaded."""
 
+import ctypes
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
+from functools import cache
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 Network = TypeVar("Network", bound=nn.Module)
 
 _copies: WeakKeyDictionary[nn.Module, dict[torch.device, Any]] = WeakKeyDictionary()
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+AUTO = "auto"
+LOGGERS = ("diffusers", "transformers", "huggingface_hub")
+"""Of the libraries that models are loaded with."""
+
+MMAP_THRESHOLD = -3
+"""What glibc's `mallopt` calls the size from which a block has pages of its own."""
+
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and of ARM
+
+
+def check_device(device: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"device={device} cannot be used here ({reason}); use cpu, or cuda on a GPU.") from error
+    return found
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; a processor without them takes forty times as long as in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and any(torch.cpu.get_capabilities().get(name) for name in BF16_INSTRUCTIONS)
+
+
+def fast_autocast() -> AbstractContextManager[None]:
+    """Bfloat16 on a processor that computes it, else float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=computes_bf16(torch.device("cpu")))
+
+
+def choose_precision(precision: str, device: str, *, among: Sequence[str] = tuple(DTYPES)) -> str:
+    """The precision itself; for `auto`, `bf16` where the device computes it, else `fp32`.
+
+    Raises:
+        ValueError: no such precision, fp16 on a CPU, or a GPU that is not there.
+    """
+    if precision not in (AUTO, *among):
+        raise ValueError(f"model.precision must be one of {', '.join((AUTO, *among))}, got {precision!r}.")
+    if precision == "fp16" and device == "cpu":
+        raise ValueError("model.precision=fp16 needs a GPU; on model.device=cpu use auto.")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"model.device is {device!r} and there is no GPU; use model.device=cpu model.precision=auto.")
+    native = computes_bf16(check_device(device))
+    if precision == "bf16" and not native:
+        _warn_once(f"{device} has no bf16 instructions and emulates them slowly; model.precision=auto is faster")
+    if precision == AUTO:
+        return "bf16" if native else "fp32"
+    return precision
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
+
+
+@contextmanager
+def autocast_denoiser(denoiser: nn.Module, *, enabled: bool) -> Iterator[None]:
+    """Inside the block the denoiser runs under bfloat16 autocast and returns float32; nothing else of the pipeline does."""
+    if not enabled:
+        yield
+        return
+    autocast = torch.autocast(next(denoiser.parameters()).device.type, torch.bfloat16)
+
+    def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
+        autocast.__enter__()
+
+    def leave(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        autocast.__exit__(None, None, None)
+        if isinstance(output, tuple) and isinstance(output[0], Tensor):
+            return (output[0].float(), *output[1:])
+        return output
+
+    before = denoiser.register_forward_pre_hook(enter)
+    after = denoiser.register_forward_hook(leave, always_call=True)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
 
 
 def placed(network: Network, device: torch.device) -> Network:
@@ -29,6 +126,42 @@ def placed(network: Network, device: torch.device) -> Network:
     return copies[device]
 
 
-def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     there = tensor.detach().to(device)
     return nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """In the block the libraries that models are loaded with log nothing, warn of nothing and show no progress."""
+    # Imported by need: what measures images has no room for them beside its networks.
+    import diffusers
+    import transformers
+
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    bars = (diffusers.utils.logging, transformers.utils.logging)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    for bar in bars:
+        bar.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for bar in bars:
+            bar.enable_progress_bar()
+
+
+def return_memory_at_once(least: int = 2**20) -> None:
+    """Have every block of so many bytes given back when it is freed, on Linux with glibc; elsewhere nothing changes.
+
+    Left alone, glibc raises that size to 32 MB as it goes, and keeps freed weights and activations of networks in pieces
+    too small for the next ones: 300 MB and more beside a CLIP of 600.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(MMAP_THRESHOLD, least)

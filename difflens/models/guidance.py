@@ -1,9 +1,10 @@
 """Classifier-free guidance: which rows of which denoiser call hold which branch, and how the branches are combined."""
 
+import inspect
 from dataclasses import dataclass
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 BATCHED = ("both",)
@@ -67,7 +68,10 @@ class Guidance:
         if self.calls == UNGUIDED:
             return cond
         guided = outputs["uncond"] + self.scale * (cond - outputs["uncond"])
-        return rescale_noise_cfg(guided, cond, guidance_rescale=self.rescale) if self.rescale > 0 else guided
+        if self.rescale <= 0:
+            return guided
+        spread, wanted = (rows.std(dim=(1, 2, 3), keepdim=True) for rows in (guided, cond))
+        return self.rescale * (guided * (wanted / spread)) + (1 - self.rescale) * guided
 
 
 def split_branches(branch: str, rows: Tensor) -> dict[str, Tensor]:
@@ -86,3 +90,22 @@ def stack_branches(rows: Tensor) -> Tensor:
 def unstack_branches(maps: Tensor) -> Tensor:
     """The inverse of `stack_branches`."""
     return torch.cat(maps.chunk(2, dim=2))
+
+
+def guidance_of(pipeline: DiffusionPipeline) -> Guidance:
+    """How a pipeline guides in the call that it is in the middle of.
+
+    Raises:
+        ValueError: it guides, and does not tell how, or in a way of its own.
+    """
+    told = hasattr(pipeline, "do_classifier_free_guidance")
+    if hasattr(pipeline, "image_guidance_scale") or not (
+        told or "guidance_scale" not in inspect.signature(pipeline.__call__).parameters
+    ):
+        raise ValueError(
+            f"{type(pipeline).__name__} guides in a way of its own, so that nobody knows which rows of its batch hold which "
+            "branch; use a pipeline with do_classifier_free_guidance and one guidance_scale."
+        )
+    if not told or not pipeline.do_classifier_free_guidance:
+        return Guidance(1.0, 0.0, UNGUIDED)
+    return Guidance(float(pipeline.guidance_scale), float(getattr(pipeline, "guidance_rescale", 0.0)), BATCHED)

@@ -1,19 +1,23 @@
 """Reading and editing activations by hooks that live inside a context manager, on an unmodified denoiser."""
 
-from collections.abc import Callable, Sequence
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from difflens.models.blocks import find_module, inside, top_blocks
-from difflens.models.rows import append_rows, map_rows
+from difflens.models.layout import layout_of
 from difflens.vocabulary import Site
 
 Read = Callable[[int, Tensor], None]
 Change = Callable[[Tensor, int], Tensor | None]
 Aside = Callable[[int, Tensor, Tensor], None]
+
+_replayed: ContextVar["SiteHooks | None"] = ContextVar("replayed", default=None)
+"""Whose block is run a second time in this thread, on edited rows; no other hook counts or changes that pass."""
 
 
 class SiteHooks:
@@ -29,8 +33,8 @@ class SiteHooks:
         denoiser: called as `denoiser(sample, timestep, …)`.
         site: where to read and edit.
         timesteps: the sampling grid; the step index is looked up in it, never counted.
-        read: called with (step, activations of `rows`).
-        change: maps (activations of `rows`, step) to edited ones, or None where the step is not edited.
+        read: called with (step, activations of `rows`), a map [n, D, H, W] whatever the module computes on (see `layout`).
+        change: maps (activations of `rows`, step) to edited ones, or None where the step is not edited; likewise.
         fork: keep the unedited rows and append the edited ones.
         rows: which rows of the batch the site's branch holds, for each denoiser call of a step in order; None where a
             call holds none of them. One entry serves every call.
@@ -39,12 +43,10 @@ class SiteHooks:
         batch: rows that every denoiser call must have.
 
     Raises:
-        ValueError: the site does not exist, a timestep is off the grid, or a call has another number of rows.
+        ValueError: the site does not exist or gives no map, a timestep is off the grid, a call has another number of rows, or
+            a fork is asked of a denoiser without the blocks of a U-Net.
         RuntimeError: on leaving, if the hook did not fire exactly once per denoiser call.
     """
-
-    _replayed: ClassVar["SiteHooks | None"] = None
-    """Whose block is run a second time, on edited rows; no other hook counts or changes that pass."""
 
     def __init__(
         self,
@@ -60,12 +62,15 @@ class SiteHooks:
         batch: int | None = None,
     ) -> None:
         self.denoiser, self.site, self.module = denoiser, site, find_module(denoiser, site)
+        if fork and not top_blocks(denoiser):
+            raise ValueError(f"{type(denoiser).__name__} is no U-Net: only update=symmetric can be made in it.")
         self._step_of = {float(t): step for step, t in enumerate(timesteps)}
         self._read, self._change, self._fork, self._aside = read, change, fork, aside
         self._rows_of, self._expected = tuple(rows), batch
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._step, self._call, self._batch, self._forked = -1, 0, -1, False
         self._rows: slice | None = None
+        self._size: tuple[int, ...] = ()
         self._input: Tensor | None = None
         self._pending: Tensor | None = None
         self._apart: tuple[Any, Any] | None = None
@@ -112,6 +117,11 @@ class SiteHooks:
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         sample = args[0] if args else kwargs["sample"]
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+        if isinstance(timestep, Tensor) and timestep.numel() > 1 and len(timestep.unique()) > 1:
+            raise ValueError(
+                f"the denoiser was called at {len(timestep.unique())} timesteps at once, as pipelines that sample steps in "
+                "parallel do (ParaDiGMS); sample step by step."
+            )
         t = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
         if t not in self._step_of:
             raise ValueError(
@@ -125,13 +135,14 @@ class SiteHooks:
         step = self._step_of[t]
         self._call = (self._call + 1) % len(self._rows_of) if step == self._step else 0
         self._step, self._batch, self._forked, self._rows = step, len(sample), False, self._rows_of[self._call]
+        self._size = tuple(sample.shape[2:])
         self._apart = None
         self.calls += self._rows is not None
 
     def _new_value(self, h: Tensor) -> Tensor | None:
         """What takes the place of the site's activations, or None where they stay."""
-        if SiteHooks._replayed is not None:
-            return self._pending if SiteHooks._replayed is self else None
+        if _replayed.get() is not None:
+            return self._pending if _replayed.get() is self else None
         edited = None if self._rows is None else self._edited(h[: self._batch][self._rows])
         if edited is None:
             return None
@@ -147,11 +158,16 @@ class SiteHooks:
         if self.site.tensor == "update":
             assert self._input is not None and self._rows is not None
             value = h - self._input[: self._batch][self._rows]
+        layout = layout_of(value, self._size)
+        value_map = layout.as_map(value)
         if self._read is not None:
-            self._read(self._step, value)
-        edited = None if self._change is None else self._change(value, self._step)
+            self._read(self._step, value_map)
+        changed = None if self._change is None else self._change(value_map, self._step)
+        if changed is None:
+            return None
+        edited = layout.from_map(changed)
         # The change of an update is added to h itself, so that a neutral edit returns it bit for bit.
-        return edited if edited is None or value is h else h + (edited - value)
+        return edited if value is h else h + (edited - value)
 
     def _merge(self, h: Tensor, edited: Tensor) -> Tensor:
         """Append the edited rows where the batch forks, put them in place of the originals where it does not."""
@@ -198,7 +214,7 @@ class SiteHooks:
 
         The appended rows take their own copy of whatever else the block is given: skips, time and text embeddings.
         """
-        if not self._forked or SiteHooks._replayed is not None:
+        if not self._forked or _replayed.get() is not None:
             return None
         self._apart = self._appended(args), self._appended(kwargs)
         return self._unedited(args), self._unedited(kwargs)
@@ -208,11 +224,12 @@ class SiteHooks:
         if self._apart is None:
             return None
         (args, kwargs), self._apart = self._apart, None
-        SiteHooks._replayed = self
+        token = _replayed.set(self)
         try:
             edited = block.forward(*args, **kwargs)
         finally:
-            SiteHooks._replayed = self._pending = None
+            _replayed.reset(token)
+            self._pending = None
         return append_rows(output, edited)
 
     def _set_aside(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -239,3 +256,47 @@ class SiteHooks:
         """Rows of the batch with the edited ones appended."""
         assert self._rows is not None
         return self._batch + len(range(self._batch)[self._rows])
+
+
+def find_module(denoiser: nn.Module, site: Site) -> nn.Module:
+    """The module a site names.
+
+    Raises:
+        ValueError: the denoiser has no such module; the message names the nearest ones.
+    """
+    modules = dict(denoiser.named_modules())
+    if site.module in modules and site.module:
+        return modules[site.module]
+    near = difflib.get_close_matches(site.module, modules, n=3, cutoff=0.3) if site.module else []
+    hint = f"did you mean {', '.join(near)}?" if near else f"its blocks are {', '.join(top_blocks(denoiser))}."
+    raise ValueError(f"the denoiser has no module {site.module!r}; {hint}")
+
+
+def top_blocks(denoiser: nn.Module) -> list[str]:
+    """Dotted names of the U-Net's blocks: `down_blocks.0` …, `mid_block`, `up_blocks.0` …."""
+    names = [f"down_blocks.{i}" for i in range(len(getattr(denoiser, "down_blocks", ())))]
+    names += ["mid_block"] if getattr(denoiser, "mid_block", None) is not None else []
+    return names + [f"up_blocks.{i}" for i in range(len(getattr(denoiser, "up_blocks", ())))]
+
+
+def inside(module: str, block: str) -> bool:
+    """Whether a module is the block or lies in it."""
+    return module == block or module.startswith(f"{block}.")
+
+
+def map_rows(value: Any, batch: int, change: Callable[[Tensor], Tensor]) -> Any:
+    """A nested value with every tensor changed that has one row per image of the batch."""
+    if isinstance(value, Tensor):
+        return change(value) if value.ndim > 1 and len(value) == batch else value
+    if isinstance(value, tuple | list):
+        return type(value)(map_rows(item, batch, change) for item in value)
+    if isinstance(value, Mapping):
+        return {key: map_rows(item, batch, change) for key, item in value.items()}
+    return value
+
+
+def append_rows(output: Any, more: Any) -> Any:
+    """The rows of two equally nested outputs, one after the other."""
+    if isinstance(output, Tensor):
+        return torch.cat([output, more])
+    return type(output)(append_rows(one, other) for one, other in zip(output, more, strict=True))

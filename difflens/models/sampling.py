@@ -1,9 +1,33 @@
-"""The DDIM update written out, so that the clean image and the direction can come from different noise estimates."""
+"""Sampling one step at a time: noise that belongs to one image, the DDIM update written out, and schedulers that make it.
 
-from typing import NamedTuple
+Noise streams are derived by hashing, so that no two images or seeds overlap. The update is written out so that the clean
+image and the direction can come from different noise estimates.
+"""
 
-from diffusers import DDIMScheduler, SchedulerMixin
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, SchedulerMixin
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
+
+from difflens.models.guidance import Guidance, split_branches
+
+
+def image_generator(base_seed: int, image_id: int) -> torch.Generator:
+    """The random stream of one image, a function of (base seed, image id) alone; lives on the CPU on every machine."""
+    digest = hashlib.sha256(f"{base_seed}:{image_id}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def normal(generators: Sequence[torch.Generator], shape: Sequence[int], *, device: torch.device) -> Tensor:
+    """Standard normal noise [len(generators), *shape] (float32), each row drawn from its own stream."""
+    rows = [torch.randn(tuple(shape), generator=generator) for generator in generators]
+    return torch.stack(rows).to(device)
 
 
 class Estimate(NamedTuple):
@@ -75,3 +99,221 @@ def ddim_step(
     if variance_noise is None:
         raise ValueError(f"eta {eta} needs variance_noise, one fresh draw per image and step.")
     return x + sigma * variance_noise
+
+
+@torch.no_grad()
+def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Latents (float32) of images in [0, 1]: the mean of the VAE's posterior, scaled as the U-Net expects."""
+    dtype = vae.dtype
+    # SDXL's VAE overflows in half precision; its pipeline decodes in float32 for the same reason.
+    working = torch.float32 if dtype == torch.float16 and vae.config.force_upcast else dtype
+    if working != dtype:
+        vae.to(working)
+    try:
+        posterior = vae.encode((images * 2 - 1).to(vae.device, working)).latent_dist
+    finally:
+        if working != dtype:
+            vae.to(dtype)
+    return posterior.mode().float() * vae.config.scaling_factor
+
+
+def add_noise(scheduler: SchedulerMixin, clean: Tensor, noise: Tensor, timestep: int) -> Tensor:
+    """Latents at a timestep of the forward process, at the scale that the denoiser sees whatever the scheduler's own."""
+    alpha = scheduler.alphas_cumprod[timestep].item()
+    return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
+
+
+def squared_error(scheduler: SchedulerMixin, output: Tensor, timestep: int, *, noisy: Tensor, noise: Tensor) -> Tensor:
+    """Squared error [n] of the noise told by a denoiser output, whose rows may be the batch several times over."""
+    repeats = (len(output) // len(noise), 1, 1, 1)
+    # A learned variance says nothing of the noise.
+    told = estimate(scheduler, output[:, : noise.shape[1]].float(), timestep, noisy.repeat(repeats)).noise
+    return (told - noise.repeat(repeats)).double().square().flatten(1).mean(1)
+
+
+@contextmanager
+def scheduler_of(pipeline: DiffusionPipeline, stand_in: Any) -> Iterator[None]:
+    """The pipeline samples with `stand_in` inside the block and has its own scheduler back after it."""
+    own = pipeline.scheduler
+    # Past the pipeline's own setter, which would write the stand-in's class into its configuration.
+    object.__setattr__(pipeline, "scheduler", stand_in)
+    try:
+        yield
+    finally:
+        object.__setattr__(pipeline, "scheduler", own)
+
+
+def check_asymmetric(scheduler: Any) -> None:
+    """Check that the asymmetric update can be made: it is written out for DDIM alone.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if isinstance(scheduler, AsymmetricScheduler):
+        raise ValueError("another asymmetric edit is being made at once; give all but one of them update=symmetric.")
+    if not isinstance(scheduler, DDIMScheduler):
+        raise ValueError(
+            f"the asymmetric update needs the DDIM scheduler, this model has {type(scheduler).__name__}: "
+            "use model.scheduler=ddim or mitigation.update=symmetric."
+        )
+    if scheduler.config.thresholding:
+        raise ValueError("the asymmetric update knows no dynamic thresholding; use mitigation.update=symmetric.")
+
+
+class PixelScheduler(DDIMScheduler):  # type: ignore[misc]
+    """DDIM by `ddim_step`, for networks that work on pixels; a learned variance, which DDIM does not use, is split off."""
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: Any = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """See `DDIMScheduler.step`, whose arguments these are."""
+        return update(
+            self,
+            model_output[:, : sample.shape[1]],
+            None,
+            timestep=timestep,
+            sample=sample,
+            eta=eta,
+            rederive_direction=use_clipped_model_output,
+            variance_noise=fresh_noise(sample, generator) if eta > 0 and variance_noise is None else variance_noise,
+            return_dict=return_dict,
+        )
+
+
+class AsymmetricScheduler:
+    """A DDIM scheduler whose step takes the predicted clean latents from the edited estimate (METHOD section 5).
+
+    Everything else is the wrapped scheduler's, and so is a step at which nothing was edited.
+
+    Args:
+        scheduler: the pipeline's own, DDIM.
+        guidance: how the pipeline combines the branches.
+
+    Raises:
+        ValueError: see `check_asymmetric`.
+    """
+
+    def __init__(self, scheduler: Any, guidance: Guidance) -> None:
+        check_asymmetric(scheduler)
+        self._scheduler, self.guidance = scheduler, guidance
+        self._outputs: dict[str, Tensor] = {}
+        self._edited: dict[str, Tensor] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scheduler, name)
+
+    def keep(self, call: int, output: Tensor, edited: Tensor, *, branch: str) -> None:
+        """Take what one denoiser call gave: the rows of its batch, and those with edited activations, if any."""
+        self._outputs |= split_branches(self.guidance.calls[call], output)
+        if len(edited):
+            self._edited |= split_branches(branch, edited)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = False,
+        generator: Any = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """See `DDIMScheduler.step`, whose arguments these are; `model_output` is the unedited guided estimate."""
+        branches, edited = self._outputs | self._edited, bool(self._edited)
+        self._outputs, self._edited = {}, {}
+        if eta > 0 and variance_noise is None:
+            variance_noise = fresh_noise(sample, generator)
+        if not edited:
+            return self._scheduler.step(
+                model_output,
+                timestep,
+                sample,
+                eta=eta,
+                use_clipped_model_output=bool(use_clipped_model_output),
+                variance_noise=variance_noise,
+                return_dict=return_dict,
+            )
+        return update(
+            self._scheduler,
+            model_output[:, : sample.shape[1]],
+            self.guidance.combine(branches)[:, : sample.shape[1]],
+            timestep=timestep,
+            sample=sample,
+            eta=eta,
+            rederive_direction=bool(use_clipped_model_output),
+            variance_noise=variance_noise,
+            return_dict=return_dict,
+        )
+
+
+def fresh_noise(sample: Tensor, generator: Any) -> Tensor:
+    """Standard normal noise like `sample`, each row from its own generator where a list of them is given."""
+    return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+
+
+def update(
+    scheduler: DDIMScheduler,
+    output: Tensor,
+    edited_output: Tensor | None,
+    *,
+    timestep: Any,
+    sample: Tensor,
+    return_dict: bool,
+    **settings: Any,
+) -> Any:
+    """`ddim_step` in float32, as a scheduler's `step` gives it."""
+    edited = None if edited_output is None else edited_output.float()
+    x = ddim_step(scheduler, output.float(), timestep=int(timestep), x=sample.float(), edited_output=edited, **settings)
+    x = x.to(sample.dtype)
+    return DDIMSchedulerOutput(prev_sample=x) if return_dict else (x,)
+
+
+class OneStepScheduler:
+    """One denoiser call at a timestep, on latents that are noised already; the step changes nothing."""
+
+    init_noise_sigma, order = 1.0, 1
+
+    def __init__(self, config: Any, timestep: float) -> None:
+        self.config = config
+        self.timesteps = torch.tensor([int(timestep) if timestep == int(timestep) else timestep])
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: str | torch.device | None = None) -> None:
+        """Move the one timestep to the device."""
+        self.timesteps = self.timesteps.to(device)
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The latents, which have the denoiser's scale."""
+        return sample
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **_: Any) -> tuple[Tensor]:
+        """The latents as they were."""
+        return (sample,)
+
+
+def timestep_grid(scheduler: SchedulerMixin, steps: int) -> list[float]:
+    """The timesteps a scheduler visits in `steps` steps, integers where they are.
+
+    Raises:
+        ValueError: too many or no steps, or a timestep visited twice, so that it would not tell its step.
+    """
+    limit = scheduler.config.num_train_timesteps
+    if not 1 <= steps <= limit:
+        raise ValueError(f"model.steps must be 1 to {limit}, got {steps}.")
+    scheduler.set_timesteps(steps)
+    grid = [int(t) if t == int(t) else t for t in scheduler.timesteps.tolist()]
+    twice = next((t for i, t in enumerate(grid) if t in grid[:i]), None)
+    if twice is not None:
+        raise ValueError(
+            f"{type(scheduler).__name__} visits timestep {twice} twice in {steps} steps, so that a step cannot be told "
+            "from its timestep: use model.scheduler=ddim or another scheduler without warm-up or second-order steps."
+        )
+    return grid

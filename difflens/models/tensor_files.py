@@ -60,14 +60,30 @@ def _stored(entry: Mapping[str, Any], origin: int) -> Stored:
     return Stored(DTYPES[entry["dtype"]], tuple(entry["shape"]), origin + start, end - start)
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+INSTEAD = {
+    b"version https://git-lfs": "a git-lfs pointer instead of the file; run `git lfs pull` where it was cloned",
+    b"<!doctype html": "a web page instead of the file; download the file itself, perhaps logged in",
+    b"<html": "a web page instead of the file; download the file itself, perhaps logged in",
+}
+"""What lies under a checkpoint's name where a download went wrong, by its first bytes in lower case."""
+
+
+def read_state_dict(path: Path, *, part: str | None = None) -> dict[str, Tensor]:
     """The tensors of a checkpoint; nothing but tensors is ever unpickled from it.
 
+    The prefix `module.` that parallel training gives to all names is left out.
+
+    Args:
+        path: as `torch.save` wrote it.
+        part: which entry of a training checkpoint, such as `ema`; None where it is a state dict itself.
+
     Raises:
-        ValueError: there is no such file, or it holds anything but a flat state dict.
+        ValueError: there is no such file, it is no checkpoint or half of one, it holds anything but a flat state dict, or
+            numbers that are not finite.
     """
     if not path.is_file():
         raise ValueError(f"no checkpoint at {str(path)!r}; put the released file there or name another.")
+    _refuse_other_files(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, UnicodeDecodeError) as error:
@@ -75,10 +91,56 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no checkpoint that can be read safely (weights_only): {reason}") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__} instead of a state dict of named tensors.")
-    foreign = [str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if foreign:
+    flat = {str(key): value for key, value in _part_of(path, state, part).items()}
+    if all(key.startswith("module.") for key in flat):
+        flat = {key.removeprefix("module."): value for key, value in flat.items()}
+    broken = [key for key, value in flat.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise ValueError(
+            f"{path} holds numbers that are not finite, in {', '.join(broken[:3])}{more}; its training diverged."
+        )
+    return flat
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Check that a file is not something else that was saved under a checkpoint's name.
+
+    Raises:
+        ValueError: it is; the message says what.
+    """
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty; download it again.")
+    for sign, what in INSTEAD.items():
+        if start.startswith(sign):
+            raise ValueError(f"{path} is {what}.")
+    if start.startswith(b"pk\3\4") and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is cut off; download it again.")
+
+
+def _part_of(path: Path, state: Mapping[Any, Any], part: str | None) -> Mapping[Any, Tensor]:
+    """The state dict that a checkpoint is, or that its entry `part` is."""
+    parts = [str(key) for key, value in state.items() if isinstance(value, Mapping) and value and not _foreign(value)]
+    if part is not None and part not in parts:
+        raise ValueError(f"{path} has no weights named {part!r}; it holds {', '.join(parts) or 'one state dict'}.")
+    if part is not None:
+        found: Mapping[Any, Tensor] = state[part]
+        return found
+    if parts:
+        raise ValueError(
+            f"{path} is a training checkpoint with weights named {', '.join(parts)}; choose one, as in "
+            f"task.weights={parts[-1]}."
+        )
+    if foreign := _foreign(state):
         raise ValueError(f"{path} is no flat state dict; not tensors: {', '.join(foreign)}.")
-    return dict(state)
+    return state
+
+
+def _foreign(state: Mapping[Any, Any]) -> list[str]:
+    """Entries that are no named tensors."""
+    return [str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
 
 
 def is_torchscript(path: Path) -> bool:

@@ -26,8 +26,8 @@ from difflens.data.mixing import (
     buffer_sizes,
     mixed_batches,
 )
-from difflens.models.base import DiffusionModel
 from difflens.models.devices import placed
+from difflens.models.model import DiffusionModel
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.health import DENSITY_EDGES, HealthMeter, SaeHealth, denoising_loss_recovered
 from difflens.sae.storage import load_sae, read_spec, save_sae

@@ -65,13 +65,7 @@ SLOTS: Mapping[str, Slot] = {
         "",
     ),
     "model": Slot(
-        _all(
-            "models",
-            "unconditional.load_unconditional",
-            "pretrained.load_pretrained",
-            "pipelines.load_text_to_image",
-        ),
-        "difflens.models.base.DiffusionModel",
+        _all("models.load", "load_unconditional", "load_text_to_image"), "difflens.models.model.DiffusionModel"
     ),
     "attribute": ATTRIBUTE,
     "attribute.parts.*": ATTRIBUTE,

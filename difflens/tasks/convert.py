@@ -21,18 +21,26 @@ def convert(cfg: DictConfig, run: Run) -> None:
         raise ValueError(
             f"{export_to} exists and is not overwritten; delete it or set task.export_to to another folder."
         )
-    settings = {name: cfg.task[name] for name in ("image_size", "head_channels", "new_attention_order")}
-    unet = convert_unet(read_state_dict(checkpoint), **settings)
+    names = ("image_size", "head_channels", "num_heads", "new_attention_order")
+    settings = {name: cfg.task.get(name) for name in names}
+    unet = convert_unet(read_state_dict(checkpoint, part=cfg.task.get("weights")), **settings)
     pipeline = DDIMPipeline(unet=unet, scheduler=built(cfg, "task.scheduler"))
     with run.stage("convert"):
         write_pipeline(
-            pipeline, export_to, {"checkpoint": checkpoint.name, "sha256": sha256_of(checkpoint), **settings}
+            pipeline,
+            export_to,
+            {
+                "checkpoint": checkpoint.name,
+                "weights": cfg.task.get("weights"),
+                "sha256": sha256_of(checkpoint),
+                **settings,
+            },
         )
     parameters = sum(parameter.numel() for parameter in unet.parameters())
     run.say(f"{checkpoint.name} ({parameters / 1e6:.1f} million parameters) converted to {export_to}")
 
 
-def write_pipeline(pipeline: DDIMPipeline, folder: Path, origin: dict[str, str | int | bool]) -> None:
+def write_pipeline(pipeline: DDIMPipeline, folder: Path, origin: dict[str, str | int | bool | None]) -> None:
     """Save a pipeline, and in `conversion.json` what it was made from, so that the folder is there whole or not at all."""
     partial = folder.with_name(f".{folder.name}.{os.getpid()}{TEMPORARY}")
     try:

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from difflens.judges.clip import find_pretrained
 from difflens.judges.weights import find_weights
-from difflens.models.precision import check_device
-from difflens.models.pretrained import find_pipeline
+from difflens.models.devices import check_device
+from difflens.models.load import find_pipeline
 from difflens.store.errors import NotReadyError, one_line
 from difflens.store.locations import locate
 from difflens.store.run import Run

@@ -123,7 +123,7 @@ class Explorer:
     def _draw(self, edit: SiteEdit, *, target: int) -> bytes:
         plan = self.plan.towards(torch.full((len(self.plan.image_ids),), target))
         with self._lock:  # hooks are on one network: one request at a time
-            made = [batch.images for batch in self.model.sample(plan, edit=edit)]
+            made = [batch.images for batch in self.model.sample(plan, method=edit)]
         return png(torch.cat(made))
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from difflens.data.sampled import as_bytes, in_order
-from difflens.models.base import DiffusionModel, Edit, Generated
+from difflens.models.base import Edit, Generated
+from difflens.models.model import DiffusionModel
 from difflens.vocabulary import GenerationPlan, Site
 
 Numbered = list[tuple[Tensor, Tensor]]
@@ -66,7 +67,7 @@ class SteeringModule(lightning.LightningModule):
     def predict_step(self, batch: MicroBatch, batch_idx: int) -> None:
         """Sample one micro-batch and hand it over, unless that was done before."""
         if len(batch.plan.image_ids) and not self.keeper.holds(batch.number):
-            (generated,) = self.model.sample(batch.plan, record=self.record, edit=self.edit)
+            (generated,) = self.model.sample(batch.plan, record=self.record, method=self.edit)
             self.keeper.keep(batch.number, generated)
 
 

@@ -67,7 +67,7 @@ def test_every_target_of_a_file_is_on_some_list(path: Path) -> None:
         ("sae.training", "difflens.training.sae_module.SaeModule.load_from_checkpoint"),
         ("model", "diffusers.DiffusionPipeline.from_pretrained"),  # runs a folder's own code
         ("metric.reference", "difflens.tasks.convert.shutil.copyfile"),
-        ("model", "difflens.models.pretrained.load_pretrained.__globals__"),
+        ("model", "difflens.models.load.load_unconditional.__globals__"),
         ("model", "difflens.sae.topk.TopKAutoencoder"),  # of another slot
         ("judge.labels", "torch.hub.load"),
         ("sae", "os.system"),

@@ -8,21 +8,21 @@ import torch
 from difflens.data.activations import ActivationStore, as_tokens, expected_bytes, split_by_image
 from difflens.data.mixing import SAMPLE_BYTES, OnlineTokens, StoredTokens, TokenBatch, buffer_sizes, mixed_batches
 from difflens.data.sampled import Shards
-from difflens.models.unconditional import UnconditionalModel
+from difflens.models.model import DiffusionModel
 from difflens.vocabulary import GenerationPlan, Site
 
 PLAN = GenerationPlan(1, torch.arange(10))
 
 
 @pytest.fixture
-def store(model: UnconditionalModel, tmp_path: Path) -> ActivationStore:
+def store(model: DiffusionModel, tmp_path: Path) -> ActivationStore:
     shards = Shards(tmp_path, Site())
     for number, batch in enumerate(model.sample(PLAN, record=Site())):
         shards.keep(number, batch)
     return ActivationStore(tmp_path)
 
 
-def test_the_store_gives_back_what_the_model_recorded(model: UnconditionalModel, store: ActivationStore) -> None:
+def test_the_store_gives_back_what_the_model_recorded(model: DiffusionModel, store: ActivationStore) -> None:
     batches = list(model.sample(PLAN, record=Site()))
     recorded = torch.cat([batch.activations for batch in batches if batch.activations is not None])
     assert store.image_ids.tolist() == list(range(10))
@@ -107,7 +107,7 @@ def test_stored_tokens_come_from_the_chosen_images_only(store: ActivationStore) 
     assert {tuple(token) for chunk in epoch for token in chunk.tokens.tolist()} == allowed
 
 
-def test_online_tokens_are_new_images_of_the_same_model(model: UnconditionalModel, store: ActivationStore) -> None:
+def test_online_tokens_are_new_images_of_the_same_model(model: DiffusionModel, store: ActivationStore) -> None:
     chunks = list(islice(OnlineTokens(model, Site(), base_seed=1).chunks(seed=0), 5))
     assert sorted(int(chunk.steps[0]) for chunk in chunks) == [0, 1, 2, 3, 4]
     for chunk in chunks:

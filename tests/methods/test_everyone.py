@@ -5,7 +5,7 @@ import torch
 
 from difflens.attribution.statistics import CodeStatistics
 from difflens.methods.difflens import FeatureEdit
-from difflens.models.unconditional import UnconditionalModel
+from difflens.models.model import DiffusionModel
 from difflens.sae.topk import TopKAutoencoder
 from difflens.vocabulary import EVERY_CLASS, UNTOUCHED, Attribute, FeatureSet, GenerationPlan, PerImage, Site
 
@@ -59,13 +59,13 @@ def test_the_edit_scales_the_features_of_all_classes_at_once_bit_by_bit(
     assert not torch.equal(expected, H)
 
 
-def test_images_are_those_of_all_features_scaled_bit_by_bit(model: UnconditionalModel, sae: TopKAutoencoder) -> None:
+def test_images_are_those_of_all_features_scaled_bit_by_bit(model: DiffusionModel, sae: TopKAutoencoder) -> None:
     edit = everyone(sae, 1.0, 4.0)
     ids = torch.arange(6)
     plan = GenerationPlan(7, ids, torch.full((6,), EVERY_CLASS))
 
     def images(change: object) -> torch.Tensor:
-        return torch.cat([batch.images for batch in model.sample(plan, edit=change)])  # type: ignore[arg-type]
+        return torch.cat([batch.images for batch in model.sample(plan, method=change)])  # type: ignore[arg-type]
 
     made = images(edit)
     assert torch.equal(made, images(ScaledAtOnce(sae, torch.tensor([1.0, 4.0, 1.0, 4.0]))))

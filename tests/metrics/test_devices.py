@@ -16,7 +16,7 @@ from difflens.judges.inception import InceptionFeatures, load_inception
 from difflens.judges.weights import OnDemand
 from difflens.judges.zero_shot import ZeroShotJudge
 from difflens.miniature.clip import ClipModel, load_clip
-from difflens.models.pipelines import load_text_to_image
+from difflens.models.load import load_text_to_image
 
 
 def inception(device: str) -> object:

@@ -5,8 +5,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from difflens.models.blocks import find_module
-from difflens.models.hooks import SiteHooks
+from difflens.models.hooks import SiteHooks, find_module
 from difflens.vocabulary import Site
 
 SITES = [

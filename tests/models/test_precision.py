@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from difflens.models import precision
-from difflens.models.precision import choose_precision, fast_autocast
+from difflens.models.devices import choose_precision, fast_autocast
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 
+from difflens.models.model import DiffusionModel
 from difflens.models.sampling import ddim_step
-from difflens.models.unconditional import UnconditionalModel
 from difflens.store.exits import ending
 from difflens.store.files import sha256_of
 from difflens.store.run import open_run
@@ -47,7 +47,7 @@ def failure(folder: Path, *overrides: str) -> str:
 def test_the_written_folder_is_the_released_model(tmp_path: Path) -> None:
     convert(tmp_path, *SMALL)
     model = instantiate(composed(tmp_path, "model=p2_celebahq", "model.steps=10", "model.micro_batch=2").model)
-    assert isinstance(model, UnconditionalModel) and (model.eta, model.rederive_direction) == (1.0, True)
+    assert isinstance(model, DiffusionModel) and (model.eta, model.rederive_direction) == (1.0, True)
     oracle = load_file(FIXTURE / "oracle.safetensors")
     assert model.timesteps == oracle["ddim10_timesteps"].flip(0).tolist()
     torch.testing.assert_close(model.unet(oracle["x"], oracle["t"]).sample, oracle["out"], rtol=0, atol=1e-5)

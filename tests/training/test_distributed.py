@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from difflens.attribution.integrated_gradients import IntegratedGradients
 from difflens.data.sampled import Shards
-from difflens.models.unconditional import UnconditionalModel
+from difflens.models.model import DiffusionModel
 from difflens.probes.linear import LinearProbe
 from difflens.sae.topk import TopKAutoencoder
 from difflens.training.attribution_module import AttributionModule, LabelledMaps
@@ -66,7 +66,7 @@ def sweep(sae: TopKAutoencoder, trainer: lightning.Trainer, *, steps: int) -> di
     return {**{name: values.clone() for name, values in sums.items()}, "gap": found.completeness_gap}
 
 
-def results(model: UnconditionalModel, folder: Path, *, devices: int) -> dict[str, Any]:
+def results(model: DiffusionModel, folder: Path, *, devices: int) -> dict[str, Any]:
     """Edited images of three micro-batches, the last one not full; what attributions find and what an SAE learns."""
     quiet: dict[str, Any] = {
         name: False for name in ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
@@ -96,7 +96,7 @@ def results(model: UnconditionalModel, folder: Path, *, devices: int) -> dict[st
     return {**made, "fvu": fvu, "fired": fired, "decoder": module.fold_scale().decoder.detach().clone()}
 
 
-def one_of_two(rank: int, port: int, folder: Path, model: UnconditionalModel) -> None:
+def one_of_two(rank: int, port: int, folder: Path, model: DiffusionModel) -> None:
     """A process as Lightning's launcher would have started it."""
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -104,7 +104,7 @@ def one_of_two(rank: int, port: int, folder: Path, model: UnconditionalModel) ->
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_two_processes_give_the_images_and_the_training_of_one(model: UnconditionalModel, tmp_path: Path) -> None:
+def test_two_processes_give_the_images_and_the_training_of_one(model: DiffusionModel, tmp_path: Path) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = int(found.getsockname()[1])

@@ -6,7 +6,7 @@ import torch
 
 from difflens.data.activations import ActivationStore
 from difflens.data.sampled import Shards
-from difflens.models.unconditional import UnconditionalModel
+from difflens.models.model import DiffusionModel
 from difflens.training.steering_module import MicroBatches, generate, sample
 from difflens.vocabulary import GenerationPlan, Site
 
@@ -15,7 +15,7 @@ def trainer() -> lightning.Trainer:
     return lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
 
 
-def test_images_come_in_the_order_of_the_plan(model: UnconditionalModel) -> None:
+def test_images_come_in_the_order_of_the_plan(model: DiffusionModel) -> None:
     ids = torch.tensor([7, 3, 9, 1, 0, 12])
     images = generate(trainer(), model, GenerationPlan(0, ids))
     assert images.dtype == torch.uint8 and images.shape == (6, 3, 8, 8)
@@ -32,7 +32,7 @@ def test_an_item_is_a_whole_micro_batch() -> None:
     assert [len(item.plan.image_ids) for item in MicroBatches(plan, 8, at_least=4)] == [8, 2, 0, 0]
 
 
-def test_what_is_there_is_not_sampled_again(model: UnconditionalModel, tmp_path: Path) -> None:
+def test_what_is_there_is_not_sampled_again(model: DiffusionModel, tmp_path: Path) -> None:
     plan, shards = GenerationPlan(1, torch.arange(10)), Shards(tmp_path, Site())
     sample(trainer(), model, plan, shards, record=Site())
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -46,7 +46,7 @@ def test_what_is_there_is_not_sampled_again(model: UnconditionalModel, tmp_path:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_repeated_id_is_refused_and_an_empty_plan_is_not(model: UnconditionalModel) -> None:
+def test_a_repeated_id_is_refused_and_an_empty_plan_is_not(model: DiffusionModel) -> None:
     with pytest.raises(ValueError, match="repeat"):
         generate(trainer(), model, GenerationPlan(0, torch.tensor([1, 1])))
     assert len(generate(trainer(), model, GenerationPlan(0, torch.zeros(0, dtype=torch.int64)))) == 0

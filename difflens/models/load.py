@@ -1,0 +1,302 @@
+"""Loading a model: from a local folder, from the hub's cache, or an architecture with random weights."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    UNet2DModel,
+)
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+
+from difflens.models.devices import DTYPES, check_device, choose_precision, quietly
+from difflens.models.model import DiffusionModel, UnconditionalPipeline
+from difflens.store.locations import PACKAGE, locate
+
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "dpm": DPMSolverMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+    "euler_ancestral": EulerAncestralDiscreteScheduler,
+}
+
+LEFT_OUT = ("safety_checker", "feature_extractor")
+"""Parts of a pipeline that no measurement loads."""
+
+WEIGHTS = ("*.safetensors", "*.bin")
+"""Files of a part's weights."""
+
+OBTAIN = "hf download <repository>"
+"""The command that brings a model here, where its configuration names none."""
+
+
+def load_unconditional(
+    folder: str, *, obtain: str = OBTAIN, precision: str = "fp32", device: str = "cpu", **settings: Any
+) -> DiffusionModel:
+    """The unconditional model of a diffusers pipeline, with a DDIM sampler on its noise schedule; nothing is downloaded.
+
+    Args:
+        folder: a folder (or `package:…`) with `unet/` and `scheduler/` or with the files of both side by side, or the hub id
+            of such a repository in the local cache.
+        obtain: the command that brings the files where they are looked for, told if they are not there.
+        precision: `fp32`, `bf16` under autocast, or `auto`: bf16 where the device computes it.
+        device: where it runs.
+        settings: passed to `DiffusionModel`.
+
+    Raises:
+        ValueError: the files are not there, incomplete or another kind of model, or a setting is out of its range.
+    """
+    path = find_pipeline(folder, obtain=obtain)
+    unet_folder, scheduler_folder = (
+        _part(path, "unet", "config.json"),
+        _part(path, "scheduler", "scheduler_config.json"),
+    )
+    kind = json.loads((unet_folder / "config.json").read_text(encoding="utf-8")).get("_class_name", "UNet2DModel")
+    if kind != "UNet2DModel":
+        raise ValueError(
+            f"the model in {str(path)!r} is {_described(path, kind)}, which load_unconditional cannot sample."
+        )
+    precision, place = choose_precision(precision, device, among=("fp32", "bf16")), check_device(device)
+    local: dict[str, Any] = {"local_files_only": True}
+    try:
+        with quietly():
+            unet = UNet2DModel.from_pretrained(
+                unet_folder, low_cpu_mem_usage=False, variant=_variant(unet_folder), **local
+            )
+            scheduler = DDIMScheduler.from_pretrained(scheduler_folder, **local)
+    except OSError as error:
+        raise ValueError(f"the model in {path} is incomplete ({error}); get it again with `{obtain}`.") from error
+    pipeline = UnconditionalPipeline(unet.float().to(place), scheduler)
+    return DiffusionModel(pipeline, precision=precision, **settings)
+
+
+def load_text_to_image(
+    source: str,
+    *,
+    weights: str = "pretrained",
+    architecture: str | None = None,
+    divide_widths: int = 1,
+    offline: bool = True,
+    variant: str | None = None,
+    scheduler: str = "ddim",
+    precision: str = "fp32",
+    device: str = "cpu",
+    **settings: Any,
+) -> DiffusionModel:
+    """A text-to-image model; its safety checker is not loaded, since black images would enter every measurement.
+
+    Args:
+        source: a local pipeline folder, `package:…`, or a hub id.
+        weights: `pretrained`, or `random` for the architecture alone.
+        architecture: with random weights, which one (see `build_random_pipeline`).
+        divide_widths: with random weights, makes every network narrower.
+        offline: never asks the hub; a model that was not fetched before is an error.
+        variant: of the weight files, such as `fp16`; None takes fp16 files where there are no others.
+        scheduler: `ddim`, `dpm`, `euler` or `euler_ancestral`, built on the pipeline's own noise schedule, or `own`.
+        precision: `fp32`, `fp16`, `bf16`, or `auto`: bf16 where the device computes it, else fp32; on a CPU `bf16`
+            keeps float32 weights from files and runs the U-Net under autocast.
+        device: where it runs.
+        settings: passed to `DiffusionModel`.
+
+    Raises:
+        ValueError: no such model here, it is another kind of model, or a setting is out of its range.
+    """
+    precision = choose_precision(precision, device)
+    dtype = DTYPES[precision]
+    if weights == "random":
+        # Imported by need: unconditional models have no use for transformers.
+        from difflens.models.random_pipeline import build_random_pipeline
+
+        pipeline = build_random_pipeline(architecture or "", dtype=dtype, device=device, divide_widths=divide_widths)
+    elif weights == "pretrained":
+        held = torch.float32 if device == "cpu" else dtype
+        pipeline = _load(source, offline=offline, variant=variant, dtype=held).to(device)
+    else:
+        raise ValueError(f"model.weights must be pretrained or random, got {weights!r}.")
+    pipeline.scheduler = choose_scheduler(pipeline.scheduler, scheduler)
+    return DiffusionModel(pipeline, precision=precision, **settings)
+
+
+def choose_scheduler(own: Any, name: str) -> Any:
+    """The scheduler of that name on the noise schedule of the pipeline's own, or its own.
+
+    Raises:
+        ValueError: no such scheduler.
+    """
+    if name == "own":
+        return own
+    if name not in SCHEDULERS:
+        raise ValueError(f"model.scheduler must be own or one of {', '.join(SCHEDULERS)}, got {name!r}.")
+    kind = SCHEDULERS[name]
+    # DDIM clips to [-1, 1] unless told otherwise: right for pixels, wrong for latents.
+    unclipped = {"clip_sample": False} if kind is DDIMScheduler and "clip_sample" not in own.config else {}
+    return own if type(own) is kind else kind.from_config(own.config, **unclipped)
+
+
+def find_pipeline(source: str, *, obtain: str, key: str = "model.folder") -> Path:
+    """Where a pipeline's files lie, all of them: the folder itself, or the hub's cache.
+
+    Args:
+        source: a folder or a hub id.
+        obtain: the command that brings the files there.
+        key: where the configuration names the source.
+
+    Raises:
+        ValueError: there is neither, or files are lacking; the message says where it was looked for and how to get them.
+    """
+    if source.startswith(PACKAGE) or Path(source).expanduser().exists():
+        return _complete(locate(source), obtain=obtain)
+    looked = f"no model at {str(Path(source).expanduser())!r}"
+    if _is_hub_id(source):
+        try:
+            return _complete(Path(snapshot_download(source, local_files_only=True)), obtain=obtain)
+        except LocalEntryNotFoundError:
+            looked += f" and no repository of that name in {constants.HF_HUB_CACHE!r}"
+    raise ValueError(f"{looked}; get it with `{obtain}`, or set {key} to where it lies.")
+
+
+def _is_hub_id(source: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
+
+
+def _complete(path: Path, *, obtain: str) -> Path:
+    """The folder itself, once it holds every part of a pipeline with its weights.
+
+    Raises:
+        ValueError: a part or its weights are lacking; all are named.
+    """
+    index = path / "model_index.json"
+    parts = _parts_of(index) if index.is_file() else ["unet", "scheduler"]
+    lacking = [what for part in parts for what in _lacking(path, part, alone=not index.is_file())]
+    if lacking:
+        raise ValueError(
+            f"the model in {str(path)!r} is incomplete ({', '.join(lacking)}); get it again with `{obtain}`."
+        )
+    return path
+
+
+def _parts_of(index: Path) -> list[str]:
+    """The parts that a pipeline names, but for those that are never loaded here."""
+    described = json.loads(index.read_text(encoding="utf-8"))
+    named = [name for name, entry in described.items() if isinstance(entry, list) and entry[0] is not None]
+    return [name for name in named if name not in LEFT_OUT and not name.startswith("_")]
+
+
+def _lacking(path: Path, part: str, *, alone: bool) -> Iterator[str]:
+    """What a part of a pipeline lacks; `alone`: there is no index, and files may lie side by side instead of in folders."""
+    config = "scheduler_config.json" if part == "scheduler" else "config.json"
+    places = [path / part, *([path] if alone else [])]
+    if "tokenizer" in part:
+        if not (places[0].is_dir() and any(places[0].iterdir())):
+            yield f"no {part}/"
+        return
+    place = next((place for place in places if (place / config).is_file()), None)
+    if place is None:
+        yield f"no {part}/{config}" + (f" and no {config}" if alone else "")
+    elif part != "scheduler":
+        shards = {name for index in place.glob("*.index*.json") for name in _shards(index)}
+        yield from (f"no {part}/{name}" for name in sorted(shards) if not (place / name).is_file())
+        if not any(file.is_file() for kind in WEIGHTS for file in place.glob(kind)):
+            yield f"no weights beside {place.name}/{config}"
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that hold a part's weights where one would be too large."""
+    named: dict[str, str] = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
+    return set(named.values())
+
+
+def _variant(*places: Path) -> str | None:
+    """`fp16` where some place holds weights in files of that variant alone."""
+    for place in places:
+        files = [file.name for kind in WEIGHTS for file in place.glob(kind)]
+        if files and all(".fp16." in name or ".fp16-" in name for name in files):
+            return "fp16"
+    return None
+
+
+def _part(path: Path, name: str, config: str) -> Path:
+    """The folder of a pipeline's part: its own, or the pipeline's where all files lie side by side."""
+    return next(folder for folder in (path / name, path) if (folder / config).is_file())
+
+
+def _described(path: Path, kind: str) -> str:
+    """What a folder holds, by the class of its pipeline or at least that of its network."""
+    index = path / "model_index.json"
+    named = json.loads(index.read_text(encoding="utf-8")).get("_class_name") if index.is_file() else None
+    return f"a {named} ({kind})" if named else f"a {kind}"
+
+
+def _load(source: str, *, offline: bool, variant: str | None, **settings: Any) -> DiffusionPipeline:
+    local = source.startswith(PACKAGE) or Path(source).expanduser().exists()
+    if local or not _is_hub_id(source):
+        folder = locate(source)
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"no model_index.json in model folder {str(folder)!r}; save a diffusers pipeline there.")
+        return _from_folder(_complete(folder, obtain=OBTAIN), variant, **settings)
+    try:
+        # By its id, the hub's client would ask the network even for what the cache holds.
+        place = snapshot_download(source, local_files_only=True) if offline else source
+        if offline:
+            return _from_folder(_complete(Path(place), obtain=f"hf download {source}"), variant, **settings)
+        return _from_pretrained(place, local_files_only=False, variant=variant, **settings)
+    except OSError as error:
+        raise ValueError(_how_to_get(source, error, offline=offline)) from error
+
+
+def _from_folder(folder: Path, variant: str | None, **settings: Any) -> DiffusionPipeline:
+    """The pipeline of a folder that holds all of its parts.
+
+    Raises:
+        ValueError: it is none that can be used here, or a file cannot be read.
+    """
+    parts = (folder / name for name in _parts_of(folder / "model_index.json"))
+    variant = variant or _variant(*(part for part in parts if part.is_dir()))
+    try:
+        return _from_pretrained(str(folder), local_files_only=True, variant=variant, **settings)
+    except OSError as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"the model in {str(folder)!r} cannot be loaded: {reason}") from error
+
+
+def _how_to_get(source: str, error: OSError, *, offline: bool) -> str:
+    # diffusers reports a gated repository as one that does not exist; the hub's own error is what it was handling.
+    if isinstance(error, GatedRepoError) or isinstance(error.__context__, GatedRepoError):
+        page = f"https://huggingface.co/{source}"
+        return f"model {source!r} is gated: accept its licence at {page}, run `hf auth login`, then `hf download {source}`."
+    reason = "is not on this machine, and model.offline is true" if offline else "could not be fetched from the hub"
+    return (
+        f"model {source!r} {reason}: run `hf download {source}` where there is a network, or put a diffusers pipeline "
+        f"folder on this machine and set model.source to its path."
+    )
+
+
+def _from_pretrained(source: str, *, local_files_only: bool, **settings: Any) -> DiffusionPipeline:
+    with quietly():
+        parts = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
+        kind = getattr(diffusers, str(parts.get("_class_name")), None)
+        # A class of the folder's own would be run from its files.
+        if kind is None or "unet" not in parts or "text_encoder" not in parts:
+            raise ValueError(
+                f"the model at {source!r} is a {parts.get('_class_name')}; text-to-image models here are diffusers pipelines "
+                "with a U-Net and a text encoder, such as StableDiffusionPipeline."
+            )
+        left_out: dict[str, Any] = {name: None for name in LEFT_OUT if "safety_checker" in parts}
+        if left_out:
+            left_out["requires_safety_checker"] = False
+        pipeline = kind.from_pretrained(
+            source, local_files_only=local_files_only, low_cpu_mem_usage=False, **left_out, **settings
+        )
+    library, *_ = parts.get("safety_checker") or (None,)
+    pipeline.had_safety_checker = library is not None
+    return pipeline

@@ -1,0 +1,394 @@
+"""A user's own pipeline, changed from outside, gives what the models of this package give, or says by name why it cannot."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMPipeline,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+)
+from tiny_pipeline import TEXTS, Shift, plan, tiny_pipeline, tiny_text_to_image, tiny_unconditional
+from torch import Tensor, nn
+
+from difflens.models.base import Batch
+from difflens.models.model import DiffusionModel
+from difflens.models.sampling import image_generator, normal
+from difflens.models.steered import edited_pipeline
+from difflens.vocabulary import GenerationPlan, Site
+
+TARGETS = torch.tensor([0, -1, 1, 0])
+LATENTS = normal([image_generator(3, i) for i in (0, 1)], (4, 8, 8), device=torch.device("cpu"))
+GRID = tiny_text_to_image().timesteps
+USUAL: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "pt"}
+
+
+def towards(*targets: int) -> Callable[[int], Tensor]:
+    return lambda n: torch.tensor(targets)
+
+
+def zeros(n: int) -> Tensor:
+    return torch.zeros(n, dtype=torch.int64)
+
+
+@contextmanager
+def steering(pipe: Any, edit: Any, assign: Callable[[int], Tensor] = zeros, grid: Any = None) -> Iterator[None]:
+    own = (pipe.unet, pipe.scheduler)
+    with edited_pipeline(pipe, edit, timesteps=grid or GRID, assign=assign):
+        yield
+    assert (pipe.unet, pipe.scheduler) == own and "set_timesteps" not in vars(pipe.scheduler)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipe.unet.modules())
+
+
+def call(pipe: Any, prompts: Any = TEXTS, **settings: Any) -> Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(list(prompts), **{**USUAL, "latents": LATENTS, **settings}).images
+
+
+def expected(edit: Shift, *targets: int, **settings: Any) -> Tensor:
+    (made,) = tiny_text_to_image(**settings).sample(plan([0, 1], list(targets)), method=edit)
+    return made.images
+
+
+@pytest.mark.parametrize("update", ["asymmetric", "symmetric"])
+def test_an_unconditional_pipeline_is_edited_as_the_model_is(update: str) -> None:
+    model, edit, rows = tiny_unconditional(), Shift(1.5, update, Site()), []
+    (wanted,) = model.sample(GenerationPlan(3, torch.arange(4), TARGETS), method=edit)
+    pipe = DDIMPipeline(model.unet, model.pipeline.scheduler)
+    pipe.set_progress_bar_config(disable=True)
+
+    def make() -> Tensor:
+        generators = [image_generator(3, image_id) for image_id in range(4)]
+        return pipe(4, generators, num_inference_steps=5, output_type="pt").images
+
+    plain, asked = make(), []
+    with steering(pipe, edit, lambda n: asked.append(n) or TARGETS, model.timesteps):
+        torch.testing.assert_close(make(), wanted.images, rtol=0, atol=1e-5)
+        make()
+    assert asked == [4, 4], "the images of every call get their classes anew"
+    assert torch.equal(make(), plain) and not torch.allclose(plain, wanted.images, atol=1e-3)
+    counter = model.unet.conv_out.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    for amount, target in ((0.0, 0), (1.5, -1)):
+        with edited_pipeline(
+            pipe,
+            Shift(amount, update, Site()),
+            timesteps=model.timesteps,
+            assign=lambda n, t=target: torch.full((n,), t),
+        ):
+            assert torch.equal(make(), plain), "a neutral edit changes no bit"
+    counter.remove()
+    assert rows == [4] * 10
+
+
+@pytest.mark.parametrize("update", ["asymmetric", "symmetric"])
+@pytest.mark.parametrize("branch", ["cond", "uncond", "both", "none"])
+def test_a_guided_pipeline_is_edited_as_the_model_is(update: str, branch: str) -> None:
+    site = Site("mid_block", branch="cond" if branch == "none" else branch)
+    pipe = tiny_pipeline()
+    with steering(pipe, Shift(2.0, update, Site("mid_block", branch=branch)), towards(0, -1)):
+        torch.testing.assert_close(call(pipe), expected(Shift(2.0, update, site), 0, -1), rtol=0, atol=1e-5)
+
+
+class Noting:
+    """A method that is no edit of one site."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []
+
+    @contextmanager
+    def attach(self, model: DiffusionModel, batch: Batch) -> Iterator[None]:
+        self.seen.append(batch.images.target.tolist())
+        with model.editing(Shift(2.0), batch.images):
+            yield
+
+
+def several_per_prompt(pipe: Any) -> tuple[Tensor, Tensor]:
+    with steering(pipe, Shift(2.0), towards(0, 0)):
+        made = call(pipe, TEXTS[:1], num_images_per_prompt=2)
+    (alone,) = tiny_text_to_image().sample(plan([0, 1], [0, 0], TEXTS[:1] * 2), method=Shift(2.0))
+    return made, alone.images
+
+
+def generators(pipe: Any) -> tuple[Tensor, Tensor]:
+    with steering(pipe, Shift(2.0)):
+        made = call(pipe, latents=None, generator=[image_generator(3, i) for i in (0, 1)])
+    return made, expected(Shift(2.0), 0, 0)
+
+
+def guidance_of_at_most_one(scale: float) -> Callable[[Any], tuple[Tensor, Tensor]]:
+    def case(pipe: Any) -> tuple[Tensor, Tensor]:
+        with steering(pipe, Shift(2.0)):
+            return call(pipe, guidance_scale=scale), expected(Shift(2.0), 0, 0, guidance=scale)
+
+    return case
+
+
+def callback(pipe: Any) -> tuple[Tensor, Tensor]:
+    steps: list[int] = []
+
+    def note(pipe: Any, step: int, t: Any, given: dict[str, Any]) -> dict[str, Any]:
+        steps.append(step)
+        return given
+
+    with steering(pipe, Shift(2.0)):
+        made = call(pipe, callback_on_step_end=note)
+    assert steps == [0, 1, 2, 3]
+    return made, expected(Shift(2.0), 0, 0)
+
+
+def guidance_switched_off_in_the_middle(pipe: Any) -> tuple[Tensor, Tensor]:
+    def switch(pipe: Any, step: int, t: Any, given: dict[str, Any]) -> dict[str, Any]:
+        if step == 1:
+            pipe._guidance_scale = 0.0
+            given["prompt_embeds"] = given["prompt_embeds"].chunk(2)[-1]
+        return given
+
+    settings = {"callback_on_step_end": switch, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    plain = call(pipe, **settings)
+    with steering(pipe, Shift(0.0)):
+        neutral = call(pipe, **settings)
+    with steering(pipe, Shift(2.0)):
+        assert (call(pipe, **settings) - plain).abs().max() > 1e-3
+    return neutral, plain
+
+
+def one_step(pipe: Any) -> tuple[Tensor, Tensor]:
+    edit, asked = Shift(2.0), []
+    edit.active = lambda step, steps: True  # type: ignore[method-assign]
+    grid = tiny_text_to_image(steps=1).timesteps
+    with steering(pipe, edit, lambda n: asked.append(n) or zeros(n), grid):
+        made = [call(pipe, num_inference_steps=1) for _ in range(2)]
+    assert asked == [2, 2]
+    return made[1], expected(edit, 0, 0, steps=1)
+
+
+def strength(pipe: Any) -> tuple[Tensor, Tensor]:
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    pipe, asked = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False), []
+    settings = {"image": torch.rand(2, 3, 16, 16), "strength": 0.5}
+
+    def make() -> Tensor:
+        pipe.set_progress_bar_config(disable=True)
+        return pipe(list(TEXTS), **USUAL, **settings, generator=torch.Generator().manual_seed(0)).images
+
+    plain = make()
+    with steering(pipe, Shift(2.0), lambda n: asked.append(n) or torch.tensor([0, -1])):
+        made = [make(), make()]
+    assert asked == [2, 2] and (made[0][0] - plain[0]).abs().max() > 1e-3 and torch.equal(*made)
+    return made[0][1], plain[1]
+
+
+def exception_inside(pipe: Any) -> tuple[Tensor, Tensor]:
+    def interrupt(pipe: Any, step: int, t: Any, given: dict[str, Any]) -> dict[str, Any]:
+        raise KeyError
+
+    with steering(pipe, Shift(2.0)):
+        with pytest.raises(KeyError):
+            call(pipe, callback_on_step_end=interrupt)
+        assert not pipe.unet.mid_block._forward_hooks
+        return call(pipe), expected(Shift(2.0), 0, 0)
+
+
+def another_size_in_the_next_call(pipe: Any) -> tuple[Tensor, Tensor]:
+    with steering(pipe, Shift(2.0)):
+        call(pipe, TEXTS[:1], latents=LATENTS[:1])
+        return call(pipe), expected(Shift(2.0), 0, 0)
+
+
+def a_method(pipe: Any) -> tuple[Tensor, Tensor]:
+    method = Noting()
+    with steering(pipe, method, towards(0, 1)):
+        made = call(pipe)
+    assert method.seen == [[0, 1]] * 4
+    return made, expected(Shift(2.0), 0, 0)
+
+
+def another_scheduler(pipe: Any) -> tuple[Tensor, Tensor]:
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    edit, model = Shift(2.0, "symmetric"), tiny_text_to_image(pipe)
+    (wanted,) = model.sample(plan([0, 1], [0, 0]), method=edit)
+    with steering(pipe, edit, grid=model.timesteps):
+        return call(pipe), wanted.images
+
+
+class LowRank(nn.Module):
+    """What loading a LoRA puts in the place of a linear layer."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer, generator = base, torch.Generator().manual_seed(0)
+        self.change = nn.Parameter(torch.randn(base.weight.shape, generator=generator) * 0.1)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.base_layer(x) + x @ self.change.T
+
+
+def lora(pipe: Any) -> tuple[Tensor, Tensor]:
+    attention = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    attention.to_v = LowRank(attention.to_v)
+    with steering(pipe, Shift(2.0)):
+        made = call(pipe)
+    (wanted,) = tiny_text_to_image(pipe).sample(plan([0, 1], [0, 0]), method=Shift(2.0))
+    return made, wanted.images
+
+
+RIGHT: dict[str, Callable[[Any], tuple[Tensor, Tensor]]] = {
+    "several images per prompt": several_per_prompt,
+    "generators in a list": generators,
+    "guidance 0": guidance_of_at_most_one(0.0),
+    "guidance 1": guidance_of_at_most_one(1.0),
+    "callback_on_step_end": callback,
+    "guidance switched off in the middle": guidance_switched_off_in_the_middle,
+    "one step": one_step,
+    "img2img with strength": strength,
+    "an exception inside": exception_inside,
+    "another size in the next call": another_size_in_the_next_call,
+    "a method": a_method,
+    "another scheduler": another_scheduler,
+    "a LoRA": lora,
+}
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_pipelines_of_others_are_edited_right(case: str) -> None:
+    made, wanted = RIGHT[case](tiny_pipeline())
+    torch.testing.assert_close(made, wanted, rtol=0, atol=1e-5)
+
+
+def several_timesteps(pipe: Any) -> None:
+    pipe.scheduler.set_timesteps(4)
+    pipe._guidance_scale = 1.0
+    pipe.unet(LATENTS, torch.tensor(GRID[:2]), encoder_hidden_states=torch.zeros(2, 24, 12))
+
+
+def batch_changed(pipe: Any) -> None:
+    pipe.scheduler.set_timesteps(4)
+    pipe._guidance_scale = 1.0
+    for rows in (2, 1):
+        pipe.unet(LATENTS[:rows], GRID[0], encoder_hidden_states=torch.zeros(rows, 24, 12))
+
+
+def residuals(pipe: Any) -> None:
+    pipe.scheduler.set_timesteps(4)
+    pipe._guidance_scale = 1.0
+    text, residual = torch.zeros(2, 24, 12), torch.zeros(2, 16, 4, 4)
+    pipe.unet(LATENTS, GRID[0], encoder_hidden_states=text, mid_block_additional_residual=residual)
+
+
+def nested(pipe: Any) -> None:
+    with edited_pipeline(pipe, Shift(1.0), timesteps=GRID, assign=zeros):
+        pass
+
+
+def two_threads(pipe: Any) -> None:
+    reached = threading.Barrier(2, timeout=60)
+
+    def other() -> None:
+        reached.wait()
+        pipe.scheduler.set_timesteps(4)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+
+    def late(pipe: Any, step: int, t: Any, given: dict[str, Any]) -> dict[str, Any]:
+        if step == 0:
+            reached.wait()
+            thread.join()
+        return given
+
+    call(pipe, callback_on_step_end=late)
+
+
+def three_way_guidance(pipe: Any) -> None:
+    type(pipe).image_guidance_scale = 1.5
+    try:
+        call(pipe)
+    finally:
+        del type(pipe).image_guidance_scale
+
+
+class TooWide(Shift):
+    """An edit made of an SAE of another width."""
+
+    def __call__(self, h: Tensor, step: int, images: Any) -> Tensor:
+        return h.flatten(1) @ torch.zeros(3, 3)
+
+
+REFUSED: dict[str, tuple[Callable[[Any], Any], Any, str]] = {
+    "a batch of timesteps": (several_timesteps, Shift(1.0), "2 timesteps at once, .*ParaDiGMS"),
+    "a batch that changes": (batch_changed, Shift(1.0), "StableDiffusionPipeline changes its batch in the middle"),
+    "a ControlNet": (residuals, Shift(1.0), "adds residuals inside its U-Net; .*update=symmetric"),
+    "nested blocks": (nested, Shift(1.0), "is steered already"),
+    "two threads": (two_threads, Shift(1.0), "from two threads at once"),
+    "three-way guidance": (three_way_guidance, Shift(1.0), "guides in a way of its own"),
+    "another number of steps": (
+        lambda pipe: call(pipe, num_inference_steps=3),
+        Shift(1.0),
+        r"found on 4 steps .* the pipeline makes 3 .* num_inference_steps=4",
+    ),
+    "no prompt": (lambda pipe: call(pipe, [], latents=None), Shift(1.0), "for no image"),
+    "another width": (
+        call,
+        TooWide(1.0),
+        r"do not fit the activations \[D, H, W\] = \[16, 4, 4\] at 'mid_block' of Stable",
+    ),
+    "both branches without guidance": (
+        lambda pipe: call(pipe, guidance_scale=1.0),
+        Shift(1.0, site=Site("mid_block", branch="both")),
+        "only the branch cond is computed, got site.branch=both",
+    ),
+    "too few targets": (
+        lambda pipe: call(pipe, TEXTS * 2, latents=None),
+        Shift(1.0),
+        "4 images need as many targets, got 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_edited_is_refused_by_name_and_leaves_the_pipeline_whole(case: str) -> None:
+    make, edit, message = REFUSED[case]
+    pipe = tiny_pipeline()
+    plain, own = call(pipe), (pipe.unet, pipe.scheduler)
+    assign = towards(0, 0) if case == "too few targets" else zeros
+    with pytest.raises(ValueError, match=message) as caught, steering(pipe, edit, assign):
+        make(pipe)
+    assert "\n" not in str(caught.value) and (pipe.unet, pipe.scheduler) == own
+    assert torch.equal(call(pipe), plain)
+
+
+def compiled(pipe: Any) -> Any:
+    pipe.unet = torch.compile(pipe.unet)
+    return pipe
+
+
+def compiled_in_place(pipe: Any) -> Any:
+    pipe.unet.compile()
+    return pipe
+
+
+def unguided(pipe: Any) -> Any:
+    pipe.scheduler = EulerDiscreteScheduler()
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("prepare", "edit", "message"),
+    [
+        (compiled, Shift(1.0), "is compiled"),
+        (compiled_in_place, Shift(1.0), "is compiled"),
+        (unguided, Shift(1.0), "needs the DDIM scheduler, .*EulerDiscreteScheduler"),
+        (lambda _: tiny_pipeline(thresholding=True), Shift(1.0), "no dynamic thresholding"),
+        (lambda _: DiffusionPipeline(), Shift(1.0), "DiffusionPipeline has no U-Net"),
+        (lambda pipe: pipe, Shift(1.0, site=Site("midblock", branch="cond")), "no module 'midblock'"),
+    ],
+)
+def test_some_pipelines_are_refused_at_once(prepare: Callable[[Any], Any], edit: Shift, message: str) -> None:
+    pipe = prepare(tiny_pipeline())
+    with pytest.raises(ValueError, match=message), edited_pipeline(pipe, edit, timesteps=GRID, assign=zeros):
+        pass
