@@ -38,7 +38,7 @@ def test_completion_offers_the_choices_without_torch(difflens):
         ("paths.outptus=x", "Did you mean 'paths.outputs'?"),
         ("attribute=age,race", "add -m to run one job per value"),
         ("task._target_=os.system", "_target_ of task is 'os.system'"),
-        ("task._target_=difflens_testing_tasks.quite", "there is no function 'quite'"),
+        ("task._target_=difflens_testing_tasks.quite", "there is no class or function 'quite'"),
         ("task=refuses", "sae.k=0 must be positive."),
         ("seed=???", "Missing mandatory value: seed"),
         ("+x=${nope}", "x: Interpolation key 'nope' not found"),

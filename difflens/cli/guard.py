@@ -61,5 +61,7 @@ def _named(node: Any, where: str) -> Iterator[tuple[str, str, Any]]:
         elif OmegaConf.is_dict(value):
             yield from _named(value, f"{where}.{key}")
         elif OmegaConf.is_list(value):
-            listed = OmegaConf.create({str(i): each for i, each in enumerate(value)})
+            # Texts are left alone: an override such as `lr=${other}` has nothing to refer to in Hydra's own settings.
+            entries: Any = OmegaConf.to_container(value, resolve=False)
+            listed = OmegaConf.create({str(i): each for i, each in enumerate(entries) if isinstance(each, dict | list)})
             yield from _named(listed, f"{where}.{key}")

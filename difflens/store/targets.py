@@ -180,7 +180,10 @@ def check_target(target: Any, key: str) -> None:
         raise UserError(f"_target_ of {key or 'the top level'} is {target!r}; no object may stand there: take it away.")
     if target not in slot.allowed and not (slot.seam is not None and _is_own(target)):
         own = f" To use a class of your own, set {EXTRA_VARIABLE}=<package>." if slot.seam is not None else ""
-        raise UserError(f"_target_ of {key} must be one of {', '.join(slot.allowed) or 'yours'}, got {target!r}.{own}")
+        # The value comes first: the list may be longer than a line that is shown.
+        raise UserError(
+            f"_target_ of {key} is {target!r}; it must be one of {', '.join(slot.allowed) or 'yours'}.{own}"
+        )
 
 
 def _is_own(target: Any) -> bool:

@@ -100,7 +100,7 @@ def test_a_package_of_ones_own_fills_slots_of_its_seam_alone(own_package: None) 
         ("mine_own.make_judge", "judge.labels", "is no difflens.judges.protocol.Judge"),
         ("mine_own.shutil.copyfile", "probe", "there is no class or function|comes from 'shutil'|No module"),
         ("mine_own.HDirection", "mitigation", "comes from 'difflens.methods.h_direction', not from your package"),
-        ("mine_own.Nudge", "attribute", "must be one of difflens.vocabulary.Attribute"),
+        ("mine_own.Nudge", "attribute", "it must be one of difflens.vocabulary.Attribute"),
         ("mine_own.Missing", "mitigation", "there is no class or function 'Missing'"),
         ("mine_own._Hidden", "mitigation", "must be one of"),
     ):
