@@ -179,10 +179,13 @@ class Mischief:
     ("content", "message"),
     [
         (Mischief(), "read safely"),
-        ({"state_dict": {"a": torch.zeros(1)}, "step": 3, "b": torch.zeros(1)}, "not tensors: state_dict, step"),
+        (
+            {"state_dict": {"a": torch.zeros(1)}, "step": 3, "b": torch.zeros(1)},
+            "training checkpoint with weights named state_dict; choose one",
+        ),
         ([torch.zeros(1)], "list"),
         (None, "no checkpoint at"),
-        (b"", "read safely"),
+        (b"", "is empty; download it again"),
     ],
 )
 def test_only_a_flat_state_dict_is_read(
