@@ -52,7 +52,9 @@ def generator_copy(folder: Path, *, poisoned: bool = False, **settings: Any) -> 
 
 
 def test_a_checkpoint_of_another_model_is_refused(elsewhere: Program, tmp_path: Path) -> None:
-    assert "no unet/ in model folder" in refused(elsewhere, f"model.folder={WEIGHTS / 'judge'}", code=2)
+    assert "is incomplete (no scheduler/scheduler_config.json" in refused(
+        elsewhere, f"model.folder={WEIGHTS / 'judge'}", code=2
+    )
     wider = generator_copy(tmp_path / "wider", block_out_channels=[64, 128, 256])
     line = refused(elsewhere, wider, code=2)
     assert "size mismatch" in line and "another model" in line and len(line) < 900
