@@ -12,16 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from difflens.miniature.outfits import PROFESSIONS
-from difflens.miniature.prompted import NAMEABLE, without_bias
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from PIL import Image
 from torch import Tensor
 
 from difflens.main import conf_folder
 from difflens.miniature.captions import prompts as prompts_of
-from difflens.miniature.faces import WORKPLACE_FACTORS
+from difflens.miniature.faces import PROFESSIONS, WORKPLACE_FACTORS
+from difflens.miniature.population import NAMEABLE, named_population, without_bias
+from difflens.study.values import built
 from difflens.vocabulary import GenerationPlan
 
 BAR = 0.05
@@ -45,8 +44,8 @@ def main() -> None:
     options = parser.parse_args()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         overrides = ["model=mini_sd", f"model.steps={options.steps}", f"model.source={options.folder}"]
-        cfg = compose("config", overrides=[*overrides, "+population@trained_on=workplace"])
-    model, judge, population = instantiate(cfg.model), instantiate(cfg.judge.scores), instantiate(cfg.trained_on)
+        cfg = compose("config", overrides=overrides)
+    model, judge, population = built(cfg, "model"), built(cfg, "judge.scores"), named_population("workplace")
     n, found, tiles, distributions = options.images, {}, [], []
 
     def sample(prompts: list[str], first: int) -> tuple[Tensor, dict[str, Tensor]]:
