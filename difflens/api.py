@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from difflens.attribution.statistics import CodeStatistics
+from difflens.methods.assignment import Quota, fewest_pushes
 from difflens.methods.base import Given, LocatedFeatures, Method, SiteEdit, Window
-from difflens.methods.quota import Quota, fewest_pushes
 from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult
 from difflens.models.steered import edited_pipeline
 from difflens.probes.base import Probe

@@ -15,8 +15,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from difflens.attribution.base import AffineHead
-from difflens.attribution.integrated_gradients import IntegratedGradients, OfficialIntegratedGradients
+from difflens.attribution.heads import AffineHead
+from difflens.attribution.scorers import IntegratedGradients, OfficialIntegratedGradients
 from difflens.attribution.statistics import CodeStatistics
 from difflens.main import conf_folder
 from difflens.methods.base import Window

@@ -12,9 +12,7 @@ from second_device import SECOND, second_device
 from tiny_pipeline import MIDDLE, plan, tiny_pipeline, tiny_text_to_image
 from torch import Tensor, nn
 
-from difflens.attribution.base import Scorer
-from difflens.attribution.controls import MeanActivation
-from difflens.attribution.integrated_gradients import GradientTimesActivation, IntegratedGradients
+from difflens.attribution.scorers import GradientTimesActivation, IntegratedGradients, MeanActivation, Scorer
 from difflens.attribution.statistics import CodeStatistics
 from difflens.data.activations import ActivationStore
 from difflens.data.sampled import Shards

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from difflens.judges.protocol import OTHER, FeatureExtractor, Judge, read_classes
-from difflens.methods.goals import Goals
+from difflens.methods.assignment import Goals
 from difflens.vocabulary import Attribute
 
 ANSWER = "answer."

@@ -78,11 +78,11 @@ SLOTS: Mapping[str, Slot] = {
     "probe": Slot(_all("probes", "linear.fit_linear_probe", "mlp.fit_mlp_probe"), ""),
     "attribution.scorer": Slot(
         (
-            *_all("attribution.controls", "MeanActivation", "RandomScores"),
-            *_all("attribution.integrated_gradients", "IntegratedGradients", "GradientTimesActivation"),
-            *_all("attribution.integrated_gradients", "OfficialIntegratedGradients"),
+            *_all("attribution.scorers", "MeanActivation", "RandomScores"),
+            *_all("attribution.scorers", "IntegratedGradients", "GradientTimesActivation"),
+            *_all("attribution.scorers", "OfficialIntegratedGradients"),
         ),
-        "difflens.attribution.base.Scorer",
+        "difflens.attribution.scorers.Scorer",
     ),
     "mitigation": Slot(_all("methods", "difflens.DiffLens", "h_direction.HDirection"), "difflens.methods.base.Method"),
     "mitigation.window": Slot(_all("methods.base", "Window"), "difflens.methods.base.Window"),

@@ -16,8 +16,8 @@ from torch import Tensor
 from difflens.data.prompts import PromptSet, fill
 from difflens.judges.pixels import float_pieces
 from difflens.judges.protocol import FeatureExtractor, Judge, faces_found, missing_faces, read_classes, select_classes
+from difflens.methods.assignment import Goals, read_goals
 from difflens.methods.base import Method
-from difflens.methods.goals import Goals, read_goals
 from difflens.models.model import DiffusionModel
 from difflens.sae.base import SparseAutoencoder
 from difflens.store.run import Run

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from difflens.attribution.causality import ablation_sets
+from difflens.attribution.select import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
 from difflens.methods.difflens import FeatureEdit, selected_latents
 from difflens.report.figures import draw_ablation

@@ -15,7 +15,7 @@ from torch import Tensor
 from difflens.data.folder import ImageFolder, Pairs, pair_by_name, scan_folder
 from difflens.data.reference import Reference, collect_reference
 from difflens.judges.protocol import ReferenceStatistics, select_classes
-from difflens.methods.goals import read_goals
+from difflens.methods.assignment import read_goals
 from difflens.models.devices import return_memory_at_once
 from difflens.stages.reading import Reading, Study, protocol, read_images
 from difflens.store.run import Run

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difflens.attribution.autograd import AutogradHead
-from difflens.attribution.base import AffineHead, Head, Scorer
+from difflens.attribution.heads import AffineHead, AutogradHead, Head
+from difflens.attribution.scorers import Scorer
 from difflens.probes.base import Probe
 from difflens.sae.base import SparseAutoencoder
 from difflens.vocabulary import Attribute, FeatureScores

@@ -13,7 +13,7 @@ from torch import Tensor
 from difflens.data.reference import Reference
 from difflens.judges.pixels import float_pieces
 from difflens.judges.protocol import ReferenceStatistics
-from difflens.methods.goals import Goals, read_goals
+from difflens.methods.assignment import Goals, read_goals
 from difflens.stages.agreement import agreement, arrival
 from difflens.stages.generate import Steered
 from difflens.stages.reading import Study, protocol, read_images
