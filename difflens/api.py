@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from difflens.sae.base import SparseAutoencoder
 from difflens.sae.storage import load_sae as read_sae
 from difflens.store.artifacts import Artifact
 from difflens.store.past_run import RunArtifacts
-from difflens.store.targets import EXTRA_VARIABLE, allowed_prefixes
+from difflens.store.targets import saved_class
 from difflens.vocabulary import Attribute, FeatureSet, Site
 
 DECIDES_EDIT = ("fit", "strength", "calibration", "times")
@@ -99,13 +98,9 @@ def build_method(described: Mapping[str, Any]) -> Method:
     Raises:
         ValueError: its class is no method of a package that is let in.
     """
-    dotted = str(described["class"])
-    module, _, name = dotted.rpartition(".")
-    found = getattr(import_module(module), name, None) if dotted.startswith(allowed_prefixes()) else None
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise ValueError(f"the run's method {dotted!r} is no Method of a package that is let in; set {EXTRA_VARIABLE}.")
+    kind: type[Method] = saved_class(str(described["class"]), Method)  # type: ignore[type-abstract]
     settings = {key: _setting(value) for key, value in described["settings"].items() if key != "_target_"}
-    return found(**settings)
+    return kind(**settings)
 
 
 def _setting(value: Any) -> Any:

@@ -35,6 +35,7 @@ from difflens.stages.activations import open_store
 from difflens.stages.plans import learning_plan
 from difflens.stages.tracked import track_sae
 from difflens.store.artifacts import Artifact, require_equal
+from difflens.store.errors import UserError
 from difflens.store.run import Run
 from difflens.study.values import built
 from difflens.study.workbench import Workbench, plain
@@ -120,6 +121,8 @@ def _is_saved(folder: Path) -> bool:
     """Whether an interrupted run got as far as a whole SAE; what is left of half of one is removed."""
     try:
         load_sae(folder)
+    except UserError:
+        raise  # a class that is not let in is no damage
     except ValueError:
         shutil.rmtree(folder, ignore_errors=True)
         return False
