@@ -146,7 +146,7 @@ def _steered(chain: RunArtifacts) -> Artifact:
 
 def _strength(chain: RunArtifacts, spec: Mapping[str, Any], attribute: Attribute) -> Tensor:
     if "strength" in spec:
-        strength = torch.tensor(spec["strength"])
+        strength = torch.tensor(spec["strength"], dtype=torch.float32)
     else:
         strength = load_file(chain.read("calibration", spec["calibration"]).folder / "calibration.safetensors")[
             "strength"

@@ -40,6 +40,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     return program
 
 
+def let_in(folder: str) -> None:
+    """What a user does before the start."""
+    sys.path.insert(0, folder)
+    os.environ["DIFFLENS_ALLOW_TARGETS"] = "my_saes"
+
+
 def saved(program: Program) -> dict[str, Path]:
     """The folder of each saved SAE by its class."""
     folders = [artifact / "autoencoder" for artifact in program.artifacts("sae")]
@@ -56,10 +62,6 @@ def test_every_kind_trains_is_loaded_and_steers(program: Program, kind: str) -> 
 
 
 def test_a_class_of_ones_own_trains_is_saved_and_is_loaded_again(program: Program) -> None:
-    def let_in(folder: str) -> None:
-        sys.path.insert(0, folder)
-        os.environ["DIFFLENS_ALLOW_TARGETS"] = "my_saes"
-
     own = (f"--config-dir={program.folder / 'conf'}", "sae=own", *EDITED)
     prepare = partial(let_in, str(program.folder))
     done = program(*own, prepare=prepare)
