@@ -1,6 +1,7 @@
 """Reading and editing activations by hooks that live inside a context manager, on an unmodified denoiser."""
 
 import difflib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
@@ -87,9 +88,7 @@ class SiteHooks:
         if self.site.tensor == "input":
             add(self.module.register_forward_pre_hook(self._at_input, with_kwargs=True))
         else:
-            if self.site.tensor == "update":
-                add(self.module.register_forward_pre_hook(self._keep_input, with_kwargs=True))
-            add(self.module.register_forward_hook(self._at_output))
+            add(self.module.register_forward_hook(self._at_output, with_kwargs=True))
         if self._replays:
             block = self.denoiser.get_submodule(str(self._block))
             add(block.register_forward_hook(self._replay, with_kwargs=True))
@@ -115,8 +114,12 @@ class SiteHooks:
         return self._fork and self._block is not None and self._block != self.site.module
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sample = args[0] if args else kwargs["sample"]
-        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+        given = inspect.signature(self.denoiser.forward).bind(*args, **kwargs).arguments
+        sample, timestep = next(iter(given.values())), given["timestep"]
+        if sample.ndim != 4:
+            raise ValueError(
+                f"the denoiser was called with a tensor {list(sample.shape)}; only one with images [n, C, H, W] can be read."
+            )
         if isinstance(timestep, Tensor) and timestep.numel() > 1 and len(timestep.unique()) > 1:
             raise ValueError(
                 f"the denoiser was called at {len(timestep.unique())} timesteps at once, as pipelines that sample steps in "
@@ -180,19 +183,32 @@ class SiteHooks:
         h[self._rows] = edited
         return h
 
-    def _keep_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._input = args[0] if args else kwargs["hidden_states"]
-
-    def _at_output(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        h = output[0] if isinstance(output, tuple) else output
-        if self.site.tensor == "update" and (self._input is None or self._input.shape != h.shape):
-            raise ValueError(
-                f"site {self.site.module!r} has no update: its input and output differ in shape; use output or input."
-            )
+    def _at_output(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        given = args[0] if args else kwargs.get("hidden_states")
+        place = self._place(output, given) if isinstance(output, tuple) else None
+        h = output if place is None else output[place]
+        if self.site.tensor == "update":
+            if given is None or given.shape != h.shape:
+                raise ValueError(
+                    f"site {self.site.module!r} has no update: its input and output differ in shape; use output or input."
+                )
+            self._input = given
         result = self._new_value(h)
-        if result is None:
-            return None
-        return (result, *output[1:]) if isinstance(output, tuple) else result
+        if result is None or place is None:
+            return result
+        return (*output[:place], result, *output[place + 1 :])
+
+    def _place(self, output: tuple[Any, ...], given: Tensor | None) -> int:
+        """Which of a module's outputs holds the images: the only tensor, or the one that has its input's shape.
+
+        Blocks of transformers give image and text tokens, some the one first and some the other.
+        """
+        tensors = [place for place, value in enumerate(output) if isinstance(value, Tensor)]
+        if len(tensors) > 1 and given is not None:
+            tensors = [place for place in tensors if output[place].shape == given.shape]
+        if len(tensors) != 1:
+            raise ValueError(f"site {self.site.module!r} gives several tensors; nobody knows which holds the images.")
+        return tensors[0]
 
     def _at_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = self._new_value(args[0] if args else kwargs["hidden_states"])

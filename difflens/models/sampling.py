@@ -17,6 +17,9 @@ from torch import Tensor
 
 from difflens.models.guidance import Guidance, split_branches
 
+COMBINED = 0.02
+"""Relative difference of two guided estimates that half precision explains."""
+
 
 def image_generator(base_seed: int, image_id: int) -> torch.Generator:
     """The random stream of one image, a function of (base seed, image id) alone; lives on the CPU on every machine."""
@@ -212,6 +215,9 @@ class AsymmetricScheduler:
 
     def keep(self, call: int, output: Tensor, edited: Tensor, *, branch: str) -> None:
         """Take what one denoiser call gave: the rows of its batch, and those with edited activations, if any."""
+        if call == 0:
+            # A step that an exception ended has left its own behind.
+            self._outputs, self._edited = {}, {}
         self._outputs |= split_branches(self.guidance.calls[call], output)
         if len(edited):
             self._edited |= split_branches(branch, edited)
@@ -228,7 +234,7 @@ class AsymmetricScheduler:
         return_dict: bool = True,
     ) -> Any:
         """See `DDIMScheduler.step`, whose arguments these are; `model_output` is the unedited guided estimate."""
-        branches, edited = self._outputs | self._edited, bool(self._edited)
+        outputs, branches, edited = self._outputs, self._outputs | self._edited, bool(self._edited)
         self._outputs, self._edited = {}, {}
         if eta > 0 and variance_noise is None:
             variance_noise = fresh_noise(sample, generator)
@@ -242,6 +248,7 @@ class AsymmetricScheduler:
                 variance_noise=variance_noise,
                 return_dict=return_dict,
             )
+        self._check_combination(model_output, self.guidance.combine(outputs))
         return update(
             self._scheduler,
             model_output[:, : sample.shape[1]],
@@ -253,6 +260,22 @@ class AsymmetricScheduler:
             variance_noise=variance_noise,
             return_dict=return_dict,
         )
+
+
+    def _check_combination(self, told: Tensor, ours: Tensor) -> None:
+        """Check that the pipeline combines the branches as `guidance` does, which combines the edited ones.
+
+        Raises:
+            ValueError: it does something of its own.
+        """
+        same = told.shape[2:] == ours.shape[2:] and len(told) == len(ours)
+        channels = min(told.shape[1], ours.shape[1])
+        gap = (told[:, :channels] - ours[:, :channels]).abs().max() if same else torch.inf
+        if not gap <= COMBINED * ours.abs().max():
+            raise ValueError(
+                "the pipeline makes its estimate of the branches in a way of its own, which the asymmetric update cannot "
+                "follow; use mitigation.update=symmetric."
+            )
 
 
 def fresh_noise(sample: Tensor, generator: Any) -> Tensor:
