@@ -261,7 +261,6 @@ class AsymmetricScheduler:
             return_dict=return_dict,
         )
 
-
     def _check_combination(self, told: Tensor, ours: Tensor) -> None:
         """Check that the pipeline combines the branches as `guidance` does, which combines the edited ones.
 

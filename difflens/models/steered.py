@@ -147,9 +147,9 @@ class SteeredPipeline(DiffusionModel):
         # Pipelines with more than two branches, or with both of an image side by side, could have a fitting number of rows.
         if rest or count != len(self._images.target) or not torch.equal(halves[0], halves[-1]):
             raise ValueError(
-                f"{self.name} calls its U-Net with {len(sample)} rows that are not the two branches of "
-                f"{len(self._images.target)} images, or changes its batch in the middle of a call, so that nobody knows "
-                "which rows hold which image; use a pipeline that does not."
+                f"{self.name} changes its batch in the middle of a call, or fills it with more than the two branches of "
+                f"guidance ({len(sample)} rows for {len(self._images.target)} images), so that nobody knows which rows hold "
+                "which image; use a pipeline that does not."
             )
         return self._images
 
