@@ -1,6 +1,7 @@
 """Loading a model: from a local folder, from the hub's cache, or an architecture with random weights."""
 
 import json
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -294,9 +295,13 @@ def _from_pretrained(source: str, *, local_files_only: bool, **settings: Any) ->
         left_out: dict[str, Any] = {name: None for name in LEFT_OUT if "safety_checker" in parts}
         if left_out:
             left_out["requires_safety_checker"] = False
-        pipeline = kind.from_pretrained(
-            source, local_files_only=local_files_only, low_cpu_mem_usage=False, **left_out, **settings
-        )
+        try:
+            pipeline = kind.from_pretrained(
+                source, local_files_only=local_files_only, low_cpu_mem_usage=False, **left_out, **settings
+            )
+        except (pickle.UnpicklingError, ValueError) as error:
+            # Code in the folder, parts of other libraries, and pickles of anything but tensors: never run, said in one line.
+            raise ValueError(f"the model at {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     library, *_ = parts.get("safety_checker") or (None,)
     pipeline.had_safety_checker = library is not None
     return pipeline
