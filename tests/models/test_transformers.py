@@ -54,7 +54,7 @@ def edit() -> FeatureEdit:
     features = FeatureSet(Attribute("gender", ("female", "male")), {"female": (1,), "male": (2,)})
     usual = CodeStatistics(torch.tensor([1, 2]), torch.ones(2, 1, 2, 4, 6), torch.ones(1, 2))
     sae = TopKAutoencoder(16, expansion=2, k=4)
-    made = FeatureEdit(sae, features, usual, site=Site("transformer_blocks.1"), mode="contrast", update="symmetric")
+    made = FeatureEdit(sae, features, usual, site=Site("transformer_blocks.0"), mode="contrast", update="symmetric")
     return made.with_strength(torch.tensor([2.0, 2.0]))
 
 
@@ -66,7 +66,7 @@ def test_a_transformers_block_is_read_and_edited_as_a_map(name: str) -> None:
     for parameter in model.eval().parameters():
         parameter.normal_(std=0.2)
     tokens: list[Tensor] = []
-    block = model.get_submodule("transformer_blocks.1")
+    block = model.get_submodule("transformer_blocks.0")
     handle = block.register_forward_hook(lambda _, __, out: tokens.append(out[-1] if isinstance(out, tuple) else out))
 
     def run(targets: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -80,8 +80,8 @@ def test_a_transformers_block_is_read_and_edited_as_a_map(name: str) -> None:
     neutral, h = run((-1, -1))
     assert torch.equal(neutral, plain) and h.shape == (2, 16, 4, 6)
     assert torch.equal(h[1, :, 2, 3], tokens[0][1, 2 * 6 + 3])
-    codes = edit().sae.encode(h)
-    assert codes.shape[0] == 2 and codes.shape[-2:] == (4, 6)
+    codes = edit().sae.encode(h.movedim(1, -1).flatten(0, 2))
+    assert len(codes.indices) == 2 * 4 * 6
     made, _ = run((-1, 0))
     torch.testing.assert_close(made[0], plain[0], rtol=0, atol=1e-5)
     assert (made[1] - plain[1]).abs().max() > 1e-4
