@@ -54,7 +54,7 @@ def edit() -> FeatureEdit:
     features = FeatureSet(Attribute("gender", ("female", "male")), {"female": (1,), "male": (2,)})
     usual = CodeStatistics(torch.tensor([1, 2]), torch.ones(2, 1, 2, 4, 6), torch.ones(1, 2))
     sae = TopKAutoencoder(16, expansion=2, k=4)
-    made = FeatureEdit(sae, features, usual, site=Site("transformer_blocks.0"), mode="contrast", update="symmetric")
+    made = FeatureEdit(sae, features, usual, site=Site("transformer_blocks.0"), mode="add", update="symmetric")
     return made.with_strength(torch.tensor([2.0, 2.0]))
 
 
