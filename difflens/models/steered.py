@@ -86,6 +86,11 @@ class SteeredPipeline(DiffusionModel):
 
     def check_update(self, update: str) -> None:
         """See `DiffusionModel.check_update`."""
+        if update == "asymmetric" and not isinstance(self._own_scheduler, DDIMScheduler):
+            raise ValueError(
+                f"the asymmetric update needs a DDIMScheduler, the pipeline has {type(self._own_scheduler).__name__}; give it "
+                "one, or take a run with mitigation.update=symmetric."
+            )
         if update == "asymmetric":
             check_asymmetric(self._own_scheduler)
 

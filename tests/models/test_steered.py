@@ -574,7 +574,7 @@ def unguided(pipe: Any) -> Any:
         (compiled, Shift(1.0), "is compiled"),
         (compiled_in_place, Shift(1.0), "is compiled"),
         (compiled_block, Shift(1.0), "is compiled"),
-        (unguided, Shift(1.0), "needs the DDIM scheduler, .*EulerDiscreteScheduler"),
+        (unguided, Shift(1.0), "needs a DDIMScheduler, .*EulerDiscreteScheduler"),
         (lambda _: tiny_pipeline(thresholding=True), Shift(1.0), "no dynamic thresholding"),
         (lambda _: DiffusionPipeline(), Shift(1.0), "DiffusionPipeline has no U-Net"),
         (lambda pipe: pipe, Shift(1.0, site=Site("midblock", branch="cond")), "no module 'midblock'"),
