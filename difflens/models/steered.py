@@ -88,8 +88,8 @@ class SteeredPipeline(DiffusionModel):
         """See `DiffusionModel.check_update`."""
         if update == "asymmetric" and not isinstance(self._own_scheduler, DDIMScheduler):
             raise ValueError(
-                f"the asymmetric update needs a DDIMScheduler, the pipeline has {type(self._own_scheduler).__name__}; give it "
-                "one, or take a run with mitigation.update=symmetric."
+                f"the asymmetric update needs a DDIMScheduler, the pipeline has {type(self._own_scheduler).__name__}; give "
+                "it one, or take a run with mitigation.update=symmetric."
             )
         if update == "asymmetric":
             check_asymmetric(self._own_scheduler)
