@@ -218,6 +218,7 @@ class AsymmetricScheduler:
         return update(self._scheduler, model_output, combined, timestep, sample, eta=eta, generator=generator, **more)
 
 
+@torch.no_grad()
 def check_combination(told: Tensor, ours: Tensor) -> None:
     """Check that a pipeline combines the branches as its `Guidance` does, by which the edited ones are combined.
 
