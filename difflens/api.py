@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from jaxtyping import Float, Num
 from safetensors.torch import load_file
 from torch import Tensor
@@ -192,11 +192,6 @@ def steer(
         for name in strength:
             attribute.index(name)
         mitigation = mitigation.with_strength(torch.tensor(wanted))
-    if mitigation.update == "asymmetric" and not isinstance(pipeline.scheduler, DDIMScheduler):
-        raise ValueError(
-            f"the asymmetric update needs a DDIMScheduler, the pipeline has {type(pipeline.scheduler).__name__}; give it "
-            "one, or take a run with mitigation.update=symmetric."
-        )
     assign = _quota(shares, mitigation, features.natural, seed)
     with edited_pipeline(pipeline, mitigation, timesteps=features.timesteps, assign=assign):
         yield pipeline
