@@ -183,6 +183,14 @@ def quality(reading: Reading, study: Study, reference: Reference) -> dict[str, A
     return {"fid": fid, "kid": kid.distance, "kid_sd": kid.subset_sd}
 
 
+def smaller_subsets(study: Study, reference: Reference | None, n: int) -> dict[str, str]:
+    """What to say of KID's random subsets where there are too few images for the size that was asked for."""
+    size = n if reference is None else min(n, len(reference.features))
+    if reference is None or study.kid_subset <= size:
+        return {}
+    return {"kid_subset": f"{size} images, of which there are no {study.kid_subset}"}
+
+
 def pairs(before: Reading, after: Reading, study: Study, edited: Tensor | None) -> dict[str, Any]:
     """CLIP-I and leakage of images against those of the same ids without mitigation; `edited` is None where nobody knows."""
     ids = after.image_ids
