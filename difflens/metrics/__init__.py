@@ -17,9 +17,9 @@ gets those of the following that its signature names:
     prompts        the prompt of each image
     edited         which images the mitigation acted on [N]
 
-`compute` gives one number. A set of images that lacks what an argument without a default asks for (the unmitigated images have
-no `originals`, models without prompts no `prompts`) has none. The number stands under the entry's key in `metrics.json`, and in
-all reports, tables and plots with what the entry says of it.
+`compute` gives one number. A set of images that lacks what an argument without a default asks for (the unmitigated images
+have no `originals`, models without prompts no `prompts`) has none. The number stands under the entry's key in `metrics.json`,
+and in all reports, tables and plots with what the entry says of it.
 """
 
 from importlib import import_module
@@ -28,14 +28,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from difflens.judges.protocol import FeatureExtractor, Judge, ReferenceStatistics, select_classes
     from difflens.metrics.clip import ClipSimilarity, PromptSimilarity, SimilarityResult
-    from difflens.metrics.fairness import (
-        FairnessDiscrepancy,
-        FairnessResult,
-        IntersectionalFairnessDiscrepancy,
-        PerPromptFairnessDiscrepancy,
-        PerPromptFairnessResult,
-        Share,
-    )
+    from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult, Share
     from difflens.metrics.frechet import FrechetDistance, FrechetResult, KernelDistance, KernelResult
     from difflens.metrics.leakage import AttributeLeakage, Leakage, LeakageResult
 
@@ -47,14 +40,11 @@ __all__ = [
     "FeatureExtractor",
     "FrechetDistance",
     "FrechetResult",
-    "IntersectionalFairnessDiscrepancy",
     "Judge",
     "KernelDistance",
     "KernelResult",
     "Leakage",
     "LeakageResult",
-    "PerPromptFairnessDiscrepancy",
-    "PerPromptFairnessResult",
     "PromptSimilarity",
     "ReferenceStatistics",
     "Share",

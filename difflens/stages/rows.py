@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from itertools import product
 from statistics import fmean
 from typing import Any
 
@@ -12,16 +13,11 @@ from torch import Tensor
 from difflens.data.reference import Reference
 from difflens.judges.protocol import OTHER, faces_found, select_classes
 from difflens.metrics.clip import ClipSimilarity, PromptSimilarity
-from difflens.metrics.fairness import (
-    FairnessDiscrepancy,
-    FairnessResult,
-    IntersectionalFairnessDiscrepancy,
-    PerPromptFairnessDiscrepancy,
-)
+from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult, count_others
 from difflens.metrics.frechet import FrechetDistance, KernelDistance
+from difflens.metrics.functional import product_probabilities
 from difflens.metrics.leakage import Leakage
 from difflens.metrics.official import OfficialDiscrepancies, official_discrepancies
-from difflens.metrics.others import count_others
 from difflens.stages.reading import CROSSED, Reading, Study
 from difflens.vocabulary import Attribute
 
@@ -82,19 +78,14 @@ def _intersectional(reading: Reading, study: Study, target: Tensor) -> dict[str,
     names = [attribute.name for attribute in study.crossed]
     if not names:
         return {"intersectional_fd": None, "intersectional_attributes": names, "intersectional": None}
-    classes = {attribute.name: attribute.classes for attribute in study.crossed}
-    metric = IntersectionalFairnessDiscrepancy(classes, crossed_target(study, target), missing=study.missing)
-    metric.update({attribute.name: reading.logits(study.judge, attribute) for attribute in study.crossed})
+    classes = [" × ".join(classes) for classes in product(*(attribute.classes for attribute in study.crossed))]
+    metric = FairnessDiscrepancy(classes, crossed_target(study, target).flatten(), missing=study.missing)
+    # Soft FD takes the judge's answers as independent given the image.
+    answers = [reading.logits(study.judge, attribute).double().softmax(-1) for attribute in study.crossed]
+    metric.update(product_probabilities(answers), probabilities=True)
     found = metric.compute()
-    summary = {
-        "n": found.n,
-        "missing_faces": found.missing,
-        "fd": found.fd,
-        "fd_hard": found.fd_hard,
-        "fd_chance": found.fd_chance,
-        "fd_squared_unbiased": found.fd_squared_unbiased,
-        "fd_max": found.fd_maximum,
-    }
+    kept = {name: getattr(found, name) for name in ("fd", "fd_hard", "fd_chance", "fd_squared_unbiased")}
+    summary = {"n": found.n, "missing_faces": found.missing, **kept, "fd_max": found.fd_maximum}
     return {"intersectional_fd": found.fd_hard, "intersectional_attributes": names, "intersectional": summary}
 
 
@@ -127,15 +118,13 @@ def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str
     """The discrepancy under every prompt, their means (METHOD section 7: not the pooled one), obedience, and CLIP-T."""
     order = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     which = torch.tensor([order[prompt] for prompt in prompts])
-    targets = torch.stack([study.goals.of(prompt) for prompt in order])
-    metric = PerPromptFairnessDiscrepancy(study.attribute.classes, targets, prompts=[*order], missing=study.missing)
-    metric.update(reading.logits(study.judge, study.attribute), which)
-    fairness = metric.compute()
+    logits = reading.logits(study.judge, study.attribute)
     obeyed = _obeyed(reading, study, list(order), which)
     by_prompt: dict[str, dict[str, Any]] = {}
-    for prompt, found in fairness.prompts.items():
-        rows = which == order[prompt]
-        goal = dict(zip(study.attribute.classes, study.goals.of(prompt).tolist(), strict=True))
+    for prompt, number in order.items():
+        rows, target = which == number, study.goals.of(prompt)
+        found = _discrepancy(logits[rows], study.attribute, target, missing=study.missing)
+        goal = dict(zip(study.attribute.classes, target.tolist(), strict=True))
         counted = {"n": found.n, "missing_faces": found.missing}
         by_prompt[prompt] = {**counted, "target": goal, **_summary(found), **_official(reading, study, rows)}
         if obeyed is not None:
@@ -143,12 +132,8 @@ def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str
     similarity = PromptSimilarity()
     similarity.update(reading.embeddings, study.extractor.embed_texts(list(order))[which])  # type: ignore[attr-defined]
     clip = similarity.compute()
-    means = {
-        "fd_prompt_mean": fairness.fd_mean_over_prompts,
-        "fd_hard_prompt_mean": fairness.fd_hard_mean_over_prompts,
-    }
-    if "fd_official" in next(iter(by_prompt.values())):
-        means["fd_official_prompt_mean"] = fmean(row["fd_official"] for row in by_prompt.values())
+    measured = [key for key in ("fd", "fd_hard", "fd_official") if key in next(iter(by_prompt.values()))]
+    means = {f"{key}_prompt_mean": fmean(row[key] for row in by_prompt.values()) for key in measured}
     share = None if obeyed is None else float(obeyed.nanmean())
     return {**means, "prompts": by_prompt, "obeyed": share, "clip_t": clip.cosine, "clip_t_paper": clip.paper}
 
