@@ -80,7 +80,7 @@ class FairnessDiscrepancy(SumMetric):
         self.add_sum("fairness_missing", dtype=torch.int64)
 
     def update(self, logits: Float[Tensor, "images classes"], *, probabilities: bool = False) -> None:
-        """Adds logits [N, C], or `probabilities` such as those of product classes; a row of NaN is an image without a face."""
+        """Adds logits [N, C], or `probabilities`, such as of product classes; a row of NaN is an image without a face."""
         if logits.ndim != 2 or logits.shape[1] != len(self.classes):
             raise ValueError(f"logits of {self.classes} are [N, {len(self.classes)}], got {list(logits.shape)}.")
         found = faces_found(logits)

@@ -13,10 +13,9 @@ from difflens.data.reference import Reference, collect_reference
 from difflens.judges.pixels import float_pieces
 from difflens.judges.protocol import ReferenceStatistics
 from difflens.judges.weights import free
-from difflens.stages.agreement import agreement, arrival
 from difflens.stages.listed import listed_measures, measure_own, metrics_spec, own_metrics
 from difflens.stages.reading import Study, protocol, read_images
-from difflens.stages.rows import build_row, smaller_subsets
+from difflens.stages.rows import agreement, arrival, build_row, smaller_subsets
 from difflens.stages.tracked import track_metrics
 from difflens.study.values import built
 from difflens.study.workbench import Workbench, plain
