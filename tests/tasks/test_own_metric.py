@@ -118,6 +118,15 @@ def test_a_broken_list_is_refused_in_one_line_before_any_stage(
     assert len(program.artifacts()) == known
 
 
+def test_more_cards_than_images_and_larger_subsets_than_images_are_cut_and_said(program: Program) -> None:
+    done = program("metric.cards=1000", "metric.kid_subset=1000000")
+    assert done.code == 0, done.err + done.out
+    assert "have no learning image left to be shown on" in done.out
+    protocol = program.json("metrics.json")["protocol"]
+    assert protocol["kid_subset"] == "32 images, of which there are no 1000000"
+    assert "kid subset 32 images" in (program.latest / "report.html").read_text()
+
+
 def test_every_shipped_number_is_one_that_the_package_measures() -> None:
     from difflens.stages.listed import GROUPED, MEASURED
 
