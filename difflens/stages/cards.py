@@ -140,7 +140,7 @@ def _draw_effects(
     plan = learning_plan(bench).take(torch.cat(rows)).towards(torch.cat(targets))
     edit = SingleFeature(whole, owner, strength=RAISED)
     made = generate(bench.trainer(alone=True), bench.model, plan, edit=edit).split([len(part) for part in rows])
-    shifts = []
+    shifts: list[dict[str, float]] = []
     for card, positions, after in zip(cards, rows, made, strict=True):
         if len(positions) == 0:
             shifts.append({})

@@ -3,11 +3,14 @@
 import csv
 import json
 import os
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from program import Program, undisturbed
 
 from difflens.main import conf_folder
@@ -76,7 +79,7 @@ def test_a_users_own_metric_is_in_metrics_report_tables_comparison_and_sweep(pro
     done = program(*asked, "-m", "seed=0", "name=one", "strength=none,calibrated", prepare=prepare)
     assert done.code == 0, done.err + done.out
     assert "twice the brightness" in done.out and "change of pixels" in done.out, "the table of the terminal"
-    sweep = max((program.folder / "outputs" / "sweeps").glob("*/*"))
+    sweep = max((program.folder / "outputs" / "sweeps").glob("*"))
     metrics = json.loads((sweep / "1" / "metrics.json").read_text())
     assert [each["key"] for each in metrics["measures"][-2:]] == ["brightness", "change"]
     assert metrics["measures"][:-2] == before["measures"], "the shipped ones stay, and stand first"
@@ -94,6 +97,22 @@ def test_a_users_own_metric_is_in_metrics_report_tables_comparison_and_sweep(pro
     assert float(row["change"]) == edited["change"]
 
 
+def test_folders_are_measured_by_it_too_and_pairs_by_name(program: Program) -> None:
+    folders = program.folder / "folders"
+    shutil.copytree(undisturbed().latest / "images", folders)
+    roles = (f"images={folders / 'difflens'}", f"originals={folders / 'original'}", f"reference={folders / 'original'}")
+    asked = (f"--config-dir={program.folder / 'conf'}", "metric=mine", "task=evaluate", *roles)
+    done = program(*asked, prepare=partial(let_in, program.folder))
+    assert done.code == 0, done.err + done.out
+    original, made = program.json("metrics.json")["rows"]
+    pixels = [
+        np.stack([np.asarray(Image.open(path)) for path in sorted((folders / name).glob("*.png"))]).astype(float) / 255
+        for name in ("original", "difflens")
+    ]
+    assert original["change"] is None and made["change"] == pytest.approx(np.abs(pixels[1] - pixels[0]).mean())
+    assert [row["brightness"] / 2 for row in (original, made)] == pytest.approx([each.mean() for each in pixels])
+
+
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
@@ -105,7 +124,10 @@ def test_a_users_own_metric_is_in_metrics_report_tables_comparison_and_sweep(pro
         (["metric.extractor=null"], "metric.extractor must be a group"),
         (["metric.measures.brightness._target_=my_metrics.Greedy"], "update asks for captions; it may ask for images,"),
         (["metric.measures.brightness._target_=os.system"], "_target_ of metric.measures.brightness is 'os.system'"),
-        (["metric.measures.brightness.factor=2", "+metric.measures.change.size=1"], "takes no 'size'"),
+        (
+            ["metric.measures.brightness.factor=2", "+metric.measures.change.size=1"],
+            "unexpected keyword argument 'size'",
+        ),
     ],
 )
 def test_a_broken_list_is_refused_in_one_line_before_any_stage(
