@@ -40,7 +40,7 @@ FACES = Slot(
 )
 JUDGE = Slot(
     (
-        *_all("judges", "fairface.load_fairface", "zero_shot.ZeroShotJudge"),
+        *_all("judges", "fairface.load_fairface", "onnx.OnnxJudge", "zero_shot.ZeroShotJudge"),
         "difflens.miniature.judges.load_judge",
     ),
     "difflens.judges.protocol.Judge",
