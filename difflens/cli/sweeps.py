@@ -79,7 +79,7 @@ def job_to_do(cfg: DictConfig, folder: Path) -> Iterator[tuple[bool, str | None]
         # The lock is held, and the folder cleared, by the first of the job's processes.
         yield not is_done(folder, key), key
         return
-    with exclusive(folder / "job.lock", f"job {folder.name} of the sweep"):
+    with exclusive(folder / ".job.lock", f"job {folder.name} of the sweep"):
         to_do = not is_done(folder, key)
         if to_do:
             clear(folder)

@@ -7,7 +7,8 @@ from omegaconf import DictConfig
 from difflens.data.activations import ActivationStore, expected_bytes
 from difflens.data.sampled import Shards
 from difflens.stages.plans import contrast_plan, learning_plan, plan_spec
-from difflens.store.artifacts import Artifact, check_space
+from difflens.store.artifacts import Artifact
+from difflens.store.files import room_for
 from difflens.store.run import Run
 from difflens.study.workbench import Workbench
 from difflens.training.steering_module import sample
@@ -43,7 +44,7 @@ def _collect(bench: Workbench, plan: GenerationPlan) -> Artifact:
 
     def make(folder: Path) -> None:
         if not bench.run.rank:
-            check_space(folder, expected_bytes(bench.model, bench.site, images))
+            room_for(folder, expected_bytes(bench.model, bench.site, images))
         trainer = bench.trainer(enable_progress_bar=True)
         sample(trainer, bench.model, plan, Shards(folder, bench.site), record=bench.site)
 

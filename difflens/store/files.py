@@ -9,10 +9,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from difflens.store.errors import ArtifactError
+from difflens.store.errors import UserError
 
 TEMPORARY = ".partial"
 """Suffix of files and folders that are still being written."""
+
+FILES = "files.json"
+"""What a finished artifact lists its files in."""
 
 log = logging.getLogger(__name__)
 
@@ -75,18 +78,18 @@ def free_space(path: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def check_space(path: Path, needed_bytes: int) -> None:
-    """Say how much will be written to `path` and how much is free.
+def room_for(folder: Path, needed_bytes: int) -> None:
+    """Check that what will be written under `folder` fits on its disk.
 
     Raises:
-        ArtifactError: it will not fit.
+        UserError: it does not.
     """
-    free = free_space(path)
-    log.info("%s to write under %s, %s free", human_size(needed_bytes), path, human_size(free))
+    free = free_space(folder)
+    log.info("%s to write under %s, %s free", human_size(needed_bytes), folder, human_size(free))
     if needed_bytes > free:
-        raise ArtifactError(
-            f"{human_size(needed_bytes)} will not fit under {path}: only {human_size(free)} are free; "
-            "free some space or set paths.artifacts to a larger disk."
+        raise UserError(
+            f"{human_size(needed_bytes)} will not fit under {folder}: only {human_size(free)} are free; "
+            "free some space, set paths.artifacts to a larger disk or ask for less."
         )
 
 

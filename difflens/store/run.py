@@ -3,8 +3,6 @@
 import json
 import logging
 import math
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -14,15 +12,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from difflens.store.artifacts import Artifact, ArtifactStore
-from difflens.store.errors import one_line
-from difflens.store.exits import ending, was_interrupted
+from difflens.store.artifacts import Artifact, ArtifactStore, removed
+from difflens.store.errors import one_line, was_interrupted
+from difflens.store.exits import ending
 from difflens.store.files import point_latest, write_json, write_text
 from difflens.store.fingerprints import fingerprint
-from difflens.store.locks import is_stale
+from difflens.store.locks import is_gone, this_process
 from difflens.store.provenance import peak_memory, provenance
 from difflens.store.ranks import (
     TRACEBACK,
+    check_launch,
     first_to_fail,
     process_rank,
     quiet_rank,
@@ -126,12 +125,12 @@ class Run:
         if self.rank == 0:
             artifact, reused = self.store.get_or_create(kind, spec, make, resumable=resumable)
         else:
-            artifact, reused = self.store.join(kind, spec, make if together else None, first=self.first_process)
+            artifact, reused = self.store.join(kind, spec, make if together else None, first=self.first_process), True
         self.used.append((artifact, reused))
         entry = {"kind": kind, "fingerprint": artifact.fingerprint, "reused": reused}
         self.manifest["artifacts"].append(entry)
         self.write_manifest()
-        self.say(f"{kind} {artifact.fingerprint}: {'reused' if reused else 'made'}")
+        self.say(f"{artifact}: {'reused' if reused else 'made'}")
         return artifact
 
     def first_process(self) -> dict[str, Any]:
@@ -140,10 +139,10 @@ class Run:
         A folder used again holds an earlier run's status until the first rank has started: while this process is young, a
         first rank that has ended is taken for the earlier one's.
         """
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, KeyError):
             status = json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
-            owner = {key: status.get(key) for key in ("pid", "host")}
-            if time.monotonic() - self._opened > START_TOGETHER or not is_stale(owner):
+            owner = {key: status[key] for key in ("pid", "host")}
+            if time.monotonic() - self._opened > START_TOGETHER or not is_gone(owner):
                 return owner
         return {}
 
@@ -205,8 +204,7 @@ def recorded_status(run: Run, overrides: Sequence[str], key: str | None = None) 
     status: dict[str, Any] = {
         "status": "running",
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
+        **this_process(),
         "overrides": list(overrides),
         **({} if key is None else {"key": key}),
     }
@@ -247,6 +245,7 @@ def open_run(
     run.id = fingerprint({"folder": str(folder.resolve()), "key": key}) if sweep and key else None
     with recorded_status(run, overrides, key), quiet_rank(run.rank), run.ending():
         config = resolve(cfg)
+        check_launch(config)
         if sweep:
             refuse_distributed_sweep(config)
         run.manifest = {**provenance(config, overrides), **run.manifest}
@@ -254,4 +253,10 @@ def open_run(
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
             point_latest(Path(cfg.paths.outputs), folder)
         run.write_manifest()
-        yield run
+        try:
+            yield run
+        except Exception as error:
+            lost = next((artifact for artifact, _ in run.used if not artifact.is_there), None)
+            if lost is None or was_interrupted(error):
+                raise
+            raise removed(lost) from error
