@@ -12,9 +12,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from difflens.store.artifacts import ArtifactStore
-from difflens.store.errors import ArtifactError, BuildError, UserError
-from difflens.store.exits import INTERRUPTED, ending
+from difflens.store.errors import INTERRUPTED, ArtifactError, BuildError, UserError
+from difflens.store.exits import ending
 from difflens.store.provenance import git_state, seeds
+from difflens.store.ranks import check_launch
 from difflens.store.run import REVISIONS, Run, open_run
 
 
@@ -124,9 +125,56 @@ def test_other_ranks_write_no_run_files_but_share_the_artifact(cfg, tmp_path, mo
     with open_run(cfg, tmp_path / "runs" / "x") as run:
         run.artifact("sae", {"k": 1}, lambda made: (made / "x").write_text("x"))
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    cfg.trainer = {"devices": 2}
     with open_run(cfg, tmp_path / "runs" / "y") as other:
         assert other.artifact("sae", {"k": 1}, lambda made: pytest.fail("made twice")).kind == "sae"
     assert not (tmp_path / "runs" / "y").exists()
+
+
+LAUNCHES = [
+    ({}, 1, True),
+    ({}, 2, True),
+    ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, 2, True),  # torchrun
+    ({"LOCAL_RANK": "0", "WORLD_SIZE": "2"}, 2, True),  # Lightning's children
+    ({"LOCAL_RANK": "3", "WORLD_SIZE": "4"}, "auto", True),
+    ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, 2, True),  # srun
+    ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, [0, 1], True),
+    ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, 2, True),  # an interactive shell of one task
+    ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, 1, True),  # the script of a larger allocation
+    ({"RANK": "0", "WORLD_SIZE": "4"}, 1, True),
+    ({"RANK": "1"}, 1, False),
+    ({"RANK": "abc"}, 1, False),
+    ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, 1, False),
+    ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, 1, False),
+    ({"RANK": "0"}, 2, False),
+    ({"LOCAL_RANK": "0", "WORLD_SIZE": "4"}, 2, False),
+    ({"RANK": "2", "WORLD_SIZE": "2"}, 2, False),
+]
+
+
+@pytest.mark.parametrize(("variables", "devices", "fits"), LAUNCHES)
+def test_a_rank_left_in_the_environment_is_no_launch(monkeypatch, variables, devices, fits):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = {"trainer": {"devices": devices}}
+    if fits:
+        check_launch(config)
+        assert devices != 1 or "SLURM_NTASKS" not in os.environ, "Lightning waits for the other tasks"
+        return
+    with pytest.raises(UserError, match=r"trainer.devices=.*env -u [A-Z_]*RANK|env -u SLURM_PROCID"):
+        check_launch(config)
+
+
+def test_artifacts_that_go_away_while_a_run_uses_them_end_it_in_one_line(cfg, tmp_path):
+    with (
+        pytest.raises(UserError, match=r"sae \w{16} was removed while this run used it"),
+        open_run(cfg, tmp_path / "x") as run,
+    ):
+        made = run.artifact("sae", {}, lambda folder: (folder / "x").write_text("x"))
+        (made.folder / "x").unlink()
+        (made.folder / "x").read_text()
+    assert "was removed" in read(tmp_path / "x", "status.json")["error"]
 
 
 def instantiation(cause: Exception) -> BuildError:
