@@ -14,23 +14,29 @@ from difflens.store.errors import ArtifactError
 log = logging.getLogger(__name__)
 
 
-def newest_having(path: Path, has: Callable[[Path], bool]) -> Path:
-    """The folder itself, or, where it is a link such as `outputs/latest`, the newest of its kind that has what is asked for.
+def newest_having(path: Path, has: str | Callable[[Path], bool]) -> Path:
+    """The folder itself; of the links `latest` and `latest_sweep` the newest run, or sweep, that has what is asked for.
 
-    Every command moves that link, also one that makes nothing to be read; which folder it is then is said.
+    Every command moves those links, also one that leaves nothing to be read. Which folder is taken instead is said.
+
+    Args:
+        path: the folder or link.
+        has: tells whether a folder has it; or the pattern of a file in it.
     """
-    if not path.is_symlink() or has(path):
+    fits = (lambda folder: any(folder.glob(has))) if isinstance(has, str) else has
+    if not path.is_symlink() or fits(path):
         return path
-    kinds = ("runs/*/*", "sweeps/*/*") if path.name == "latest" else ("sweeps/*",)
-    folders = [folder for kind in kinds for folder in path.parent.glob(kind) if folder.is_dir()]
-    found = next((each for each in sorted(folders, key=_made, reverse=True) if has(each)), path)
-    if found is not path:
-        # Said as a warning: who calls from Python sees nothing less.
-        log.warning("%s has not what is asked for; taken is the newest that has: %s", path, found)
+    kinds = ("sweeps/*",) if path.name == "latest_sweep" else ("runs/*/*", "sweeps/*/*")
+    folders = (folder for kind in kinds for folder in path.parent.glob(kind) if folder.is_dir())
+    found = next((folder for folder in sorted(folders, key=_begun, reverse=True) if fits(folder)), None)
+    if found is None:
+        return path
+    # A warning, since who calls from Python sees nothing less.
+    log.warning("%s (%s) has nothing of this to read; taken is the newest that has: %s", path, path.resolve(), found)
     return found
 
 
-def _made(folder: Path) -> float:
+def _begun(folder: Path) -> float:
     """When a run, or the last job of a sweep, began; 0 for a folder that is neither."""
     return max(
         (file.stat().st_mtime for file in (*folder.glob("config.yaml"), *folder.glob("*/config.yaml"))), default=0.0
@@ -60,9 +66,8 @@ class RunArtifacts:
     """
 
     def __init__(self, run: str | Path, kind: str) -> None:
-        self.run = newest_having(
-            Path(run), lambda folder: any(entry["kind"] == kind for entry in recorded(folder) or ())
-        ).resolve()
+        has = lambda folder: any(entry["kind"] == kind for entry in recorded(folder) or ())  # noqa: E731
+        self.run = newest_having(Path(run), has).resolve()
         entries = recorded(self.run)
         if entries is None:
             raise ValueError(f"{str(run)!r} is no run folder; give one that difflens made, such as 'outputs/latest'.")

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from difflens.store.artifacts import ArtifactStore
 from difflens.store.errors import INTERRUPTED, ArtifactError, BuildError, UserError
 from difflens.store.exits import ending
+from difflens.store.past_run import RunArtifacts, newest_having
 from difflens.store.provenance import git_state, seeds
 from difflens.store.ranks import check_launch
 from difflens.store.run import REVISIONS, Run, open_run
@@ -228,3 +229,20 @@ def test_an_installed_package_claims_no_commit(monkeypatch, tmp_path):
         "difflens.store.provenance.__file__", str(tmp_path / "site-packages" / "difflens" / "provenance.py")
     )
     assert git_state() == {"commit": None, "dirty": None}
+
+
+def test_of_latest_the_newest_that_has_what_is_asked_for_is_taken_and_told(cfg, tmp_path, caplog):
+    for at, (name, artifacts) in enumerate({"a": ["sae"], "b": ["sae", "steered"], "c": ["sae"], "d": []}.items()):
+        folder = tmp_path / "runs" / "today" / name
+        with open_run(cfg, folder) as run:
+            for kind in artifacts:
+                run.artifact(kind, {"k": name}, lambda made: (made / "x").write_text("x"))
+            if kind == "steered":
+                run.write_json("metrics.json", {})
+        os.utime(folder / "config.yaml", (at, at))
+    latest = tmp_path / "latest"
+    assert RunArtifacts(latest, "sae").run.name == "c" and str(tmp_path / "runs" / "today" / "c") in caplog.text
+    assert RunArtifacts(latest, "steered").run.name == newest_having(latest, "metrics.json").name == "b"
+    assert newest_having(latest, "config.yaml") == newest_having(latest, "nothing") == latest
+    with pytest.raises(ValueError, match="has no steered"):
+        RunArtifacts(tmp_path / "runs" / "today" / "c", "steered").of("steered")
