@@ -72,25 +72,31 @@ def human_size(size: int | float) -> str:
     return f"{size:.1f} TiB"
 
 
-def free_space(path: Path) -> int:
-    """Free bytes on the disk that holds `path`, which need not exist yet."""
-    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    return shutil.disk_usage(existing).free
+def disk_of(path: Path) -> shutil._ntuple_diskusage:
+    """Total, used and free bytes of the disk that holds `path`, which need not exist yet."""
+    return shutil.disk_usage(next(at for at in (path.absolute(), *path.absolute().parents) if at.exists()))
 
 
-def room_for(folder: Path, needed_bytes: int) -> None:
-    """Check that what will be written under `folder` fits on its disk.
+def room_for(folder: Path, needed_bytes: int, *, there: bool = False) -> None:
+    """Check that what is to lie under `folder`, which need not exist, fits on its disk.
+
+    Args:
+        folder: on the disk.
+        needed_bytes: how much it is.
+        there: whether it may lie there already, so that only what is larger than the whole disk is refused.
 
     Raises:
-        UserError: it does not.
+        UserError: it does not fit.
     """
-    free = free_space(folder)
-    log.info("%s to write under %s, %s free", human_size(needed_bytes), folder, human_size(free))
-    if needed_bytes > free:
+    disk = disk_of(folder)
+    room, word = (disk.total, "has") if there else (disk.free, "has free")
+    if needed_bytes > room:
         raise UserError(
-            f"{human_size(needed_bytes)} will not fit under {folder}: only {human_size(free)} are free; "
+            f"{human_size(needed_bytes)} will not fit under {folder}, whose disk {word} {human_size(room)}; "
             "free some space, set paths.artifacts to a larger disk or ask for less."
         )
+    if not there:
+        log.info("%s to write under %s, %s free", human_size(needed_bytes), folder, human_size(room))
 
 
 def is_disk_full(error: BaseException) -> bool:

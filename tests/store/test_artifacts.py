@@ -236,8 +236,9 @@ def test_what_does_not_fit_is_refused_in_human_units(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     room_for(tmp_path / "not" / "there" / "yet", 3 * 2**19)
     assert "1.5 MiB to write" in caplog.text
-    with pytest.raises(UserError, match=r"1024\.0 TiB will not fit .* only .* are free"):
-        room_for(tmp_path, 2**50)
+    for there in (False, True):
+        with pytest.raises(UserError, match=r"1024\.0 TiB will not fit .* whose disk has"):
+            room_for(tmp_path, 2**50, there=there)
 
 
 def test_torch_is_not_imported_for_the_store():

@@ -1,5 +1,6 @@
 """Whenever the program is stopped, the same command goes on, and its numbers are those of a run that nothing disturbed."""
 
+import shutil
 import signal
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -122,3 +123,41 @@ def test_a_trained_sae_is_not_trained_again_for_its_health(killed: Program, tmp_
     assert (artifact / "autoencoder" / "sae.safetensors").stat().st_mtime_ns == written
     assert (artifact / "health.json").read_bytes() == (undisturbed().artifacts("sae")[0] / "health.json").read_bytes()
     assert not (artifact / "training").exists()
+
+
+DAMAGES = ("flipped", "truncated", "gone", "no list", "no spec", "a file", "stray")
+
+
+def damage(folder: Path, how: str) -> None:
+    """Harm an artifact in its largest file, or as a whole."""
+    largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    match how:
+        case "flipped":
+            data[-1] ^= 1
+            largest.write_bytes(data)
+        case "truncated":
+            largest.write_bytes(data[: len(data) // 2])
+        case "gone":
+            largest.unlink()
+        case "a file":
+            shutil.rmtree(folder)
+            folder.touch()
+        case "stray":
+            (folder / f"shard-99999{largest.suffix}").write_bytes(data)
+        case _:
+            (folder / {"no list": "files.json", "no spec": "spec.json"}[how]).unlink()
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_damage_of_any_kind_in_every_kind_of_artifact_is_told_and_made_good(tmp_path: Path, first: int) -> None:
+    program = undisturbed().copied(tmp_path / "study")
+    damaged = {folder: DAMAGES[(first + i) % len(DAMAGES)] for i, folder in enumerate(program.artifacts())}
+    for folder, how in damaged.items():
+        damage(folder, how)
+    ended = program()
+    assert ended.code == 0, ended.err
+    for folder, how in damaged.items():
+        assert (f"{folder.parent.name} {folder.name} is made anew" in ended.out) == (how != "stray")
+        (folder / "shard-99999.safetensors").unlink(missing_ok=True)
+    assert results(program) == results(undisturbed())
