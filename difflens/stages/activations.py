@@ -22,7 +22,7 @@ def activations(cfg: DictConfig, run: Run) -> None:
 
 def collect(bench: Workbench) -> Artifact:
     """The stored activations, images and ids of `data.images` images; goes on where an interrupted run stopped."""
-    # Before anything of that size is made: a plan of a milliard images alone fills the memory.
+    # Before anything of that size is made: a plan of a billion images alone fills the memory.
     room_for(bench.run.store.root, expected_bytes(bench.model, bench.site, bench.cfg.data.images), there=True)
     return bench.once("activations", lambda: _collect(bench, learning_plan(bench)))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from difflens.store.errors import ArtifactError, ArtifactMismatchError, UserError
-from difflens.store.files import FILES, TEMPORARY, disk_of, human_size, is_disk_full, sha256_of, sync, write_json
+from difflens.store.files import FILES, TEMPORARY, disk_space, human_size, is_disk_full, sha256_of, sync, write_json
 from difflens.store.fingerprints import canonical, describe_difference, fingerprint, require_equal
 from difflens.store.locks import exclusive, is_gone, read_owner
 from difflens.store.shards import is_finished, read_shard, write_shard
@@ -205,7 +205,7 @@ class ArtifactStore:
                 raise
             kept = " What is finished is kept." if resumable else ""
             raise ArtifactError(
-                f"the disk of {self.root} is full ({human_size(disk_of(self.root).free)} free) while making {what}; "
+                f"the disk of {self.root} is full ({human_size(disk_space(self.root)[1])} free) while making {what}; "
                 f"free some space and run the same command again.{kept}"
             ) from error
 

@@ -72,9 +72,10 @@ def human_size(size: int | float) -> str:
     return f"{size:.1f} TiB"
 
 
-def disk_of(path: Path) -> shutil._ntuple_diskusage:
-    """Total, used and free bytes of the disk that holds `path`, which need not exist yet."""
-    return shutil.disk_usage(next(at for at in (path.absolute(), *path.absolute().parents) if at.exists()))
+def disk_space(path: Path) -> tuple[int, int]:
+    """Total and free bytes of the disk that holds `path`, which need not exist yet."""
+    total, _, free = shutil.disk_usage(next(at for at in (path.absolute(), *path.absolute().parents) if at.exists()))
+    return total, free
 
 
 def room_for(folder: Path, needed_bytes: int, *, there: bool = False) -> None:
@@ -88,8 +89,8 @@ def room_for(folder: Path, needed_bytes: int, *, there: bool = False) -> None:
     Raises:
         UserError: it does not fit.
     """
-    disk = disk_of(folder)
-    room, word = (disk.total, "has") if there else (disk.free, "has free")
+    total, free = disk_space(folder)
+    room, word = (total, "has") if there else (free, "has free")
     if needed_bytes > room:
         raise UserError(
             f"{human_size(needed_bytes)} will not fit under {folder}, whose disk {word} {human_size(room)}; "
