@@ -1,10 +1,8 @@
 """The processes of a distributed run, and where there may be none."""
 
-import io
 import os
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +27,20 @@ def device_count(config: Mapping[str, Any]) -> int | None:
     return count * (trainer.get("num_nodes") or 1) if isinstance(count, int) and count > 0 else None
 
 
-def check_launch(config: Mapping[str, Any]) -> None:
+def check_launch(config: Mapping[str, Any], *, sweep: bool = False) -> None:
     """Check that a rank in the environment belongs to a launch of as many processes as the configuration asks for.
 
     Raises:
         UserError: a scheduler, or another program, has left it behind: this one would wait for processes that nobody starts.
+            Or a job of a sweep asks for several: each of them would start the whole sweep again.
     """
-    count = device_count(config)
+    count, tasks = device_count(config), os.environ.get("SLURM_NTASKS", "1")
+    if sweep and (count or 1) > 1 and tasks != str(count):
+        raise UserError(
+            f"trainer.devices={config['trainer']['devices']} does not work in a sweep (-m): every rank would restart the "
+            "sweep; set trainer.devices=1, or run the jobs one after the other without -m (they share what they have in "
+            f"common), or on a cluster use hydra/launcher=slurm_gpu hydra.launcher.tasks_per_node={count}."
+        )
     if count == 1 and process_rank() == 0:
         # Lightning takes the tasks of an allocation for processes of its own.
         os.environ.pop("SLURM_NTASKS", None)
@@ -57,13 +62,6 @@ def _launched(name: str, count: int | None) -> bool:
     return alone or (rank.isdecimal() and total is not None and total == str(count or total) and int(rank) < int(total))
 
 
-@contextmanager
-def quiet_rank(rank: int) -> Iterator[None]:
-    """Let only the first rank of a distributed run speak on stdout."""
-    with redirect_stdout(io.StringIO()) if rank else nullcontext():
-        yield
-
-
 def rank_prefix(rank: int) -> str:
     """What a line of another process than the first begins with."""
     return f"rank {rank}: " if rank else ""
@@ -83,18 +81,3 @@ def first_to_fail(folder: Path, error: BaseException) -> bool:
         # On a full disk or in a folder that is gone the error to tell is the first one.
         pass
     return True
-
-
-def refuse_distributed_sweep(config: Mapping[str, Any]) -> None:
-    """Check that no job of a sweep asks for several devices, unless SLURM has started a process for each of them.
-
-    Raises:
-        UserError: one does: each rank would start the whole sweep again.
-    """
-    count = device_count(config) or 1
-    if count > 1 and int(os.environ.get("SLURM_NTASKS", 1)) != count:
-        raise UserError(
-            f"trainer.devices={config['trainer']['devices']} does not work in a sweep (-m): every rank would restart the "
-            "sweep; set trainer.devices=1, or run the jobs one after the other without -m (they share what they have in "
-            f"common), or on a cluster use hydra/launcher=slurm_gpu hydra.launcher.tasks_per_node={count}."
-        )
