@@ -6,8 +6,7 @@ Nothing here imports torch: `--help`, `--cfg job` and shell completion answer at
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from difflens.cli.guard import guard_hydra
 from difflens.cli.known_keys import check_keys
 from difflens.cli.products import register_products
-from difflens.cli.sweeps import close_sweep, job_to_do, register_resolvers, sweep_ending
+from difflens.cli.sweeps import close_sweep, job_to_do, sweep_ending, sweep_name
 from difflens.cli.usage import config_groups, usage
 from difflens.store.errors import JobFailedError, NotReadyError, UserError, was_interrupted
 from difflens.store.exits import Ending, ending, nearest
@@ -27,26 +26,11 @@ from difflens.store.ranks import TRACEBACK, process_rank, rank_prefix
 from difflens.store.run import open_run
 from difflens.store.targets import read_environment, resolve_target
 
-HYDRA_VARIABLE = "HYDRA_FULL_ERROR"
-DEBUG_VARIABLE = "DIFFLENS_DEBUG"
-"""Set for this process and the workers of a sweep when the user asked for tracebacks with either variable."""
+DEBUG = "DIFFLENS_DEBUG"
+"""The variable that says, also to the workers of a sweep and to other ranks, whether the user asked for tracebacks."""
 
 SWITCHES = ("-m", "--multirun", "-r", "--run", "--resolve", "--hydra-help", "--version", "--info")
 """Flags that take no value."""
-
-
-@contextmanager
-def whole_errors(wanted: bool) -> Iterator[None]:
-    """Let Hydra pass exceptions on instead of printing its own report; not seen by processes started in the block."""
-    before = os.environ.pop(HYDRA_VARIABLE, None)
-    if wanted:
-        os.environ[HYDRA_VARIABLE] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(HYDRA_VARIABLE, None)
-        if before is not None:
-            os.environ[HYDRA_VARIABLE] = before
 
 
 def check_places(arguments: list[str]) -> None:
@@ -76,11 +60,6 @@ def check_preset(chosen: str | None, overrides: list[str], folders: tuple[Path, 
         raise UserError(f"preset={chosen}: no such preset; available: {', '.join(known)}.{nearest(str(chosen), known)}")
 
 
-def debugging() -> bool:
-    """Whether exceptions are to be shown whole."""
-    return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
-
-
 def flags_first(arguments: list[str]) -> list[str]:
     """The arguments with all flags before the overrides: argparse takes overrides in one piece only.
 
@@ -104,7 +83,7 @@ def run_task(cfg: DictConfig, folder: Path, overrides: list[str], *, sweep: bool
             check_keys(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)), sources)
             resolve_target(cfg.task._target_, "task")(cfg, run)
     except Exception as error:
-        if debugging():
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
             raise
         if was_interrupted(error):
             raise KeyboardInterrupt from error
@@ -122,7 +101,7 @@ def job(cfg: DictConfig) -> None:
     folder, sweep = Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN
     # Unresolved: an override such as `lr=${other}` is text here, and has nothing to refer to in Hydra's own settings.
     overrides = cast(list[str], OmegaConf.to_container(settings.overrides.task, resolve=False))
-    with whole_errors(False), job_to_do(cfg, folder) if sweep else nullcontext((True, None)) as (to_do, key):
+    with job_to_do(cfg, folder) if sweep else nullcontext((True, None)) as (to_do, key):
         if not to_do:
             return
         try:
@@ -144,17 +123,17 @@ def run_program(conf: Path) -> tuple[int, str]:
     read_environment()
     guard_hydra()
     register_products(conf)
-    os.environ.setdefault(DEBUG_VARIABLE, os.environ.get(HYDRA_VARIABLE, "0"))
-    register_resolvers()
+    OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
+    os.environ.setdefault(DEBUG, os.environ.get("HYDRA_FULL_ERROR", "0"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on instead of printing a report of its own
     try:
         check_places(sys.argv[1:])
-        with whole_errors(True):
-            try:
-                hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(job)()
-            finally:
-                close_sweep()
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(job)()
+        finally:
+            close_sweep()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        if debugging() or (isinstance(error, SystemExit) and not was_interrupted(error)):
+        if os.environ[DEBUG] not in ("", "0") or (isinstance(error, SystemExit) and not was_interrupted(error)):
             raise
         if isinstance(error, JobFailedError) and not was_interrupted(error):
             return sweep_ending(error)

@@ -61,12 +61,6 @@ def about_key(error: ConfigCompositionException, groups: Sequence[str]) -> str:
     return f"{key}=…: the configuration has no {key!r}.{nearest(key, known)} `difflens --cfg job` prints all of it."
 
 
-def about_value(error: OmegaConfBaseException) -> str:
-    """The line for a value that is missing, interpolates something missing, or has the wrong type."""
-    key, text = error.full_key, str(error).split("\n")[0].strip()
-    return f"{key}: {text}" if key and key not in text else text
-
-
 def about_object(error: BuildError) -> Ending:
     """The ending for an object that could not be built: the configuration's fault if it was given wrong values."""
     cause, line = error.__cause__, str(error)
@@ -107,8 +101,9 @@ def ending(error: BaseException, *, stage: str | None = None, groups: Sequence[s
             return about_object(error)
         case ConfigCompositionException():
             return Ending(2, about_key(error, groups))
-        case OmegaConfBaseException():
-            return Ending(2, about_value(error))
+        case OmegaConfBaseException(full_key=key):
+            text = str(error).split("\n")[0].strip()
+            return Ending(2, f"{key}: {text}" if key and key not in text else text)
         case RuntimeError() if 'Could not detect "srun"' in str(error):
             return Ending(2, NO_SLURM)
         case HydraException():
