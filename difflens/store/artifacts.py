@@ -168,8 +168,6 @@ class ArtifactStore:
             # Now that nobody else makes or removes it: another process may have made it meanwhile.
             try:
                 found = self.find(kind, spec)
-            except ArtifactMismatchError:
-                raise
             except ArtifactError as error:
                 log.warning("%s is made anew: %s", what, error)
                 remove(folder)
@@ -233,13 +231,9 @@ class ArtifactStore:
         """
         folder, parent = self.path(kind, spec), os.getppid()
         while True:
-            try:
+            with suppress(ArtifactError):  # the first rank makes a damaged one anew
                 if found := self.find(kind, spec):
                     return found
-            except ArtifactMismatchError:
-                raise
-            except ArtifactError:
-                pass  # the first rank makes a damaged one anew
             leader = first()
             if make is not None and leader and read_owner(self.lock(folder)) == leader:
                 make(folder.with_name(folder.name + TEMPORARY))

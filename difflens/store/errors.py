@@ -41,10 +41,8 @@ class ArtifactError(RuntimeError):
     exit_code = 1
 
 
-class ArtifactMismatchError(ArtifactError, UserError):
-    """An artifact was made for another model, site or grid than the one asked for."""
-
-    exit_code = 2
+class ArtifactMismatchError(UserError):
+    """An artifact was made for another model, site or grid than the one asked for; it is sound, and nobody removes it."""
 
 
 class NotReadyError(RuntimeError):
