@@ -4,6 +4,7 @@ import importlib
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from difflens.store.errors import INTERRUPTED, interrupt, was_interrupted
@@ -29,6 +30,8 @@ def main() -> None:
         if not was_interrupted(error):
             raise
         code, line = 130, INTERRUPTED
+    with suppress(OSError):
+        sys.stdout.flush()
     # All is tidied up: a signal would interrupt Python's own end, with a traceback.
     for number in heard:
         signal.signal(number, lambda *_: os._exit(code))

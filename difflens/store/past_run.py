@@ -66,7 +66,10 @@ class RunArtifacts:
     """
 
     def __init__(self, run: str | Path, kind: str) -> None:
-        has = lambda folder: any(entry["kind"] == kind for entry in recorded(folder) or ())  # noqa: E731
+
+        def has(folder: Path) -> bool:
+            return any(entry["kind"] == kind for entry in recorded(folder) or ())
+
         self.run = newest_having(Path(run), has).resolve()
         entries = recorded(self.run)
         if entries is None:
