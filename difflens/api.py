@@ -62,7 +62,7 @@ def load_sae(run: str | Path) -> SparseAutoencoder:
     Raises:
         ValueError: the folder is no run, or the run trained or used none.
     """
-    artifacts = RunArtifacts(run)
+    artifacts = RunArtifacts(run, "sae")
     return read_sae(artifacts.read("sae", artifacts.of("sae")[-1]).folder / "autoencoder")
 
 
@@ -72,7 +72,7 @@ def load_features(run: str | Path) -> Features:
     Raises:
         ValueError: the folder is no run, it steered nothing or with several strengths, or its strengths belong to prompts.
     """
-    chain = RunArtifacts(run)
+    chain = RunArtifacts(run, "steered")
     steered = _steered(chain)
     fitted = chain.read("fit", steered.spec["fit"])
     activations = chain.read("activations", fitted.spec["activations"])

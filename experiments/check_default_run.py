@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from difflens.store.past_run import newest_having
+
 GOLDEN = Path(__file__).with_name("default_run.json")
 
 
@@ -21,7 +23,7 @@ def look_up(metrics: Any, path: str) -> float:
 
 def main() -> None:
     """Print every number beside its golden value; exit 1 if one is off."""
-    metrics = json.loads(Path("outputs/latest/metrics.json").read_text())
+    metrics = json.loads((newest_having(Path("outputs/latest"), "metrics.json") / "metrics.json").read_text())
     off = 0
     for path, (value, tolerance) in json.loads(GOLDEN.read_text()).items():
         found = look_up(metrics, path)

@@ -41,7 +41,7 @@ TINY = {
 """A study of seconds on the shipped miniature."""
 
 PRELOADED = [
-    "difflens.main",
+    "difflens.cli.job",
     "difflens.pipeline",
     "difflens.models.model",
     "difflens.miniature.judges",
@@ -153,8 +153,8 @@ class Program:
         return sorted(path for path in (self.folder / "outputs" / "artifacts").glob(f"{kind}/*") if not path.suffix)
 
     def unfinished(self, kind: str = "*") -> list[Path]:
-        """What is not finished, and locks."""
-        return sorted(path for path in (self.folder / "outputs" / "artifacts").glob(f"{kind}/*") if path.suffix)
+        """What is not finished."""
+        return sorted((self.folder / "outputs" / "artifacts").glob(f"{kind}/*.partial"))
 
     def copied(self, folder: Path) -> "Program":
         """The program with a copy of all results so far."""
