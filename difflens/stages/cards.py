@@ -133,7 +133,9 @@ def _draw_effects(
         targets.append(torch.full((len(rows[-1]),), slot))
     plan = learning_plan(bench).take(torch.cat(rows)).towards(torch.cat(targets))
     edit = SingleFeature(whole, owner, strength=RAISED)
-    made = generate(bench.trainer(alone=True), bench.model, plan, edit=edit).split([len(part) for part in rows])
+    made = generate(bench.trainer("cards", alone=True), bench.model, plan, edit=edit).split(
+        [len(part) for part in rows]
+    )
     shifts = []
     for card, positions, after in zip(cards, rows, made, strict=True):
         before = store.images[positions]
