@@ -4,6 +4,7 @@ The tolerances leave room for another processor's rounding, which moves single i
 more. A change that moves a number beyond them belongs in the changelog, and its new value into `default_run.json`.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -21,7 +22,12 @@ def look_up(metrics: Any, path: str) -> float:
 
 def main() -> None:
     """Print every number beside its golden value; exit 1 if one is off."""
-    metrics = json.loads(Path("outputs/latest/metrics.json").read_text())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", nargs="?", type=Path, default=Path("outputs/latest"), help="the run's folder")
+    file = parser.parse_args().run / "metrics.json"
+    if not file.is_file():
+        parser.error(f"there is no {file}; make it with `uv run difflens`.")
+    metrics = json.loads(file.read_text())
     off = 0
     for path, (value, tolerance) in json.loads(GOLDEN.read_text()).items():
         found = look_up(metrics, path)

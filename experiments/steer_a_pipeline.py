@@ -15,7 +15,7 @@ from difflens.store.locations import locate
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", default="outputs/latest")
     parser.add_argument("--images", type=int, default=64)
     asked = parser.parse_args()

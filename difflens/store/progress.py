@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -48,7 +48,7 @@ class Progressing:
         if self._bar is not None:
             self._bar.stop()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progressing":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -90,26 +90,9 @@ def test_a_run_names_its_stages_and_leaves_no_blank_lines(tmp_path: Path) -> Non
     program = Program(tmp_path)
     ended = program(prepare=speak_at_once)
     assert ended.code == 0, ended.err
-    lines = (ended.out.partition("┏")[0] + ended.err).splitlines()  # the table has its own way
+    lines = (ended.out.partition("gender · ")[0] + ended.err).splitlines()  # the table has its own way
     assert all(line.strip() for line in lines) and not {"Predicting", "Epoch"} & {*" ".join(lines).split()}
-    stages = (
-        "activations",
-        "labelling",
-        "SAE's training",
-        "SAE's health",
-        "denoising loss recovered",
-        "probe of gender",
-    )
-    stages += (
-        "attribution of gender",
-        "usual activity",
-        "originals",
-        "calibrate",
-        "steer",
-        "measuring original",
-        "cards",
-    )
+    stages = ["activations", "labelling", "SAE's training", "SAE's health", "denoising loss recovered", "cards"]
+    stages += ["probe of gender", "attribution of gender", "usual activity", "calibrate", "originals", "steer"]
     assert not [stage for stage in stages if not any(line.startswith(f"{stage}: 1") for line in lines)]
-    assert "labelling: 1" in lines and "activations: 4 of 4" in lines
-    quiet = program("seed=1", "task=sae")
-    assert quiet.code == 0 and not [line for line in quiet.out.splitlines() if " of 4" in line or not line.strip()]
+    assert {"activations: 4 of 4", "measuring original: 32 of 32"} <= {*lines}
