@@ -53,8 +53,9 @@ def main() -> None:
     outputs = Path("outputs")
     outputs.mkdir(exist_ok=True)
     (outputs / "miniature_quality.json").write_text(json.dumps(found, indent=2) + "\n")
-    tiles = torch.nn.functional.interpolate(images[:96], scale_factor=3).unflatten(0, (8, 12))
-    sheet = (tiles.permute(0, 3, 1, 4, 2).reshape(8 * 96, 12 * 96, 3) * 255).round().byte()
+    rows = max(1, min(8, len(images) // 12))
+    tiles = torch.nn.functional.interpolate(images[: rows * 12], scale_factor=3).unflatten(0, (rows, -1))
+    sheet = (tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1) * 255).round().byte()
     Image.fromarray(sheet.numpy()).save(outputs / "miniature_samples.png")
     print(json.dumps(found, indent=2))
 
