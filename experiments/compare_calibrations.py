@@ -19,7 +19,7 @@ from rich.table import Table
 LATEST = Path(os.environ.get("DIFFLENS_OUTPUTS", "outputs")) / "latest"
 
 
-def study(per_prompt: bool, overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
+def study(per_prompt: bool, overrides: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """The rows of one study, of the studied and of the unseen prompts: the originals' and the mitigation's."""
     settings = [f"mitigation.calibration.per_prompt={str(per_prompt).lower()}", *overrides]
     if code := subprocess.run([sys.executable, "-m", "difflens.main", "model=mini_sd", *settings]).returncode:

@@ -34,7 +34,7 @@ def main() -> None:
         after = generate()
 
     judge, attribute = load_judge("package:miniature/weights/second_judge"), features.attribute
-    columns = select_classes(judge, attribute)
+    columns = select_classes(judge, attribute)  # type: ignore[arg-type]
     for name, images in (("original", before), ("steered", after)):
         found = difflens.fairness_discrepancy(judge(images)[attribute.name][:, columns], attribute.classes)
         shares = ", ".join(f"{cls} {share.share:.3f}" for cls, share in found.shares.items())

@@ -38,7 +38,7 @@ from difflens.store.progress import progress
 from difflens.store.run import Run
 from difflens.study.values import built
 from difflens.study.workbench import Workbench, plain
-from difflens.training.health_callback import HealthOverTraining
+from difflens.training.callbacks import HealthOverTraining
 from difflens.training.sae_module import SaeModule
 
 ONLINE_FIRST_ID = 1_000_000

@@ -28,9 +28,8 @@ from difflens.study.devices import trainer_settings
 from difflens.study.settings import check_target, read_strength
 from difflens.study.tracking import open_tracker
 from difflens.study.values import blaming, built, plain
+from difflens.training.callbacks import OwnSigterm, StageProgress
 from difflens.training.loggers import Tracker
-from difflens.training.progress import StageProgress
-from difflens.training.sigterm import OwnSigterm
 from difflens.vocabulary import NO_FACE, Attribute, Site
 
 __all__ = ["Workbench", "blaming", "plain"]

@@ -17,7 +17,7 @@ from difflens.store.progress import progress
 SCRIPT = """
 import torch, lightning as L
 from difflens.store import progress as shown
-from difflens.training.progress import StageProgress
+from difflens.training.callbacks import StageProgress
 shown.PATIENCE = {patience}
 
 class Module(L.LightningModule):
