@@ -113,7 +113,7 @@ class OwnSigterm(L.Callback):
     def __init__(self) -> None:
         self.answer = signal.getsignal(signal.SIGTERM)
 
-    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning has registered its own by now, and puts this one back when it is done."""
         if trainer.world_size > 1:
             signal.signal(signal.SIGTERM, self.answer)
