@@ -46,6 +46,7 @@ class Workbench:
     def __init__(self, cfg: DictConfig, run: Run) -> None:
         self.cfg, self.run = cfg, run
         self._made: dict[str, Any] = {}
+        self._answered: tuple[Tensor, dict[str, Tensor]] | None = None
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="lightning")
@@ -193,7 +194,15 @@ class Workbench:
         return self.classified(self.answers(images), attribute or self.attribute)
 
     def answers(self, images: Tensor) -> dict[str, Tensor]:
-        """The labelling judge's logits of every attribute it reads off images (uint8 [N, 3, H, W])."""
+        """The labelling judge's logits of every attribute it reads off images (uint8 [N, 3, H, W]).
+
+        Those of the last images are kept: who is to be moved and what is to be held are asked of the same ones in turn.
+        """
+        if self._answered is None or self._answered[0] is not images:
+            self._answered = images, self._read(images)
+        return self._answered[1]
+
+    def _read(self, images: Tensor) -> dict[str, Tensor]:
         pieces = progress(float_pieces(images), "labelling")
         parts = [self.labelling_judge(piece) for piece in pieces]
         answers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
