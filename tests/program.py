@@ -97,6 +97,13 @@ def count_samples(file: str, die_in: int | None = None) -> None:
     DiffusionModel._sample_batch = counted  # type: ignore[method-assign]
 
 
+def speak_at_once() -> None:
+    """Let this process tell of every part of its stages that is done, not of one now and then."""
+    from difflens.store import progress
+
+    progress.PATIENCE = 0.0
+
+
 class Program:
     """The program started in one folder with the tiny settings; `outputs/` there holds its results.
 

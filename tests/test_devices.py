@@ -31,7 +31,7 @@ from difflens.stages.sae import loss_recovered
 from difflens.study.workbench import Workbench
 from difflens.tasks.separation import summed_codes
 from difflens.training.attribution_module import AttributionModule, LabelledMaps
-from difflens.training.health_callback import HealthOverTraining
+from difflens.training.callbacks import HealthOverTraining
 from difflens.training.loggers import Tracker
 from difflens.training.sae_module import SaeModule
 from difflens.vocabulary import NO_FACE, UNTOUCHED, Attribute, FeatureSet, GenerationPlan, Site

@@ -47,7 +47,7 @@ def _collect(bench: Workbench, plan: GenerationPlan) -> Artifact:
     def make(folder: Path) -> None:
         if not bench.run.rank:
             room_for(folder, expected_bytes(bench.model, bench.site, images))
-        trainer = bench.trainer(enable_progress_bar=True)
+        trainer = bench.trainer("activations")
         sample(trainer, bench.model, plan, Shards(folder, bench.site), record=bench.site)
 
     with bench.run.stage("activations"):

@@ -139,7 +139,8 @@ def _draw_effects(
         targets.append(torch.full((len(rows[-1]),), slot))
     plan = learning_plan(bench).take(torch.cat(rows)).towards(torch.cat(targets))
     edit = SingleFeature(whole, owner, strength=RAISED)
-    made = generate(bench.trainer(alone=True), bench.model, plan, edit=edit).split([len(part) for part in rows])
+    trainer = bench.trainer("cards", alone=True)
+    made = generate(trainer, bench.model, plan, edit=edit).split([len(part) for part in rows])
     shifts: list[dict[str, float]] = []
     for card, positions, after in zip(cards, rows, made, strict=True):
         if len(positions) == 0:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from difflens.methods.assignment import read_goals
 from difflens.models.devices import return_memory_at_once
 from difflens.stages.listed import listed_measures, measure_own, own_metrics
 from difflens.stages.reading import Reading, Study, protocol, read_images
+from difflens.store.progress import Progressing
 from difflens.store.run import Run
 from difflens.study.attributes import read_attribute
 from difflens.study.settings import check_settings
@@ -102,10 +102,8 @@ def read_study(cfg: DictConfig) -> Study:
 
 def scan(run: Run, place: str) -> ImageFolder:
     """A folder whose every file was looked at; what was converted or refused is said."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:.0f} files"))
-    with Progress(*columns, transient=True) as progress:
-        bar = progress.add_task(f"looking at {place}", total=None)
-        images = scan_folder(place, seen=lambda: progress.advance(bar))
+    with Progressing(f"files in {place}", None) as display:
+        images = scan_folder(place, seen=display.advance)
     run.say(images.describe())
     return images
 
