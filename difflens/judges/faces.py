@@ -183,4 +183,4 @@ def import_extra(module: str, *, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(f"face detection with {module} needs an extra: pip install 'difflens[{extra}]'.") from error
+        raise ValueError(f"what runs with {module} needs an extra: pip install 'difflens[{extra}]'.") from error

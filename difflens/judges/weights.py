@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,11 +54,11 @@ class OnDemand:
         build: gives the network.
     """
 
-    def __init__(self, build: Callable[[], nn.Module]) -> None:
+    def __init__(self, build: Callable[[], Any]) -> None:
         self._build = build
-        self._network: nn.Module | None = None
+        self._network: Any = None
 
-    def __call__(self) -> nn.Module:
+    def __call__(self) -> Any:
         """The network."""
         if self._network is None:
             with torch.inference_mode(False):  # whose tensors would be of no use outside
