@@ -69,12 +69,12 @@ class Attribute:
         return self.classes.index(name)
 
     def target(self, shares: Mapping[str, Any] | None) -> Float[Tensor, "classes"]:
-        """The target distribution q (float64), uniform if `shares` is None.
+        """The target distribution q (float64), uniform if `shares` is None; classes left out share what is left evenly.
 
         A product takes shares of its classes, or part → class → share, and is then their product; parts left out are uniform.
 
         Raises:
-            ValueError: a class is unknown or missing, a share is negative, or the shares do not sum to 1.
+            ValueError: a class is unknown, a share is negative, or the shares do not sum to 1.
         """
         if shares is None:
             return torch.full((len(self.classes),), 1 / len(self.classes), dtype=torch.float64)
@@ -85,10 +85,8 @@ class Attribute:
             return q
         for name in shares:
             self.index(name)
-        missing = [name for name in self.classes if name not in shares]
-        if missing:
-            raise ValueError(f"the target of {self.name!r} lacks a share for {missing}.")
-        q = torch.tensor([float(shares[name]) for name in self.classes], dtype=torch.float64)
+        rest = max(0.0, 1 - sum(float(given) for given in shares.values())) / max(1, len(self.classes) - len(shares))
+        q = torch.tensor([float(shares.get(name, rest)) for name in self.classes], dtype=torch.float64)
         if (q < 0).any() or abs(float(q.sum()) - 1) > 1e-6:
             raise ValueError(f"the target of {self.name!r} must be non-negative and sum to 1, got {dict(shares)}.")
         return q

@@ -1,9 +1,14 @@
 """What Hydra itself would build, or set in the environment, is checked before it does so."""
 
+import codecs
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,10 +31,55 @@ def guard_hydra() -> None:
     def guarded(self: ConfigLoaderImpl, *args: Any, **more: Any) -> DictConfig:
         config = compose(self, *args, **more)
         check_hydra(config.hydra)
+        check_places(config)
         return config
 
+    def checked(self: FileConfigSource, config_path: str) -> Any:
+        path = Path(self.path) / self._normalize_file_name(config_path)
+        check_encoding(path)
+        try:
+            return read(self, config_path)
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            spaces = "; indent with spaces" if "\\t" in str(error.problem) else ""
+            raise UserError(f"{path}, line {line}: {error.problem}{spaces}.") from error
+
+    read = FileConfigSource.load_config
     guarded.guarded = True  # type: ignore[attr-defined]
-    ConfigLoaderImpl.load_configuration = guarded
+    ConfigLoaderImpl.load_configuration, FileConfigSource.load_config = guarded, checked
+
+
+def check_encoding(path: Path) -> None:
+    """Check that a file of the configuration is plain UTF-8: behind a byte-order mark its first line would go unread.
+
+    Raises:
+        UserError: it is not.
+    """
+    data = path.read_bytes() if path.is_file() else b""
+    if data.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path}, line 1: begins with a byte-order mark; save the file as plain UTF-8.")
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: is not UTF-8 text; save the file in that encoding.") from error
+
+
+def check_places(config: DictConfig) -> None:
+    """Refuse names and folders that lead out of the outputs, before Hydra makes the run's folder of them.
+
+    Raises:
+        UserError: with the key and the value.
+    """
+    for key in ("task.name", "model.name", "attribute.name", "name", "paths.outputs", "paths.artifacts"):
+        try:
+            value = OmegaConf.select(config, key, default="absent")
+        except OmegaConfBaseException:
+            continue  # what refers to nothing is told when all is resolved
+        if key.startswith("paths.") and not (isinstance(value, str) and value.strip()):
+            raise UserError(f"{key} must be a folder, got {value!r}; leave it out for {key.partition('.')[2]}/.")
+        if not isinstance(value, str) or (not re.fullmatch(r"[^/\\\x00-\x1f]{1,200}", value) and "name" in key):
+            raise UserError(f"{key} must be a name without '/', since it names the run's folder, got {value!r}.")
 
 
 def check_hydra(settings: DictConfig) -> None:

@@ -3,49 +3,33 @@
 Nothing here imports torch: `--help`, `--cfg job` and shell completion answer at once.
 """
 
+import importlib
 import logging
 import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from difflens.cli.arguments import flags_first, readable
 from difflens.cli.guard import guard_hydra
-from difflens.cli.known_keys import check_keys
 from difflens.cli.products import register_products
 from difflens.cli.sweeps import close_sweep, job_to_do, sweep_ending, sweep_name
 from difflens.cli.usage import config_groups, usage
 from difflens.store.errors import JobFailedError, NotReadyError, UserError, was_interrupted
 from difflens.store.exits import Ending, ending, nearest
 from difflens.store.ranks import TRACEBACK, process_rank, rank_prefix
-from difflens.store.run import open_run
+from difflens.store.run import open_run, resolve
 from difflens.store.targets import read_environment, resolve_target
 
 DEBUG = "DIFFLENS_DEBUG"
 """The variable that says, also to the workers of a sweep and to other ranks, whether the user asked for tracebacks."""
-
-SWITCHES = ("-m", "--multirun", "-r", "--run", "--resolve", "--hydra-help", "--version", "--info")
-"""Flags that take no value."""
-
-
-def check_places(arguments: list[str]) -> None:
-    """Refuse names and folders that would lead out of the outputs, before Hydra makes the run's folder of them.
-
-    Raises:
-        UserError: with the key and the value.
-    """
-    for argument in arguments:
-        key, equals, value = argument.lstrip("+").partition("=")
-        value = value.strip("'\"")
-        if equals and key in ("name", "model.name", "task.name", "attribute.name") and {"/", "\\"} & {*value}:
-            raise UserError(f"{key} must be a name without '/', since it names the run's folder, got {value!r}.")
-        if equals and key in ("paths.outputs", "paths.artifacts") and value in ("", "null", "~"):
-            raise UserError(f"{key} must be a folder, got {value!r}; leave it out for {key.partition('.')[2]}/.")
 
 
 def check_preset(chosen: str | None, overrides: list[str], folders: tuple[Path, ...]) -> None:
@@ -60,13 +44,18 @@ def check_preset(chosen: str | None, overrides: list[str], folders: tuple[Path, 
         raise UserError(f"preset={chosen}: no such preset; available: {', '.join(known)}.{nearest(str(chosen), known)}")
 
 
-def flags_first(arguments: list[str]) -> list[str]:
-    """The arguments with all flags before the overrides: argparse takes overrides in one piece only.
+def check_mappings(overrides: list[str], classes: list[str]) -> None:
+    """Refuse mappings that Hydra would merge into what is there, where the user means them to take its place.
 
-    They stay as they are where a flag's value stands by itself (`-c job`).
+    Raises:
+        UserError: one is empty, or gives words to some classes only.
     """
-    together = all(not each.startswith("-") or "=" in each or each in SWITCHES for each in arguments)
-    return sorted(arguments, key=lambda each: not each.startswith("-")) if together else arguments
+    for override in OverridesParser.create().parse_overrides(overrides):
+        value = override.value()
+        if isinstance(value, dict) and not value:
+            raise UserError(f"{override.key_or_group} must be a group of settings, got {{}}, which changes nothing.")
+        if override.key_or_group == "attribute.words" and set(map(str, value or ())) != set(classes):
+            raise UserError(f"attribute.words must name each of {classes}, got {override.value()!r}.")
 
 
 def run_task(cfg: DictConfig, folder: Path, overrides: list[str], *, sweep: bool, key: str | None) -> None:
@@ -80,7 +69,9 @@ def run_task(cfg: DictConfig, folder: Path, overrides: list[str], *, sweep: bool
         with open_run(cfg, folder, overrides=overrides, sweep=sweep, key=key) as run:
             sources = tuple(Path(s.path) for s in settings.runtime.config_sources if s.schema == "file")
             check_preset(settings.runtime.choices.get("preset"), overrides, sources)
-            check_keys(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)), sources)
+            check_mappings(overrides, list(OmegaConf.select(cfg, "attribute.classes") or ()))
+            # Imported by need: `--help` has no use for pydantic.
+            importlib.import_module("difflens.config").check_settings(resolve(cfg))
             resolve_target(cfg.task._target_, "task")(cfg, run)
     except Exception as error:
         if os.environ.get(DEBUG, "0") not in ("", "0"):
@@ -117,7 +108,6 @@ def run_program(conf: Path) -> tuple[int, str]:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(usage(conf))
         return 0, ""
-    sys.argv[1:] = flags_first(sys.argv[1:])
     # A log that cannot be written (a full disk) is no reason for a traceback next to the error's line.
     logging.raiseExceptions = False
     read_environment()
@@ -127,7 +117,7 @@ def run_program(conf: Path) -> tuple[int, str]:
     os.environ.setdefault(DEBUG, os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on instead of printing a report of its own
     try:
-        check_places(sys.argv[1:])
+        sys.argv[1:] = [readable(argument) for argument in flags_first(sys.argv[1:])]
         try:
             hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(job)()
         finally:

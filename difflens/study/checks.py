@@ -1,11 +1,10 @@
-"""What some stage would stumble over later, refused before any begins."""
+"""What some stage would stumble over later and only built objects can tell, refused before any begins."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from difflens.data.mixing import buffer_sizes
-from difflens.methods.assignment import check_rule
+from difflens.data.mixing import BufferSizes, buffer_sizes, in_gb
 from difflens.store.provenance import main_memory
-from difflens.study.settings import check_buffer, check_settings, check_top
 from difflens.study.values import blaming, built, plain
 
 if TYPE_CHECKING:
@@ -13,19 +12,17 @@ if TYPE_CHECKING:
 
 
 def check(bench: "Workbench") -> None:
-    """Check the whole configuration, and build what is cheap to build: the tracker first, which is to know of failures.
+    """Build what is cheap to build: the tracker first, which is to know of failures.
 
     Raises:
         ValueError: with the offending value and the remedy.
     """
-    cfg = bench.cfg
     bench.tracker  # noqa: B018
-    check_settings(cfg)
-    check_rule(cfg.mitigation.assignment)
     method = bench.method
     bench.fixed_strength  # noqa: B018
     bench.goals, bench.per_prompt  # noqa: B018
-    built(cfg, "attribution.scorer")
+    for key in ("attribution.scorer", "probe"):
+        built(bench.cfg, key)
     held = bench.held()
     bench.model.check_update(method.update)
     if bench.prompts is not None:
@@ -44,12 +41,36 @@ def check_autoencoder(bench: "Workbench", *, held: bool) -> None:
     """
     cfg = bench.cfg
     autoencoder = bench.new_autoencoder()
-    check_top(plain(cfg.attribution.top), classes=bench.attribute.classes, width=autoencoder.width)
+    check_top(plain(cfg.attribution.top), width=autoencoder.width)
     if held:
-        top = getattr(bench.method, "held_top", 1)
-        check_top(top, classes=(), width=autoencoder.width, key="mitigation.held_top")
+        check_top(getattr(bench.method, "held_top", 1), width=autoencoder.width, key="mitigation.held_top")
     with blaming("sae.training"):
         module = built(cfg, "sae.training")(autoencoder, steps=bench.model.steps)
     if cfg.sae.saved is None:
         sizes = buffer_sizes(cfg.data.buffer, batch=module.hparams["batch"], dim=autoencoder.dim)
         check_buffer(sizes, dim=autoencoder.dim, memory=main_memory())
+
+
+def check_top(top: Any, *, width: int, key: str = "attribution.top") -> None:
+    """Check that the SAE has as many latents as are to be selected for a class.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    if max(top.values() if isinstance(top, Mapping) else [top]) > width:
+        raise ValueError(f"{key} must be 1 to {width} (the SAE's width), got {top!r}; or raise sae.expansion.")
+
+
+def check_buffer(sizes: BufferSizes, *, dim: int, memory: int) -> None:
+    """Check that the buffer that mixes an SAE's tokens of `dim` values fits into `memory` bytes.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if sizes.refilling > memory:
+        least = int(sizes.capacity * memory / sizes.refilling / 2)
+        raise ValueError(
+            f"data.buffer and sae.training.batch ask for {sizes.capacity} tokens of {dim} values in a buffer: "
+            f"{in_gb(sizes.buffer)}, and {in_gb(sizes.refilling)} while it is refilled, but this machine has "
+            f"{in_gb(memory)} of memory; lower data.buffer to {least} or less, and sae.training.batch to half of it."
+        )

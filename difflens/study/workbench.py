@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from difflens.config import read_strength
 from difflens.data.prompts import PromptSet, fill
 from difflens.judges.pixels import float_pieces
 from difflens.judges.protocol import FeatureExtractor, Judge, faces_found, missing_faces, read_classes, select_classes
@@ -25,7 +26,6 @@ from difflens.store.targets import build
 from difflens.study.attributes import class_words, read_attribute
 from difflens.study.checks import check
 from difflens.study.devices import trainer_settings
-from difflens.study.settings import check_target, read_strength
 from difflens.study.tracking import open_tracker
 from difflens.study.values import blaming, built, plain
 from difflens.training.callbacks import OwnSigterm, StageProgress
@@ -55,7 +55,8 @@ class Workbench:
     @cached_property
     def fixed_strength(self) -> Tensor | None:
         """The strength per class [C] the configuration gives, or None where it is to be calibrated."""
-        return read_strength(plain(self.cfg.mitigation.strength), classes=self.attribute.classes)
+        found = read_strength(plain(self.cfg.mitigation.strength), self.attribute.classes)
+        return None if found is None else torch.tensor(found, dtype=torch.float64)
 
     @property
     def method_settings(self) -> dict[str, Any]:
@@ -134,8 +135,6 @@ class Workbench:
     def goals(self) -> Goals:
         """The target distribution of every prompt, or of all images."""
         target = plain(self.cfg.mitigation.target)
-        if target is not None:
-            check_target(target)
         texts = [] if self.prompts is None else [*self.prompts.studied, *self.prompts.unseen]
         return read_goals(self.attribute, target, prompts=[fill(text) for text in texts])
 

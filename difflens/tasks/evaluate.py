@@ -21,7 +21,6 @@ from difflens.stages.reading import Reading, Study, protocol, read_images
 from difflens.store.progress import Progressing
 from difflens.store.run import Run
 from difflens.study.attributes import read_attribute
-from difflens.study.settings import check_settings
 from difflens.study.values import built, plain
 from difflens.vocabulary import Attribute
 
@@ -31,7 +30,6 @@ AT_ONCE = 16
 
 def evaluate(cfg: DictConfig, run: Run) -> None:
     """Write `metrics.json` and `report.html` on the folders that `images`, `reference` and `originals` name."""
-    check_settings(cfg)
     return_memory_at_once()
     for role in ("images", "reference"):
         if not cfg[role]:
