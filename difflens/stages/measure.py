@@ -14,7 +14,7 @@ from difflens.judges.pixels import float_pieces
 from difflens.judges.protocol import ReferenceStatistics
 from difflens.judges.weights import free
 from difflens.stages.agreement import agreement, arrival
-from difflens.stages.reading import Study, protocol, read_images
+from difflens.stages.reading import Reading, Study, protocol, read_images
 from difflens.stages.rows import build_row
 from difflens.stages.tracked import track_metrics
 from difflens.study.values import built
@@ -71,10 +71,8 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, 
     """The content of `metrics.json`; unseen prompts have no FID and KID, whose reference shows the studied ones."""
     study, method = study_of(bench), bench.cfg.mitigation.name
     reference = None if unseen else bench.once("reference", lambda: read_reference(bench))
-    before, after = (
-        read_images(partial(float_pieces, images), steered.image_ids, study, title=f"measuring {name}")
-        for name, images in (("original", steered.before), (method, steered.after))
-    )
+    before = read_images(partial(float_pieces, steered.before), steered.image_ids, study, title="measuring original")
+    after = _read_after(before, steered, study, title=f"measuring {method}")
     prompts = steered.plan.prompts
     target = study.goals.pooled(prompts).tolist()
     return {
@@ -99,6 +97,15 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, 
             | arrival(after, study, steered),
         ],
     }
+
+
+def _read_after(before: Reading, steered: "Steered", study: Study, *, title: str) -> Reading:
+    """What is read off the images with the mitigation; those that it left as they were are not read again."""
+    rows = (steered.after != steered.before).flatten(1).any(1).nonzero()[:, 0]
+    if not len(rows):
+        return before
+    pieces = partial(float_pieces, steered.after[rows])
+    return before.replaced(rows, read_images(pieces, steered.image_ids[rows], study, title=title))
 
 
 def _described(statistics: ReferenceStatistics, name: str) -> dict[str, Any]:
