@@ -4,19 +4,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from jaxtyping import Float, Num
 from safetensors.torch import load_file
 from torch import Tensor
 
 from difflens.attribution.statistics import CodeStatistics
+from difflens.methods.assignment import Quota, fewest_pushes
 from difflens.methods.base import Given, LocatedFeatures, Method, SiteEdit, Window
-from difflens.methods.quota import Quota, fewest_pushes
 from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult
 from difflens.models.steered import edited_pipeline
 from difflens.probes.base import Probe
@@ -26,7 +25,7 @@ from difflens.sae.base import SparseAutoencoder
 from difflens.sae.storage import load_sae as read_sae
 from difflens.store.artifacts import Artifact
 from difflens.store.past_run import RunArtifacts
-from difflens.store.targets import EXTRA_VARIABLE, allowed_prefixes
+from difflens.store.targets import saved_class
 from difflens.vocabulary import Attribute, FeatureSet, Site
 
 DECIDES_EDIT = ("fit", "strength", "calibration", "times")
@@ -63,7 +62,7 @@ def load_sae(run: str | Path) -> SparseAutoencoder:
     Raises:
         ValueError: the folder is no run, or the run trained or used none.
     """
-    artifacts = RunArtifacts(run)
+    artifacts = RunArtifacts(run, "sae")
     return read_sae(artifacts.read("sae", artifacts.of("sae")[-1]).folder / "autoencoder")
 
 
@@ -73,7 +72,7 @@ def load_features(run: str | Path) -> Features:
     Raises:
         ValueError: the folder is no run, it steered nothing or with several strengths, or its strengths belong to prompts.
     """
-    chain = RunArtifacts(run)
+    chain = RunArtifacts(run, "steered")
     steered = _steered(chain)
     fitted = chain.read("fit", steered.spec["fit"])
     activations = chain.read("activations", fitted.spec["activations"])
@@ -99,13 +98,9 @@ def build_method(described: Mapping[str, Any]) -> Method:
     Raises:
         ValueError: its class is no method of a package that is let in.
     """
-    dotted = str(described["class"])
-    module, _, name = dotted.rpartition(".")
-    found = getattr(import_module(module), name, None) if dotted.startswith(allowed_prefixes()) else None
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise ValueError(f"the run's method {dotted!r} is no Method of a package that is let in; set {EXTRA_VARIABLE}.")
+    kind: type[Method] = saved_class(str(described["class"]), Method)  # type: ignore[type-abstract]
     settings = {key: _setting(value) for key, value in described["settings"].items() if key != "_target_"}
-    return found(**settings)
+    return kind(**settings)
 
 
 def _setting(value: Any) -> Any:
@@ -151,7 +146,7 @@ def _steered(chain: RunArtifacts) -> Artifact:
 
 def _strength(chain: RunArtifacts, spec: Mapping[str, Any], attribute: Attribute) -> Tensor:
     if "strength" in spec:
-        strength = torch.tensor(spec["strength"])
+        strength = torch.tensor(spec["strength"], dtype=torch.float32)
     else:
         strength = load_file(chain.read("calibration", spec["calibration"]).folder / "calibration.safetensors")[
             "strength"
@@ -197,11 +192,6 @@ def steer(
         for name in strength:
             attribute.index(name)
         mitigation = mitigation.with_strength(torch.tensor(wanted))
-    if mitigation.update == "asymmetric" and not isinstance(pipeline.scheduler, DDIMScheduler):
-        raise ValueError(
-            f"the asymmetric update needs a DDIMScheduler, the pipeline has {type(pipeline.scheduler).__name__}; give it "
-            "one, or take a run with mitigation.update=symmetric."
-        )
     assign = _quota(shares, mitigation, features.natural, seed)
     with edited_pipeline(pipeline, mitigation, timesteps=features.timesteps, assign=assign):
         yield pipeline

@@ -3,6 +3,7 @@
 Each figure is the median of several repetitions on otherwise quiet cores, with the two sides of a ratio taken in turn.
 """
 
+import argparse
 import json
 import statistics
 import time
@@ -15,8 +16,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from difflens.attribution.base import AffineHead
-from difflens.attribution.integrated_gradients import IntegratedGradients, OfficialIntegratedGradients
+from difflens.attribution.heads import AffineHead
+from difflens.attribution.scorers import IntegratedGradients, OfficialIntegratedGradients
 from difflens.attribution.statistics import CodeStatistics
 from difflens.main import conf_folder
 from difflens.methods.base import Window
@@ -141,6 +142,7 @@ def decoding(channels: int) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Run everything, print it, and keep it in `outputs/benchmark.json`."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     model: DiffusionModel = instantiate(settings_of(PRESETS[0]).model)
     shape = model.site_shape(Site())
     steered = {}

@@ -4,10 +4,13 @@ The tolerances leave room for another processor's rounding, which moves single i
 more. A change that moves a number beyond them belongs in the changelog, and its new value into `default_run.json`.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from difflens.store.past_run import newest_having
 
 GOLDEN = Path(__file__).with_name("default_run.json")
 
@@ -21,7 +24,13 @@ def look_up(metrics: Any, path: str) -> float:
 
 def main() -> None:
     """Print every number beside its golden value; exit 1 if one is off."""
-    metrics = json.loads(Path("outputs/latest/metrics.json").read_text())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", nargs="?", type=Path, default=Path("outputs/latest"), help="the run's folder")
+    folder = parser.parse_args().run
+    try:
+        metrics = json.loads((newest_having(folder, "metrics.json") / "metrics.json").read_text())
+    except (OSError, ValueError) as error:
+        parser.error(f"{error} Make one with `uv run difflens`.")
     off = 0
     for path, (value, tolerance) in json.loads(GOLDEN.read_text()).items():
         found = look_up(metrics, path)

@@ -10,18 +10,16 @@ import math
 
 import torch
 from diffusers import DDIMScheduler
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from difflens.main import conf_folder
 from difflens.miniature.faces import FACTORS
+from difflens.miniature.population import named_population
 from difflens.miniature.reference import render_population
 from difflens.models.sampling import image_generator, normal
 from difflens.store.locations import locate
+from difflens.store.progress import progress
 
 STUDIED = ("gender", "age", "race")
 ROWS = 512
@@ -49,7 +47,7 @@ def sample(denoiser: ExactDenoiser, scheduler: DDIMScheduler, noise: Tensor, ste
     """The render [n] at which each noise ends after so many DDIM steps."""
     scheduler.set_timesteps(steps)
     x = noise
-    for t in track(scheduler.timesteps, description=f"{steps} steps", transient=True):
+    for t in progress(scheduler.timesteps, f"{steps} steps"):
         x = scheduler.step(denoiser(x, float(scheduler.alphas_cumprod[t])), t, x).prev_sample
     nearest = [torch.cdist(part.flatten(1), denoiser.renders).argmin(1) for part in x.split(ROWS)]
     return torch.cat(nearest)
@@ -62,8 +60,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 50, 100])
     parser.add_argument("--seed", type=int, default=31_337)
     asked = parser.parse_args()
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        population = instantiate(compose("config", overrides=["+population@trained_on=biased"]).trained_on)
+    population = named_population("biased")
     factors = population.sample(asked.renders, seed=1)
     denoiser = ExactDenoiser(render_population(asked.renders, population, seed=1) / 127.5 - 1)
     folder = locate("package:miniature/weights/generator") / "scheduler"

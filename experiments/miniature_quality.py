@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from PIL import Image
-from rich.progress import track
 
 from difflens.main import conf_folder
 from difflens.metrics.functional import wilson_interval
+from difflens.miniature.population import named_population
+from difflens.store.progress import progress
+from difflens.study.values import built
 from difflens.vocabulary import GenerationPlan
 
 STUDIED = ("gender", "age", "race")
@@ -31,11 +32,10 @@ def main() -> None:
     options = parser.parse_args()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         overrides = [f"model.steps={options.steps}", f"model.folder={options.folder}"]
-        cfg = compose("config", overrides=[*overrides, "+population@trained_on=biased"])
-    model, judge, population = instantiate(cfg.model), instantiate(cfg.judge.scores), instantiate(cfg.trained_on)
+        cfg = compose("config", overrides=overrides)
+    model, judge, population = built(cfg, "model"), built(cfg, "judge.scores"), named_population("biased")
     plan = GenerationPlan(options.seed, torch.arange(options.images))
-    batches = track(model.sample(plan), description="samples", total=-(-options.images // model.micro_batch))
-    images = torch.cat([batch.images for batch in batches])
+    images = torch.cat([batch.images for batch in progress(model.sample(plan), "samples")])
     logits = judge(images)
     found: dict[str, object] = {"images": options.images, "steps": options.steps, "seed": options.seed}
     for name in STUDIED:
@@ -53,8 +53,9 @@ def main() -> None:
     outputs = Path("outputs")
     outputs.mkdir(exist_ok=True)
     (outputs / "miniature_quality.json").write_text(json.dumps(found, indent=2) + "\n")
-    tiles = torch.nn.functional.interpolate(images[:96], scale_factor=3).unflatten(0, (8, 12))
-    sheet = (tiles.permute(0, 3, 1, 4, 2).reshape(8 * 96, 12 * 96, 3) * 255).round().byte()
+    rows = max(1, min(8, len(images) // 12))
+    tiles = torch.nn.functional.interpolate(images[: rows * 12], scale_factor=3).unflatten(0, (rows, -1))
+    sheet = (tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1) * 255).round().byte()
     Image.fromarray(sheet.numpy()).save(outputs / "miniature_samples.png")
     print(json.dumps(found, indent=2))
 

@@ -33,7 +33,7 @@ from difflens.judges.fairface import FairFaceJudge
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-from guided_diffusion import GuidedUNet  # noqa: E402
+from guided_diffusion import GuidedUNet  # type: ignore[import-not-found]  # noqa: E402
 
 FEMALE, MALE, OUTPUTS = 8, 7, 18
 """Outputs of FairFace."""

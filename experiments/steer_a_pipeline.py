@@ -15,7 +15,7 @@ from difflens.store.locations import locate
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", default="outputs/latest")
     parser.add_argument("--images", type=int, default=64)
     asked = parser.parse_args()
@@ -34,7 +34,7 @@ def main() -> None:
         after = generate()
 
     judge, attribute = load_judge("package:miniature/weights/second_judge"), features.attribute
-    columns = select_classes(judge, attribute)
+    columns = select_classes(judge, attribute)  # type: ignore[arg-type]
     for name, images in (("original", before), ("steered", after)):
         found = difflens.fairness_discrepancy(judge(images)[attribute.name][:, columns], attribute.classes)
         shares = ", ".join(f"{cls} {share.share:.3f}" for cls, share in found.shares.items())

@@ -41,7 +41,7 @@ TINY = {
 """A study of seconds on the shipped miniature."""
 
 PRELOADED = [
-    "difflens.main",
+    "difflens.cli.job",
     "difflens.pipeline",
     "difflens.models.model",
     "difflens.miniature.judges",
@@ -95,6 +95,13 @@ def count_samples(file: str, die_in: int | None = None) -> None:
         return whole(*arguments)
 
     DiffusionModel._sample_batch = counted  # type: ignore[method-assign]
+
+
+def speak_at_once() -> None:
+    """Let this process tell of every part of its stages that is done, not of one now and then."""
+    from difflens.store import progress
+
+    progress.PATIENCE = 0.0
 
 
 class Program:
@@ -153,8 +160,8 @@ class Program:
         return sorted(path for path in (self.folder / "outputs" / "artifacts").glob(f"{kind}/*") if not path.suffix)
 
     def unfinished(self, kind: str = "*") -> list[Path]:
-        """What is not finished, and locks."""
-        return sorted(path for path in (self.folder / "outputs" / "artifacts").glob(f"{kind}/*") if path.suffix)
+        """What is not finished."""
+        return sorted((self.folder / "outputs" / "artifacts").glob(f"{kind}/*.partial"))
 
     def copied(self, folder: Path) -> "Program":
         """The program with a copy of all results so far."""

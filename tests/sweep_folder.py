@@ -3,6 +3,14 @@
 import json
 from pathlib import Path
 
+import yaml
+
+from difflens.main import conf_folder
+
+LIST = yaml.safe_load((conf_folder() / "metric" / "measures.yaml").read_text(encoding="utf-8"))["measures"]
+MEASURES = [{"key": key, **entry} for key, entry in LIST.items()]
+"""What metrics.json lists."""
+
 SHARES = {
     "female": {"share": 0.5, "low": 0.4, "high": 0.6, "count": 2},
     "male": {"share": 0.5, "low": 0.4, "high": 0.6},
@@ -40,7 +48,9 @@ def write_job(
     shares = {"female": female, "male": 1 - female}
     edited["shares"] = {name: {**SHARES[name], "share": share} for name, share in shares.items()}
     metrics = {"model": "mini <&>", "attribute": "gender", "classes": ["female", "male"], "rows": [original, edited]}
-    (folder / "metrics.json").write_text(json.dumps({**metrics, "n": 4, "target": {"female": 0.5, "male": 0.5}}))
+    (folder / "metrics.json").write_text(
+        json.dumps({**metrics, "n": 4, "target": {"female": 0.5, "male": 0.5}, "measures": MEASURES})
+    )
     doses = [{"strength": {"female": s, "male": s}, "success": {}, "shares": {"female": 0.4 + s / 10}} for s in (0, 1)]
     (folder / "report.json").write_text(json.dumps({"dose": {"points": doses, "chosen": {"female": 1.0}}}))
     (folder / "report.html").write_text("<html></html>")

@@ -142,43 +142,6 @@ def test_a_mistake_in_the_configuration_is_told_before_the_first_stage(
         assert not elsewhere.json("manifest.json")["seconds"]
 
 
-def damage(folder: Path, name: str, how: str) -> Path:
-    (path,) = folder.glob(name)
-    data = bytearray(path.read_bytes())
-    match how:
-        case "gone":
-            path.unlink()
-        case "half":
-            path.write_bytes(data[: len(data) // 2])
-        case _:
-            data[-1] ^= 1
-            path.write_bytes(data)
-    return path
-
-
-def test_damaged_artifacts_are_told_and_made_again_with_the_same_numbers(program: Program) -> None:
-    before = {
-        path.relative_to(program.folder): path.read_bytes() for path in program.folder.rglob("artifacts/**/*.*s*")
-    }
-    damaged: dict[Path, Path] = {}
-    for kind, name, how in (
-        ("activations", "shard-00001*.safetensors", "flipped"),
-        ("sae", "autoencoder/sae.safetensors", "half"),
-        ("probe", "probe.safetensors", "gone"),
-        ("steered", "spec.json", "half"),
-        ("metrics", "files.json", "gone"),
-    ):
-        (folder,) = program.artifacts(kind)
-        damaged[folder] = damage(folder, name, how)
-    done = program("task=steer")
-    assert done.code == 0
-    for folder, path in damaged.items():
-        assert f"{folder.parent.name} {folder.name} is made anew: {path.relative_to(program.folder)}" in done.out
-        assert not list(folder.parent.glob("*.broken-*"))
-    assert (program.latest / "metrics.json").read_bytes() == (undisturbed().latest / "metrics.json").read_bytes()
-    assert before == {path: (program.folder / path).read_bytes() for path in before}
-
-
 def test_an_artifact_made_for_another_site_is_refused(program: Program) -> None:
     (mine,) = program.artifacts("activations")
     assert program("task=activations", "data.site.module=up_blocks.0").code == 0

@@ -12,9 +12,7 @@ from second_device import SECOND, second_device
 from tiny_pipeline import MIDDLE, plan, tiny_pipeline, tiny_text_to_image
 from torch import Tensor, nn
 
-from difflens.attribution.base import Scorer
-from difflens.attribution.controls import MeanActivation
-from difflens.attribution.integrated_gradients import GradientTimesActivation, IntegratedGradients
+from difflens.attribution.scorers import GradientTimesActivation, IntegratedGradients, MeanActivation, Scorer
 from difflens.attribution.statistics import CodeStatistics
 from difflens.data.activations import ActivationStore
 from difflens.data.sampled import Shards
@@ -33,7 +31,7 @@ from difflens.stages.sae import loss_recovered
 from difflens.study.workbench import Workbench
 from difflens.tasks.separation import summed_codes
 from difflens.training.attribution_module import AttributionModule, LabelledMaps
-from difflens.training.health_callback import HealthOverTraining
+from difflens.training.callbacks import HealthOverTraining
 from difflens.training.loggers import Tracker
 from difflens.training.sae_module import SaeModule
 from difflens.vocabulary import NO_FACE, UNTOUCHED, Attribute, FeatureSet, GenerationPlan, Site

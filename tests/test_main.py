@@ -86,3 +86,11 @@ def test_an_interrupted_run_says_so_and_how_to_go_on(difflens, number, attribute
     assert process.returncode == 130
     assert err == "difflens: error: interrupted; run the same command again to go on\n"
     assert difflens.status()["status"] == "failed" and "interrupted" in difflens.status()["error"]
+
+
+def test_a_rank_left_behind_by_a_scheduler_neither_waits_nor_changes_anything(difflens):
+    for variables in ({"RANK": "1"}, {"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, {"LOCAL_RANK": "x"}):
+        code, out, err = difflens(**variables)
+        assert (code, out) == (2, "") and err.count("\n") == 1 and f"(env -u {next(iter(variables))} " in err
+    assert difflens("atribute=age", RANK="1")[2].startswith("difflens: error: atribute")
+    assert difflens(RANK="0", WORLD_SIZE="4", SLURM_PROCID="0", SLURM_NTASKS="4")[0] == 0

@@ -5,20 +5,20 @@ import json
 import logging
 import os
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from difflens.store.artifacts import remove
 from difflens.store.errors import JobFailedError
 from difflens.store.exits import Ending
 from difflens.store.files import point_latest
@@ -29,9 +29,6 @@ from difflens.store.run import REVISIONS, resolve
 
 log = logging.getLogger(__name__)
 
-OPEN_FILES = ("*.log", "*.lock")
-"""What stays when a job's folder is cleared: Hydra has opened the log already, and the lock is this job's."""
-
 
 def sweep_name(overrides: Sequence[str]) -> str:
     """The folder of a sweep: words of its overrides and a hash of them, the same for the same command."""
@@ -39,11 +36,6 @@ def sweep_name(overrides: Sequence[str]) -> str:
     words = re.sub(r"[^a-z0-9]+", "-", " ".join(overrides).lower()).strip("-")[:48].strip("-")
     digest = hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:8]
     return f"{words}_{digest}".lstrip("_")
-
-
-def register_resolvers() -> None:
-    """Make `${sweep_name:overrides}` known; a job takes the sweep's own value, which is cached in its configuration."""
-    OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
 
 
 class SweepCallback(Callback):  # type: ignore[misc]
@@ -79,7 +71,7 @@ def job_to_do(cfg: DictConfig, folder: Path) -> Iterator[tuple[bool, str | None]
         # The lock is held, and the folder cleared, by the first of the job's processes.
         yield not is_done(folder, key), key
         return
-    with exclusive(folder / "job.lock", f"job {folder.name} of the sweep"):
+    with exclusive(folder / ".job.lock", f"job {folder.name} of the sweep"):
         to_do = not is_done(folder, key)
         if to_do:
             clear(folder)
@@ -90,54 +82,47 @@ def job_to_do(cfg: DictConfig, folder: Path) -> Iterator[tuple[bool, str | None]
 
 def is_done(folder: Path, key: str | None) -> bool:
     """Whether a job's folder holds the finished results of this key."""
-    status = read_status(folder)
-    return key is not None and status.get("status") == "done" and status.get("key") == key
+    status = read_status(folder / "status.json")
+    return key is not None and (status.get("status"), status.get("key")) == ("done", key)
 
 
-def read_status(folder: Path) -> dict[str, Any]:
+def read_status(path: Path) -> dict[str, Any]:
     """A job's status.json; empty if there is none or it is damaged."""
-    try:
-        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
+    with suppress(OSError, ValueError):
+        status = json.loads(path.read_bytes())
+        return status if isinstance(status, dict) else {}
+    return {}
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier attempt left in a job's folder."""
+    """Remove what an earlier attempt left in a job's folder; Hydra has opened the log already, and the lock is this job's."""
     for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif not any(path.match(pattern) for pattern in OPEN_FILES):
-            path.unlink()
+        if path.suffix not in (".log", ".lock"):
+            remove(path)
 
 
 def job_states(sweep: Path) -> dict[str, dict[str, Any]]:
     """The status of every job of a sweep that has begun, by the name of its folder, in the order of the numbers."""
-    found = {path.parent.name: read_status(path.parent) for path in sweep.glob("*/status.json")}
+    found = {path.parent.name: read_status(path) for path in sweep.glob("*/status.json")}
     return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
 
 
-def closing_table(states: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One line per job: what it was asked, how it ended, how long it took."""
+def close_sweep() -> None:
+    """Print the closing table of the sweep that this process led, if it led one: how each job ended, and how long it took."""
+    sweep = SweepCallback.folder
+    states = {} if sweep is None else job_states(sweep)
+    if sweep is None or not states:
+        return
     table = Table(box=None)
     for column in ("job", "overrides", "ended", "time", "why"):
         table.add_column(column, overflow="fold", justify="right" if column in ("job", "time") else "left")
     for name, state in states.items():
-        seconds = state.get("seconds")
-        took = str(timedelta(seconds=round(seconds))) if seconds is not None else ""
-        cells = (name, " ".join(state.get("overrides", [])), str(state.get("status", "?")), took)
-        table.add_row(*map(Text, (*cells, str(state.get("error", "")))))
-    return table
-
-
-def close_sweep() -> None:
-    """Print the closing table of the sweep that this process led, if it led one."""
-    sweep = SweepCallback.folder
-    if sweep is not None and (states := job_states(sweep)):
-        console = Console()
-        console.print(Text(f"sweep {os.path.relpath(sweep)}", style="table.title"), soft_wrap=True)
-        console.print(closing_table(states))
+        took = str(timedelta(seconds=round(state["seconds"]))) if "seconds" in state else ""
+        cells = (name, " ".join(state.get("overrides", [])), state.get("status", "?"), took, state.get("error", ""))
+        table.add_row(*(Text(str(cell)) for cell in cells))
+    console = Console()
+    console.print(Text(f"sweep {os.path.relpath(sweep)}", style="table.title"), soft_wrap=True)
+    console.print(table)
 
 
 def sweep_ending(failure: JobFailedError) -> Ending:

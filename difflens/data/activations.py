@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from difflens.models.model import DiffusionModel
+from difflens.store.shards import shards_of
 from difflens.vocabulary import Site
 
 
@@ -30,7 +31,7 @@ class ActivationStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.shards = sorted(folder.glob("shard-*.safetensors"))
+        self.shards = shards_of(folder)
         if not self.shards:
             raise ValueError(f"no activations in {str(folder)!r}; run `difflens task=activations` first.")
         self._files = [safe_open(path, framework="pt") for path in self.shards]

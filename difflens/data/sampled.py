@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from difflens.models.base import Generated
-from difflens.store.artifacts import is_finished, read_shard, write_shard
+from difflens.store.shards import is_finished, read_shard, shards_of, write_shard
 from difflens.vocabulary import Site
 
 
@@ -52,7 +52,7 @@ class Shards:
         return copy
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for path in sorted(self.folder.glob("shard-*.safetensors")):
+        for path in shards_of(self.folder):
             shard = read_shard(self.folder, path.stem)
             yield shard["image_ids"], shard["images"]
 

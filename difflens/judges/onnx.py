@@ -19,8 +19,12 @@ from difflens.models.devices import check_device
 from difflens.store.files import sha256_of
 from difflens.store.fingerprints import fingerprint
 
-DTYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
-DTYPES["tensor(uint8)"] = np.uint8
+DTYPES: Mapping[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+}
 """Numbers that a network may take, by ONNX's names."""
 
 LAYOUTS = {"NCHW": 1, "NHWC": 3}
@@ -133,7 +137,7 @@ class Answer:
         values: `logits` or `probabilities`.
     """
 
-    classes: Mapping[str, Any] | Sequence[str]
+    classes: Mapping[Any, Any] | Sequence[Any]
     output: str | int = 0
     values: str = "logits"
 

@@ -1,13 +1,15 @@
-"""Who is moved: one target class per image, so that the classes meet the target distribution."""
+"""Who is moved: the target distributions asked for, and one target class per image that meets them."""
 
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from difflens.vocabulary import UNTOUCHED
+from difflens.vocabulary import UNTOUCHED, Attribute
 
 Rule = Literal["affinity", "exact", "iid", "batch", "everyone"]
 
@@ -89,3 +91,89 @@ def check_rule(rule: str) -> Rule:
     if rule not in get_args(Rule):
         raise ValueError(f"mitigation.assignment must be one of {get_args(Rule)}, got {rule!r}.")
     return rule  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Goals:
+    """Target distributions q [C] (float64): that of each prompt named in `own`, and `shared` for every other image."""
+
+    shared: Float[Tensor, "classes"]
+    own: Mapping[str, Float[Tensor, "classes"]] = field(default_factory=dict)
+
+    def of(self, prompt: str | None) -> Float[Tensor, "classes"]:
+        """The target of the images of a prompt, or of a model without prompts."""
+        return self.shared if prompt is None else self.own.get(prompt, self.shared)
+
+    def pooled(self, prompts: Sequence[str] | None) -> Float[Tensor, "classes"]:
+        """The target of all images together, given the prompt of each: the mean of theirs."""
+        if prompts is None or not self.own:
+            return self.shared
+        return torch.stack([self.of(prompt) for prompt in prompts]).mean(0)
+
+
+def read_goals(attribute: Attribute, described: Mapping[str, Any] | None, *, prompts: Sequence[str] = ()) -> Goals:
+    """The targets that a configuration describes: shares of all images, or prompt → shares.
+
+    Prompts left out of the second form are asked for equal shares; see `Attribute.target` for the shares.
+
+    Raises:
+        ValueError: a prompt is none of `prompts`, or shares are not those of a distribution.
+    """
+    parts = {part.name for part in attribute.parts}
+    by_prompt = (
+        described and all(isinstance(shares, Mapping) for shares in described.values()) and not parts & {*described}
+    )
+    if not described or not by_prompt:
+        return Goals(attribute.target(described))
+    unknown = [name for name in described if name not in prompts]
+    if unknown:
+        raise ValueError(f"mitigation.target names {unknown}, which are no prompts of the study: {list(prompts)}.")
+    return Goals(attribute.target(None), {prompt: attribute.target(shares) for prompt, shares in described.items()})
+
+
+def fewest_pushes(target: Float[Tensor, "classes"], natural: Float[Tensor, "classes"]) -> Float[Tensor, "parts"]:
+    """How many images to push where nobody sees which class they would show: those of all classes, then the untouched.
+
+    Of n images, u·n stay as they are and q_c·n are pushed towards class c, whatever they would show, so that the target is
+    expected: q_c = target_c − u·natural_c, with u as large as no negative q allows. A class that the model shows too often
+    gets no push.
+
+    Args:
+        target: share of each class asked for.
+        natural: share of each class among the model's own images.
+    """
+    target, natural = target.double() / target.double().sum(), natural.double() / natural.double().sum()
+    untouched = (target / natural).nan_to_num(torch.inf, posinf=torch.inf).min().clamp_max(1)
+    return torch.cat([(target - untouched * natural).clamp_min(0), untouched[None]])
+
+
+class Quota:
+    """Gives the images of each call their classes: after n images in all, the counts are the largest-remainder quota of n.
+
+    Where a larger n would take a class's image back (the Alabama paradox, from three unequal shares on), the counts come as
+    near to the shares as they can.
+
+    Args:
+        target: share of each class; `untouched` says whether its last entry is that of images which no class is given.
+        seed: shuffles who gets which class; every call is shuffled anew.
+    """
+
+    def __init__(self, target: Float[Tensor, "parts"], *, seed: int, untouched: bool = False) -> None:
+        self._target, self._seed = target.double() / target.double().sum(), seed
+        self._given = torch.zeros(len(target), dtype=torch.int64)
+        self._untouched = len(target) - 1 if untouched else None
+
+    def __call__(self, images: int) -> Int[Tensor, "images"]:
+        """The classes of so many further images, `UNTOUCHED` for those without one."""
+        wanted = self._given.sum() + images
+        unmet = (largest_remainder(self._target, int(wanted)) - self._given).clamp_min(0)
+        while unmet.sum() > images:
+            ahead = (self._given + unmet - wanted * self._target).masked_fill(unmet == 0, -torch.inf)
+            unmet[ahead.argmax()] -= 1
+        self._given += unmet
+        classes = torch.repeat_interleave(torch.arange(len(unmet)), unmet)
+        order = torch.randperm(images, generator=torch.Generator().manual_seed(self._seed))
+        self._seed += 1
+        return (
+            classes[order] if self._untouched is None else classes.where(classes != self._untouched, UNTOUCHED)[order]
+        )

@@ -19,7 +19,12 @@ class SimilarityResult(NamedTuple):
 
 
 class ClipSimilarity(RowMetric):
-    """CLIP-I: cosine of the embeddings of the same image id with and without mitigation.
+    """CLIP-I: cosine of the embeddings of the same image id with and without mitigation; -1 to 1, higher is closer.
+
+    >>> metric = ClipSimilarity(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([7, 8]))
+    >>> metric.update(torch.tensor([[0.0, 3.0], [1.0, 1.0]]), torch.tensor([8, 7]))  # any order, paired by id
+    >>> round(metric.compute().cosine, 4)
+    0.8536
 
     Args:
         originals: embeddings of the unmitigated images [n, dim].
@@ -58,7 +63,13 @@ class ClipSimilarity(RowMetric):
 
 
 class PromptSimilarity(SumMetric):
-    """CLIP-T: cosine of each image's embedding with its prompt's."""
+    """CLIP-T: cosine of each image's embedding with its prompt's; -1 to 1, higher is more faithful.
+
+    >>> metric = PromptSimilarity()
+    >>> metric.update(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 0.0]]))
+    >>> metric.compute().cosine
+    1.0
+    """
 
     prompt_cosines: Tensor
     prompt_n: Tensor

@@ -7,7 +7,7 @@ from jaxtyping import Int, Num
 from torch import Tensor
 
 from difflens.judges.protocol import ReferenceStatistics
-from difflens.metrics.functional import frechet_distance, kernel_distance, kernel_subsets
+from difflens.metrics.distances import frechet_distance, kernel_distance, kernel_subsets
 from difflens.metrics.sums import RowMetric, SumMetric
 
 
@@ -34,7 +34,14 @@ class KernelResult(NamedTuple):
 
 
 class FrechetDistance(SumMetric):
-    """Fréchet distance between the images' features and reference statistics.
+    """Fréchet distance between the images' features and reference statistics: 0 of equal ones, lower is better.
+
+    >>> real = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    >>> reference = ReferenceStatistics.from_features(real, extractor="pixels", resize="none")
+    >>> metric = FrechetDistance(3, reference)
+    >>> metric.update(real + 2)  # moved by 2 in each of 3 directions
+    >>> round(metric.compute().distance, 3)
+    12.0
 
     Args:
         dim: the extractor's feature dimension.
@@ -86,7 +93,13 @@ class FrechetDistance(SumMetric):
 
 
 class KernelDistance(RowMetric):
-    """Kernel distance between the images' features and reference features.
+    """Kernel distance between the images' features and reference features: about 0 of equal distributions, lower is better.
+
+    >>> real = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    >>> metric = KernelDistance(real, torch.arange(50), subset_size=25)
+    >>> metric.update(real + 2, torch.arange(50))
+    >>> metric.compute().distance > 10
+    True
 
     The features are kept, in a state of fixed size [images, dim] with one row per id and the reference's number format
     (10,000 × 2048 in float32: 82 MB per rank), so that subsets do not depend on batches or ranks.

@@ -9,40 +9,6 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from difflens.metrics.distances import (
-    KernelSubsets,
-    frechet_distance,
-    kernel_distance,
-    kernel_subsets,
-    mean_and_covariance,
-)
-from difflens.metrics.official import OfficialDiscrepancies, official_discrepancies
-
-__all__ = [
-    "Interval",
-    "KernelSubsets",
-    "OfficialDiscrepancies",
-    "chance_discrepancy",
-    "discrepancy",
-    "editing_precision",
-    "fairness_discrepancy",
-    "flip_rate",
-    "frechet_distance",
-    "hard_fairness_discrepancy",
-    "kernel_distance",
-    "kernel_subsets",
-    "maximum_discrepancy",
-    "mean_and_covariance",
-    "official_discrepancies",
-    "paired_cosine",
-    "paper_scale",
-    "product_probabilities",
-    "share_shift",
-    "unbiased_squared_discrepancy",
-    "valid_target",
-    "wilson_interval",
-]
-
 
 class Interval(NamedTuple):
     """Lower and upper ends, float64 [classes]."""

@@ -38,6 +38,14 @@ class LeakageResult(NamedTuple):
 class Leakage(RowMetric):
     """Compares a judge's logits of the same image id with and without mitigation.
 
+    >>> classes = {"gender": ("female", "male"), "age": ("young", "old")}
+    >>> before = {"gender": torch.tensor([[0.0, 4.0], [0.0, 4.0]]), "age": torch.tensor([[1.0, 0.0], [1.0, 0.0]])}
+    >>> after = {"gender": torch.tensor([[4.0, 0.0], [4.0, 0.0]]), "age": torch.tensor([[1.0, 0.0], [0.0, 1.0]])}
+    >>> metric = Leakage("gender", before, torch.tensor([0, 1]), classes=classes)
+    >>> metric.update(after, torch.tensor([0, 1]), edited=torch.tensor([True, True]))
+    >>> metric.compute().attributes["age"].flip_rate
+    0.5
+
     Logits are compared as the judge gives them; untouched images change neither mean, so they leave the ratio as it is.
 
     Args:

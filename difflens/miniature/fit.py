@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from difflens.models.devices import fast_autocast
+from difflens.store.progress import Progressing
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,8 @@ def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Pa
     now = _Training(recipe, settings)
     if checkpoint.exists():
         now.resume(checkpoint)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns) as progress:
-        bar = progress.add_task(recipe.name, total=settings.steps, completed=now.step)
+    with Progressing(recipe.name, settings.steps) as display:
+        display.advance(now.step)
         while (step := now.step) < settings.steps:
             if step and step % settings.report_every == 0:
                 _log(reports, {"step": step, **recipe.report(now.average)})
@@ -143,7 +142,7 @@ def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Pa
             now.optimiser.zero_grad()
             now.update_average()
             now.step, value = step + 1, float(loss.detach())
-            progress.update(bar, advance=1, description=f"{recipe.name} loss {value:.4f}")
+            display.advance(note=f"loss {value:.4f}")
             if now.step % 50 == 0:
                 row = {"step": now.step, "loss": value, "norm": float(norm), "time": time.time()}
                 _log(workspace / "log.csv", row)

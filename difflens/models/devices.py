@@ -121,14 +121,13 @@ def placed(network: Network, device: torch.device) -> Network:
     if device not in copies:
         # Whoever asks first may be in inference mode, whose tensors would be of no use outside.
         with torch.inference_mode(False):
-            moved: dict[int, Any] = {id(tensor): _moved(tensor, device) for tensor in tensors}
+            moved: dict[int, Any] = {}
+            for tensor in tensors:
+                there = tensor.detach().to(device)
+                learnt = isinstance(tensor, nn.Parameter)
+                moved[id(tensor)] = nn.Parameter(there, tensor.requires_grad) if learnt else there
             copies[device] = deepcopy(network, moved)
     return copies[device]
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    there = tensor.detach().to(device)
-    return nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
 
 
 @contextmanager

@@ -1,15 +1,18 @@
 """Reading and editing activations by hooks that live inside a context manager, on an unmodified denoiser."""
 
 import difflib
+import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from difflens.models.layout import layout_of
+from difflens.models.guidance import stack_branches, unstack_branches
 from difflens.vocabulary import Site
 
 Read = Callable[[int, Tensor], None]
@@ -33,7 +36,7 @@ class SiteHooks:
         denoiser: called as `denoiser(sample, timestep, …)`.
         site: where to read and edit.
         timesteps: the sampling grid; the step index is looked up in it, never counted.
-        read: called with (step, activations of `rows`), a map [n, D, H, W] whatever the module computes on (see `layout`).
+        read: called with (step, activations of `rows`), a map [n, D, H, W] whatever the module computes on (see `as_map`).
         change: maps (activations of `rows`, step) to edited ones, or None where the step is not edited; likewise.
         fork: keep the unedited rows and append the edited ones.
         rows: which rows of the batch the site's branch holds, for each denoiser call of a step in order; None where a
@@ -41,6 +44,7 @@ class SiteHooks:
         aside: called after each denoiser call with (its place in the step, the batch's rows of the output, the appended
             rows); the denoiser then returns the batch's rows alone.
         batch: rows that every denoiser call must have.
+        stacked: `rows` are both branches, which `read` and `change` meet as one map per image (see `stack_branches`).
 
     Raises:
         ValueError: the site does not exist or gives no map, a timestep is off the grid, a call has another number of rows, or
@@ -60,21 +64,21 @@ class SiteHooks:
         rows: Sequence[slice | None] = (slice(None),),
         aside: Aside | None = None,
         batch: int | None = None,
+        stacked: bool = False,
     ) -> None:
         self.denoiser, self.site, self.module = denoiser, site, find_module(denoiser, site)
         if fork and not top_blocks(denoiser):
             raise ValueError(f"{type(denoiser).__name__} is no U-Net: only update=symmetric can be made in it.")
         self._step_of = {float(t): step for step, t in enumerate(timesteps)}
         self._read, self._change, self._fork, self._aside = read, change, fork, aside
-        self._rows_of, self._expected = tuple(rows), batch
+        self._rows_of, self._expected, self._stacked = tuple(rows), batch, stacked
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._step, self._call, self._batch, self._forked = -1, 0, -1, False
         self._rows: slice | None = None
         self._size: tuple[int, ...] = ()
-        self._input: Tensor | None = None
         self._pending: Tensor | None = None
         self._apart: tuple[Any, Any] | None = None
-        self._block = next((name for name in top_blocks(denoiser) if inside(site.module, name)), None)
+        self._block = next((name for name in top_blocks(denoiser) if f"{site.module}.".startswith(f"{name}.")), None)
         self.calls = self.fired = 0
 
     def __enter__(self) -> "SiteHooks":
@@ -87,9 +91,7 @@ class SiteHooks:
         if self.site.tensor == "input":
             add(self.module.register_forward_pre_hook(self._at_input, with_kwargs=True))
         else:
-            if self.site.tensor == "update":
-                add(self.module.register_forward_pre_hook(self._keep_input, with_kwargs=True))
-            add(self.module.register_forward_hook(self._at_output))
+            add(self.module.register_forward_hook(self._at_output, with_kwargs=True))
         if self._replays:
             block = self.denoiser.get_submodule(str(self._block))
             add(block.register_forward_hook(self._replay, with_kwargs=True))
@@ -115,8 +117,12 @@ class SiteHooks:
         return self._fork and self._block is not None and self._block != self.site.module
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sample = args[0] if args else kwargs["sample"]
-        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+        given = inspect.signature(self.denoiser.forward).bind(*args, **kwargs).arguments
+        sample, timestep = next(iter(given.values())), given["timestep"]
+        if sample.ndim != 4:
+            raise ValueError(
+                f"the denoiser was called with a tensor {list(sample.shape)}; only one with images [n, C, H, W] can be read."
+            )
         if isinstance(timestep, Tensor) and timestep.numel() > 1 and len(timestep.unique()) > 1:
             raise ValueError(
                 f"the denoiser was called at {len(timestep.unique())} timesteps at once, as pipelines that sample steps in "
@@ -139,11 +145,11 @@ class SiteHooks:
         self._apart = None
         self.calls += self._rows is not None
 
-    def _new_value(self, h: Tensor) -> Tensor | None:
+    def _new_value(self, h: Tensor, before: Tensor | None = None) -> Tensor | None:
         """What takes the place of the site's activations, or None where they stay."""
         if _replayed.get() is not None:
             return self._pending if _replayed.get() is self else None
-        edited = None if self._rows is None else self._edited(h[: self._batch][self._rows])
+        edited = None if self._rows is None else self._edited(self._own(h), before)
         if edited is None:
             return None
         if self._replays:
@@ -151,23 +157,24 @@ class SiteHooks:
             return None
         return self._merge(h, edited)
 
-    def _edited(self, h: Tensor) -> Tensor | None:
-        """The edited activations of the branch's rows, or None where this step is not edited."""
+    def _own(self, value: Tensor) -> Tensor:
+        """The branch's rows, none of those that a fork appended."""
+        return value[: self._batch][self._rows]
+
+    def _edited(self, h: Tensor, before: Tensor | None) -> Tensor | None:
+        """The edited activations of the branch's rows, or None where this step is not edited; `before`: edit h − before."""
         self.fired += 1
-        value = h
-        if self.site.tensor == "update":
-            assert self._input is not None and self._rows is not None
-            value = h - self._input[: self._batch][self._rows]
-        layout = layout_of(value, self._size)
-        value_map = layout.as_map(value)
+        value = h if before is None else h - self._own(before)
+        maps = as_map(value, self._size)
+        maps = stack_branches(maps) if self._stacked else maps
         if self._read is not None:
-            self._read(self._step, value_map)
-        changed = None if self._change is None else self._change(value_map, self._step)
+            self._read(self._step, maps)
+        changed = None if self._change is None else self._change(maps, self._step)
         if changed is None:
             return None
-        edited = layout.from_map(changed)
+        edited = from_map(unstack_branches(changed) if self._stacked else changed, like=value)
         # The change of an update is added to h itself, so that a neutral edit returns it bit for bit.
-        return edited if value is h else h + (edited - value)
+        return edited if before is None else h + (edited - value)
 
     def _merge(self, h: Tensor, edited: Tensor) -> Tensor:
         """Append the edited rows where the batch forks, put them in place of the originals where it does not."""
@@ -180,33 +187,45 @@ class SiteHooks:
         h[self._rows] = edited
         return h
 
-    def _keep_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._input = args[0] if args else kwargs["hidden_states"]
-
-    def _at_output(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        h = output[0] if isinstance(output, tuple) else output
-        if self.site.tensor == "update" and (self._input is None or self._input.shape != h.shape):
+    def _at_output(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        given = args[0] if args else kwargs.get("hidden_states")
+        place = self._place(output, given) if isinstance(output, tuple) else None
+        h = output if place is None else output[place]
+        update = self.site.tensor == "update"
+        if update and (given is None or given.shape != h.shape):
             raise ValueError(
                 f"site {self.site.module!r} has no update: its input and output differ in shape; use output or input."
             )
-        result = self._new_value(h)
-        if result is None:
-            return None
-        return (result, *output[1:]) if isinstance(output, tuple) else result
+        result = self._new_value(h, given if update else None)
+        if result is None or place is None:
+            return result
+        return (*output[:place], result, *output[place + 1 :])
+
+    def _place(self, output: tuple[Any, ...], given: Tensor | None) -> int:
+        """Which of a module's outputs holds the images: the only tensor, or the one that has its input's shape.
+
+        Blocks of transformers give image and text tokens, some the one first and some the other.
+        """
+        tensors = [place for place, value in enumerate(output) if isinstance(value, Tensor)]
+        if len(tensors) > 1 and given is not None:
+            tensors = [place for place in tensors if output[place].shape == given.shape]
+        if len(tensors) != 1:
+            raise ValueError(f"site {self.site.module!r} gives several tensors; nobody knows which holds the images.")
+        return tensors[0]
 
     def _at_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = self._new_value(args[0] if args else kwargs["hidden_states"])
         if result is None:
             return None
         if self._forked:
-            args, kwargs = self._grow(args), self._grow(kwargs)
+            args, kwargs = map_rows((args, kwargs), self._batch, lambda rows: torch.cat([rows, rows[self._rows]]))
         return ((result, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": result})
 
     def _replay(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Run the block that holds the site once more, for the edited rows alone, and append what they give."""
         if self._pending is None:
             return None
-        self._apart, self._forked = (self._pick(args), self._pick(kwargs)), True
+        self._apart, self._forked = self._picked((args, kwargs)), True
         return self._append_apart(block, args, output)
 
     def _set_apart(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -216,8 +235,10 @@ class SiteHooks:
         """
         if not self._forked or _replayed.get() is not None:
             return None
-        self._apart = self._appended(args), self._appended(kwargs)
-        return self._unedited(args), self._unedited(kwargs)
+        assert self._rows is not None
+        grown = self._batch + len(range(self._batch)[self._rows])
+        self._apart = map_rows(self._picked((args, kwargs)), grown, lambda rows: rows[self._batch :])
+        return map_rows((args, kwargs), grown, lambda rows: rows[: self._batch])
 
     def _append_apart(self, block: nn.Module, _: tuple[Any, ...], output: Any) -> Any:
         """Run the block on the rows set apart, and append what they give."""
@@ -239,23 +260,8 @@ class SiteHooks:
         kept = value[: self._batch]
         return (kept, *output[1:]) if isinstance(output, tuple) else type(output)(sample=kept)
 
-    def _grow(self, value: Any) -> Any:
-        return map_rows(value, self._batch, lambda tensor: torch.cat([tensor, tensor[self._rows]]))
-
-    def _pick(self, value: Any) -> Any:
-        return map_rows(value, self._batch, lambda tensor: tensor[self._rows])
-
-    def _unedited(self, value: Any) -> Any:
-        return map_rows(value, self._grown, lambda tensor: tensor[: self._batch])
-
-    def _appended(self, value: Any) -> Any:
-        return map_rows(self._pick(value), self._grown, lambda tensor: tensor[self._batch :])
-
-    @property
-    def _grown(self) -> int:
-        """Rows of the batch with the edited ones appended."""
-        assert self._rows is not None
-        return self._batch + len(range(self._batch)[self._rows])
+    def _picked(self, value: Any) -> Any:
+        return map_rows(value, self._batch, lambda rows: rows[self._rows])
 
 
 def find_module(denoiser: nn.Module, site: Site) -> nn.Module:
@@ -279,11 +285,6 @@ def top_blocks(denoiser: nn.Module) -> list[str]:
     return names + [f"up_blocks.{i}" for i in range(len(getattr(denoiser, "up_blocks", ())))]
 
 
-def inside(module: str, block: str) -> bool:
-    """Whether a module is the block or lies in it."""
-    return module == block or module.startswith(f"{block}.")
-
-
 def map_rows(value: Any, batch: int, change: Callable[[Tensor], Tensor]) -> Any:
     """A nested value with every tensor changed that has one row per image of the batch."""
     if isinstance(value, Tensor):
@@ -300,3 +301,30 @@ def append_rows(output: Any, more: Any) -> Any:
     if isinstance(output, Tensor):
         return torch.cat([output, more])
     return type(output)(append_rows(one, other) for one, other in zip(output, more, strict=True))
+
+
+def as_map(h: Tensor, size: Sequence[int]) -> Float[Tensor, "images channels height width"]:
+    """What a module of a denoiser computes on as a map; tokens [n, T, C] are laid out as the image they stand for.
+
+    Tokens are those, row by row, of a map `size`/k for a whole k, rounded up as strided convolutions do, where `size` is
+    (height, width) of the denoiser's input.
+
+    Raises:
+        ValueError: it is neither a map nor the tokens of one.
+    """
+    if h.ndim == 4:
+        return h
+    if h.ndim == 3:
+        for k in range(1, max(size) + 1):
+            height, width = math.ceil(size[0] / k), math.ceil(size[1] / k)
+            if height * width == h.shape[1]:
+                return h.transpose(1, 2).unflatten(2, (height, width))
+    raise ValueError(
+        f"activations of shape {tuple(h.shape)} are not a map [n, D, H, W], nor tokens [n, T, D] of a map of the "
+        f"denoiser's input of {size[0]}×{size[1]}; name another site.module."
+    )
+
+
+def from_map(maps: Float[Tensor, "images channels height width"], *, like: Tensor) -> Tensor:
+    """The inverse of `as_map`, as a tensor like the one that it was given."""
+    return maps if like.ndim == 4 else maps.flatten(2).transpose(1, 2)

@@ -1,6 +1,7 @@
 """Loading a model: from a local folder, from the hub's cache, or an architecture with random weights."""
 
 import json
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ LEFT_OUT = ("safety_checker", "feature_extractor")
 WEIGHTS = ("*.safetensors", "*.bin")
 """Files of a part's weights."""
 
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
 OBTAIN = "hf download <repository>"
 """The command that brings a model here, where its configuration names none."""
 
@@ -58,14 +61,14 @@ def load_unconditional(
     """
     path = find_pipeline(folder, obtain=obtain)
     unet_folder, scheduler_folder = (
-        _part(path, "unet", "config.json"),
-        _part(path, "scheduler", "scheduler_config.json"),
+        next(place for place in (path / part, path) if (place / config).is_file())
+        for part, config in (("unet", "config.json"), ("scheduler", "scheduler_config.json"))
     )
-    kind = json.loads((unet_folder / "config.json").read_text(encoding="utf-8")).get("_class_name", "UNet2DModel")
+    kind = _json(unet_folder / "config.json").get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
-        raise ValueError(
-            f"the model in {str(path)!r} is {_described(path, kind)}, which load_unconditional cannot sample."
-        )
+        named = _json(path / "model_index.json").get("_class_name")
+        described = f"a {named} ({kind})" if named else f"a {kind}"
+        raise ValueError(f"the model in {str(path)!r} is {described}, which load_unconditional cannot sample.")
     precision, place = choose_precision(precision, device, among=("fp32", "bf16")), check_device(device)
     local: dict[str, Any] = {"local_files_only": True}
     try:
@@ -157,7 +160,7 @@ def find_pipeline(source: str, *, obtain: str, key: str = "model.folder") -> Pat
     if source.startswith(PACKAGE) or Path(source).expanduser().exists():
         return _complete(locate(source), obtain=obtain)
     looked = f"no model at {str(Path(source).expanduser())!r}"
-    if _is_hub_id(source):
+    if HUB_ID.fullmatch(source):
         try:
             return _complete(Path(snapshot_download(source, local_files_only=True)), obtain=obtain)
         except LocalEntryNotFoundError:
@@ -165,8 +168,10 @@ def find_pipeline(source: str, *, obtain: str, key: str = "model.folder") -> Pat
     raise ValueError(f"{looked}; get it with `{obtain}`, or set {key} to where it lies.")
 
 
-def _is_hub_id(source: str) -> bool:
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
+def _json(path: Path) -> dict[str, Any]:
+    """What a file says; nothing if it is not there."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
 
 
 def _complete(path: Path, *, obtain: str) -> Path:
@@ -187,8 +192,7 @@ def _complete(path: Path, *, obtain: str) -> Path:
 
 def _parts_of(index: Path) -> list[str]:
     """The parts that a pipeline names, but for those that are never loaded here."""
-    described = json.loads(index.read_text(encoding="utf-8"))
-    named = [name for name, entry in described.items() if isinstance(entry, list) and entry[0] is not None]
+    named = [name for name, entry in _json(index).items() if isinstance(entry, list) and entry[0] is not None]
     return [name for name in named if name not in LEFT_OUT and not name.startswith("_")]
 
 
@@ -204,16 +208,11 @@ def _lacking(path: Path, part: str, *, alone: bool) -> Iterator[str]:
     if place is None:
         yield f"no {part}/{config}" + (f" and no {config}" if alone else "")
     elif part != "scheduler":
-        shards = {name for index in place.glob("*.index*.json") for name in _shards(index)}
+        indices = place.glob("*.index*.json")
+        shards = {name for index in indices for name in _json(index).get("weight_map", {}).values()}
         yield from (f"no {part}/{name}" for name in sorted(shards) if not (place / name).is_file())
         if not any(file.is_file() for kind in WEIGHTS for file in place.glob(kind)):
             yield f"no weights beside {place.name}/{config}"
-
-
-def _shards(index: Path) -> set[str]:
-    """The files that hold a part's weights where one would be too large."""
-    named: dict[str, str] = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
-    return set(named.values())
 
 
 def _variant(*places: Path) -> str | None:
@@ -225,48 +224,20 @@ def _variant(*places: Path) -> str | None:
     return None
 
 
-def _part(path: Path, name: str, config: str) -> Path:
-    """The folder of a pipeline's part: its own, or the pipeline's where all files lie side by side."""
-    return next(folder for folder in (path / name, path) if (folder / config).is_file())
-
-
-def _described(path: Path, kind: str) -> str:
-    """What a folder holds, by the class of its pipeline or at least that of its network."""
-    index = path / "model_index.json"
-    named = json.loads(index.read_text(encoding="utf-8")).get("_class_name") if index.is_file() else None
-    return f"a {named} ({kind})" if named else f"a {kind}"
-
-
 def _load(source: str, *, offline: bool, variant: str | None, **settings: Any) -> DiffusionPipeline:
-    local = source.startswith(PACKAGE) or Path(source).expanduser().exists()
-    if local or not _is_hub_id(source):
+    if source.startswith(PACKAGE) or Path(source).expanduser().exists() or not HUB_ID.fullmatch(source):
         folder = locate(source)
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"no model_index.json in model folder {str(folder)!r}; save a diffusers pipeline there.")
-        return _from_folder(_complete(folder, obtain=OBTAIN), variant, **settings)
+        return _from_pretrained(_complete(folder, obtain=OBTAIN), variant, **settings)
     try:
+        if not offline:
+            return _from_pretrained(source, variant, **settings)
         # By its id, the hub's client would ask the network even for what the cache holds.
-        place = snapshot_download(source, local_files_only=True) if offline else source
-        if offline:
-            return _from_folder(_complete(Path(place), obtain=f"hf download {source}"), variant, **settings)
-        return _from_pretrained(place, local_files_only=False, variant=variant, **settings)
+        cached = Path(snapshot_download(source, local_files_only=True))
     except OSError as error:
         raise ValueError(_how_to_get(source, error, offline=offline)) from error
-
-
-def _from_folder(folder: Path, variant: str | None, **settings: Any) -> DiffusionPipeline:
-    """The pipeline of a folder that holds all of its parts.
-
-    Raises:
-        ValueError: it is none that can be used here, or a file cannot be read.
-    """
-    parts = (folder / name for name in _parts_of(folder / "model_index.json"))
-    variant = variant or _variant(*(part for part in parts if part.is_dir()))
-    try:
-        return _from_pretrained(str(folder), local_files_only=True, variant=variant, **settings)
-    except OSError as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"the model in {str(folder)!r} cannot be loaded: {reason}") from error
+    return _from_pretrained(_complete(cached, obtain=f"hf download {source}"), variant, **settings)
 
 
 def _how_to_get(source: str, error: OSError, *, offline: bool) -> str:
@@ -281,22 +252,37 @@ def _how_to_get(source: str, error: OSError, *, offline: bool) -> str:
     )
 
 
-def _from_pretrained(source: str, *, local_files_only: bool, **settings: Any) -> DiffusionPipeline:
+def _from_pretrained(source: Path | str, variant: str | None, **settings: Any) -> DiffusionPipeline:
+    """The pipeline of a folder that holds all of its parts, or of a hub id, for which the network is asked.
+
+    Raises:
+        ValueError: it is none that can be used here, or a file cannot be read.
+        OSError: the hub does not give it.
+    """
+    local = isinstance(source, Path)
+    settings["local_files_only"] = local
+    settings["variant"] = variant
+    if isinstance(source, Path):
+        parts = (source / name for name in _parts_of(source / "model_index.json"))
+        settings["variant"] = variant or _variant(*(part for part in parts if part.is_dir()))
     with quietly():
-        parts = DiffusionPipeline.load_config(source, local_files_only=local_files_only)
-        kind = getattr(diffusers, str(parts.get("_class_name")), None)
+        index = DiffusionPipeline.load_config(str(source), local_files_only=local)
+        kind = getattr(diffusers, str(index.get("_class_name")), None)
         # A class of the folder's own would be run from its files.
-        if kind is None or "unet" not in parts or "text_encoder" not in parts:
+        if kind is None or "unet" not in index or "text_encoder" not in index:
             raise ValueError(
-                f"the model at {source!r} is a {parts.get('_class_name')}; text-to-image models here are diffusers pipelines "
-                "with a U-Net and a text encoder, such as StableDiffusionPipeline."
+                f"the model at {str(source)!r} is a {index.get('_class_name')}; text-to-image models here are diffusers "
+                "pipelines with a U-Net and a text encoder, such as StableDiffusionPipeline."
             )
-        left_out: dict[str, Any] = {name: None for name in LEFT_OUT if "safety_checker" in parts}
-        if left_out:
-            left_out["requires_safety_checker"] = False
-        pipeline = kind.from_pretrained(
-            source, local_files_only=local_files_only, low_cpu_mem_usage=False, **left_out, **settings
-        )
-    library, *_ = parts.get("safety_checker") or (None,)
+        if "safety_checker" in index:
+            settings |= {name: None for name in LEFT_OUT} | {"requires_safety_checker": False}
+        try:
+            pipeline = kind.from_pretrained(str(source), low_cpu_mem_usage=False, **settings)
+        except (OSError, pickle.UnpicklingError, ValueError) as error:
+            if isinstance(error, OSError) and not local:
+                raise
+            # Code in the folder, parts of other libraries, and pickles of anything but tensors: never run, said in one line.
+            raise ValueError(f"the model in {str(source)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    library, *_ = index.get("safety_checker") or (None,)
     pipeline.had_safety_checker = library is not None
     return pipeline

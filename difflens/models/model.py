@@ -21,8 +21,8 @@ from difflens.models.base import (
     weights_fingerprint,
 )
 from difflens.models.devices import autocast_denoiser, choose_precision
-from difflens.models.guidance import BATCHED, UNGUIDED, Guidance, stack_branches, unstack_branches
-from difflens.models.hooks import Aside, Change, Read, SiteHooks
+from difflens.models.guidance import BATCHED, UNGUIDED, Guidance
+from difflens.models.hooks import Change, SiteHooks
 from difflens.models.sampling import (
     AsymmetricScheduler,
     OneStepScheduler,
@@ -307,39 +307,22 @@ class DiffusionModel:
                     yield
 
     @contextmanager
-    def hooks(
-        self,
-        site: Site,
-        *,
-        images: int,
-        steps: int | None = None,
-        read: Read | None = None,
-        change: Change | None = None,
-        fork: bool = False,
-        aside: Aside | None = None,
-    ) -> Iterator[None]:
+    def hooks(self, site: Site, *, images: int, steps: int | None = None, **how: Any) -> Iterator[None]:
         """`SiteHooks` on the rows of the site's branch, which the call must hold once in each of its `steps`.
+
+        Args:
+            site: where.
+            images: rows of one branch.
+            steps: None for all that a method stays attached for.
+            how: `read`, `change`, `fork` and `aside` of `SiteHooks`.
 
         Raises:
             ValueError: the pipeline does not compute that branch.
             RuntimeError: it computed the branch more or less often.
         """
         branch = self._branch(site)
-        rows, batch = self.guidance.rows(branch, images), self.guidance.batch(images)
-        if branch == "both":
-            read, change = _on_stacked(read, change)
-        hooks = SiteHooks(
-            self.unet,
-            site,
-            timesteps=self.timesteps,
-            read=read,
-            change=change,
-            fork=fork,
-            rows=rows,
-            aside=aside,
-            batch=batch,
-        )
-        with hooks:
+        how |= {"rows": self.guidance.rows(branch, images), "batch": self.guidance.batch(images)}
+        with SiteHooks(self.unet, site, timesteps=self.timesteps, stacked=branch == "both", **how) as hooks:
             yield
         steps = self._steps_attached if steps is None else steps
         if hooks.calls != steps:
@@ -490,18 +473,3 @@ def cut_off(prompt: str, tokenizer: Any) -> str:
     tokens = tokenizer(prompt).input_ids
     unread = tokens[tokenizer.model_max_length - 1 : -1]
     return tokenizer.decode(unread).strip() if unread else ""
-
-
-def _on_stacked(read: Read | None, change: Change | None) -> tuple[Read | None, Change | None]:
-    """Readers and changes of the two branches' maps, given one above the other."""
-
-    def read_stacked(step: int, rows: Tensor) -> None:
-        assert read is not None
-        read(step, stack_branches(rows))
-
-    def change_stacked(rows: Tensor, step: int) -> Tensor | None:
-        assert change is not None
-        edited = change(stack_branches(rows), step)
-        return None if edited is None else unstack_branches(edited)
-
-    return read and read_stacked, change and change_stacked

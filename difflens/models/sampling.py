@@ -17,6 +17,9 @@ from torch import Tensor
 
 from difflens.models.guidance import Guidance, split_branches
 
+COMBINED = 0.02
+"""Relative difference of two guided estimates that half precision explains."""
+
 
 def image_generator(base_seed: int, image_id: int) -> torch.Generator:
     """The random stream of one image, a function of (base seed, image id) alone; lives on the CPU on every machine."""
@@ -164,28 +167,10 @@ class PixelScheduler(DDIMScheduler):  # type: ignore[misc]
     """DDIM by `ddim_step`, for networks that work on pixels; a learned variance, which DDIM does not use, is split off."""
 
     def step(
-        self,
-        model_output: Tensor,
-        timestep: Any,
-        sample: Tensor,
-        eta: float = 0.0,
-        use_clipped_model_output: bool = False,
-        generator: Any = None,
-        variance_noise: Tensor | None = None,
-        return_dict: bool = True,
+        self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.0, generator: Any = None, **more: Any
     ) -> Any:
         """See `DDIMScheduler.step`, whose arguments these are."""
-        return update(
-            self,
-            model_output[:, : sample.shape[1]],
-            None,
-            timestep=timestep,
-            sample=sample,
-            eta=eta,
-            rederive_direction=use_clipped_model_output,
-            variance_noise=fresh_noise(sample, generator) if eta > 0 and variance_noise is None else variance_noise,
-            return_dict=return_dict,
-        )
+        return update(self, model_output, None, timestep, sample, eta=eta, generator=generator, **more)
 
 
 class AsymmetricScheduler:
@@ -212,68 +197,71 @@ class AsymmetricScheduler:
 
     def keep(self, call: int, output: Tensor, edited: Tensor, *, branch: str) -> None:
         """Take what one denoiser call gave: the rows of its batch, and those with edited activations, if any."""
+        if call == 0:
+            # A step that an exception ended has left its own behind.
+            self._outputs, self._edited = {}, {}
         self._outputs |= split_branches(self.guidance.calls[call], output)
         if len(edited):
             self._edited |= split_branches(branch, edited)
 
     def step(
-        self,
-        model_output: Tensor,
-        timestep: Any,
-        sample: Tensor,
-        eta: float = 0.0,
-        use_clipped_model_output: bool | None = False,
-        generator: Any = None,
-        variance_noise: Tensor | None = None,
-        return_dict: bool = True,
+        self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.0, generator: Any = None, **more: Any
     ) -> Any:
         """See `DDIMScheduler.step`, whose arguments these are; `model_output` is the unedited guided estimate."""
-        branches, edited = self._outputs | self._edited, bool(self._edited)
+        outputs, edited = self._outputs, self._edited
         self._outputs, self._edited = {}, {}
-        if eta > 0 and variance_noise is None:
-            variance_noise = fresh_noise(sample, generator)
         if not edited:
-            return self._scheduler.step(
-                model_output,
-                timestep,
-                sample,
-                eta=eta,
-                use_clipped_model_output=bool(use_clipped_model_output),
-                variance_noise=variance_noise,
-                return_dict=return_dict,
-            )
-        return update(
-            self._scheduler,
-            model_output[:, : sample.shape[1]],
-            self.guidance.combine(branches)[:, : sample.shape[1]],
-            timestep=timestep,
-            sample=sample,
-            eta=eta,
-            rederive_direction=bool(use_clipped_model_output),
-            variance_noise=variance_noise,
-            return_dict=return_dict,
+            return self._scheduler.step(model_output, timestep, sample, eta=eta, generator=generator, **more)
+        channels = sample.shape[1]
+        check_combination(model_output[:, :channels], self.guidance.combine(outputs)[:, :channels])
+        combined = self.guidance.combine(outputs | edited)
+        return update(self._scheduler, model_output, combined, timestep, sample, eta=eta, generator=generator, **more)
+
+
+@torch.no_grad()
+def check_combination(told: Tensor, ours: Tensor) -> None:
+    """Check that a pipeline combines the branches as its `Guidance` does, by which the edited ones are combined.
+
+    Raises:
+        ValueError: its estimate is another than ours, by more than half precision explains.
+    """
+    largest = float(ours.float().nan_to_num().abs().max())
+    if told.shape != ours.shape or not torch.allclose(
+        told.float(), ours.float(), rtol=0, atol=COMBINED * largest, equal_nan=True
+    ):
+        raise ValueError(
+            "the pipeline makes its estimate of the branches in a way of its own, which the asymmetric update cannot follow; "
+            "use mitigation.update=symmetric."
         )
-
-
-def fresh_noise(sample: Tensor, generator: Any) -> Tensor:
-    """Standard normal noise like `sample`, each row from its own generator where a list of them is given."""
-    return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
 
 
 def update(
     scheduler: DDIMScheduler,
     output: Tensor,
     edited_output: Tensor | None,
-    *,
     timestep: Any,
     sample: Tensor,
-    return_dict: bool,
-    **settings: Any,
+    *,
+    eta: float,
+    generator: Any = None,
+    variance_noise: Tensor | None = None,
+    use_clipped_model_output: bool | None = False,
+    return_dict: bool = True,
 ) -> Any:
-    """`ddim_step` in float32, as a scheduler's `step` gives it."""
-    edited = None if edited_output is None else edited_output.float()
-    x = ddim_step(scheduler, output.float(), timestep=int(timestep), x=sample.float(), edited_output=edited, **settings)
-    x = x.to(sample.dtype)
+    """`ddim_step` in float32, as a scheduler's `step` gives it; noise comes from a generator for each row, or one for all."""
+    if eta > 0 and variance_noise is None:
+        variance_noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+    channels = sample.shape[1]
+    x = ddim_step(
+        scheduler,
+        output[:, :channels].float(),
+        timestep=int(timestep),
+        x=sample.float(),
+        edited_output=None if edited_output is None else edited_output[:, :channels].float(),
+        eta=eta,
+        variance_noise=variance_noise,
+        rederive_direction=bool(use_clipped_model_output),
+    ).to(sample.dtype)
     return DDIMSchedulerOutput(prev_sample=x) if return_dict else (x,)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from threading import get_ident
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
@@ -20,8 +20,12 @@ from difflens.vocabulary import PerImage, Site
 Assign = Callable[[int], Tensor]
 """Target classes of so many images."""
 
-RESIDUALS = ("mid_block_additional_residual", "down_block_additional_residuals")
-"""What ControlNets add in the middle of a U-Net, row by row, so that its batch cannot grow there."""
+RESIDUALS = (
+    "mid_block_additional_residual",
+    "down_block_additional_residuals",
+    "down_intrablock_additional_residuals",
+)
+"""What ControlNets and adapters add in the middle of a U-Net, row by row, so that its batch cannot grow there."""
 
 NO_IMAGE = "the pipeline was called for no image; give it at least one prompt."
 
@@ -44,12 +48,13 @@ def edited_pipeline(
     """
     steered = SteeredPipeline(pipeline, method, timesteps=timesteps, assign=assign)
     # Past the pipeline's own setter, which would write the stand-in's class into its configuration.
-    object.__setattr__(pipeline, "unet", SteeredDenoiser(steered))
+    object.__setattr__(pipeline, "unet", steered.denoiser)
     try:
-        with steered.noticing_calls(), scheduler_of(pipeline, steered.stand_in or pipeline.scheduler):
+        with steered.noticing_calls(), scheduler_of(pipeline, steered.scheduler):
             yield
     finally:
         object.__setattr__(pipeline, "unet", steered.unet)
+        steered.denoiser.ended = True
 
 
 class SteeredPipeline(DiffusionModel):
@@ -63,25 +68,29 @@ class SteeredPipeline(DiffusionModel):
         if isinstance(getattr(pipeline, "unet", None), SteeredDenoiser):
             raise ValueError("the pipeline is steered already; leave that block before a second one.")
         self._adopt(pipeline)
-        if hasattr(self.unet, "_orig_mod") or getattr(self.unet, "_compiled_call_impl", None) is not None:
+        if any(is_compiled(module) for module in self.unet.modules()):
             raise ValueError("the pipeline's U-Net is compiled and would ignore the edit; give it the plain one.")
-        self.name, self.timesteps, self.guidance = (
-            type(pipeline).__name__,
-            list(timesteps),
-            Guidance(1.0, 0.0, UNGUIDED),
-        )
+        self.name, self.timesteps = type(pipeline).__name__, list(timesteps)
+        self.guidance = Guidance(1.0, 0.0, UNGUIDED)
         self.method, self._assign, self._own_scheduler = method, assign, pipeline.scheduler
         if isinstance(method, Edit):
             find_module(self.unet, method.site)
             self.check_update(method.update)
         own = pipeline.scheduler
         able = isinstance(own, DDIMScheduler) and not own.config.thresholding
-        self.stand_in = AsymmetricScheduler(own, self.guidance) if able else None
+        self.scheduler: Any = AsymmetricScheduler(own, self.guidance) if able else own
+        self.denoiser = SteeredDenoiser(self)
         self._thread: int | None = None
         self._images: PerImage | None = None
+        self._busy = Lock()
 
     def check_update(self, update: str) -> None:
         """See `DiffusionModel.check_update`."""
+        if update == "asymmetric" and not isinstance(self._own_scheduler, DDIMScheduler):
+            raise ValueError(
+                f"the asymmetric update needs a DDIMScheduler, the pipeline has {type(self._own_scheduler).__name__}; give "
+                "it one, or take a run with mitigation.update=symmetric."
+            )
         if update == "asymmetric":
             check_asymmetric(self._own_scheduler)
 
@@ -90,6 +99,8 @@ class SteeredPipeline(DiffusionModel):
         """Inside the block a call of the pipeline is noticed by its setting of the scheduler's timesteps."""
 
         def begin(*_: Any, **__: Any) -> None:
+            if self.pipeline.unet is not self.denoiser or self.pipeline.scheduler is not self.scheduler:
+                raise ValueError("the pipeline was given another U-Net or scheduler inside the block; do so before it.")
             self._thread, self._images = get_ident(), None
 
         def refuse_none(prompt: Any = None, *_: Any, **__: Any) -> None:
@@ -109,23 +120,43 @@ class SteeredPipeline(DiffusionModel):
         Raises:
             ValueError: the pipeline does something in between that is not understood.
         """
-        if self._thread not in (None, get_ident()):
+        if self.pipeline.scheduler is not self.scheduler:
+            raise ValueError("the pipeline was given another scheduler inside the block; give it one before the block.")
+        if self._thread not in (None, get_ident()) or not self._busy.acquire(blocking=False):
             raise ValueError("the pipeline is called from two threads at once inside the block; call it from one.")
-        self.guidance = guidance_of(self.pipeline)
+        try:
+            self.guidance = guidance_of(self.pipeline)
+            if any(more.get(name) is not None for name in RESIDUALS) and self._asymmetric_edit:
+                raise ValueError(
+                    f"{self.name} adds residuals inside its U-Net; use features with mitigation.update=symmetric."
+                )
+            with self.attached(self.method, Batch(self._images_of(sample), sample)):
+                yield
+        finally:
+            self._busy.release()
+
+    @property
+    def _asymmetric_edit(self) -> bool:
+        return getattr(self.method, "update", "") == "asymmetric"
+
+    def _images_of(self, sample: Tensor) -> PerImage:
+        """What is known of the images that one call of the U-Net holds.
+
+        Raises:
+            ValueError: it holds others than the call before, or the branches of guidance in another order.
+        """
         count, rest = divmod(len(sample), self.guidance.batch(1))
         if self._images is None:
             self._images = self._assigned(count, sample.device)
-        if rest or count != len(self._images.target):
+        halves = sample.tensor_split(self.guidance.batch(1))
+        # Pipelines with more than two branches, or with both of an image side by side, could have a fitting number of rows.
+        if rest or count != len(self._images.target) or not torch.equal(halves[0], halves[-1]):
             raise ValueError(
-                f"{self.name} changes its batch in the middle of a call ({len(sample)} rows for {len(self._images.target)} "
-                "images), so that nobody knows which rows hold which image; use a pipeline that does not."
+                f"{self.name} changes its batch in the middle of a call, or fills it with more than the two branches of "
+                f"guidance ({len(sample)} rows for {len(self._images.target)} images), so that nobody knows which rows hold "
+                "which image; use a pipeline that does not."
             )
-        if any(more.get(name) is not None for name in RESIDUALS) and getattr(self.method, "update", "") == "asymmetric":
-            raise ValueError(
-                f"{self.name} adds residuals inside its U-Net; use features with mitigation.update=symmetric."
-            )
-        with self.attached(self.method, Batch(self._images, sample)):
-            yield
+        return self._images
 
     def _assigned(self, count: int, device: torch.device) -> PerImage:
         """What is known of the images of a new call.
@@ -149,9 +180,8 @@ class SteeredPipeline(DiffusionModel):
     @contextmanager
     def _asymmetric(self) -> Iterator[AsymmetricScheduler]:
         """The stand-in, which the pipeline keeps between the calls of its U-Net."""
-        assert self.stand_in is not None
-        self.stand_in.guidance = self.guidance
-        yield self.stand_in
+        self.scheduler.guidance = self.guidance
+        yield self.scheduler
 
     def _branch(self, site: Site) -> str:
         """The features of an unconditional model are looked for in the conditional branch."""
@@ -189,25 +219,43 @@ def preceded(owner: Any, name: str, before: Callable[..., None]) -> Iterator[Non
         before(*args, **kwargs)
         return plain(*args, **kwargs)
 
+    # Two pipelines may share a scheduler: what stood here before may be another block's.
+    before_it = vars(owner).get(name)
     object.__setattr__(owner, name, both)
     try:
         yield
     finally:
-        object.__delattr__(owner, name)
+        if before_it is None:
+            object.__delattr__(owner, name)
+        else:
+            object.__setattr__(owner, name, before_it)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module was compiled, by `torch.compile` or in place."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 class SteeredDenoiser(nn.Module):
-    """Stands in for a pipeline's U-Net: the same but for what the method changes."""
+    """Stands in for a pipeline's U-Net: the same but for what the method changes until the block ends.
+
+    The U-Net is its only submodule, so that whatever moves or counts weights finds them.
+    """
 
     def __init__(self, steered: SteeredPipeline) -> None:
         super().__init__()
-        # Past nn.Module, whose own attributes these are not: everything else is the U-Net's.
-        self.__dict__.update(_steered=steered, _unet=steered.unet)
+        self.unet, self.ended = steered.unet, False
+        self.__dict__["_steered"] = steered
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_unet"], name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.unet, name)
 
     def forward(self, sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         """One call of the U-Net."""
+        if self.ended:
+            return self.unet(sample, timestep, *args, **kwargs)
         with self._steered.one_step(sample, kwargs):
-            return self._unet(sample, timestep, *args, **kwargs)
+            return self.unet(sample, timestep, *args, **kwargs)

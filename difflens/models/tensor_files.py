@@ -47,17 +47,17 @@ def read_index(path: Path) -> dict[str, Stored]:
             raise ValueError(f"{str(path)!r} is no safetensors file, or half of one.")
         header = json.loads(file.read(length))
     try:
-        found = {name: _stored(entry, 8 + length) for name, entry in header.items() if name != "__metadata__"}
+        header.pop("__metadata__", None)
+        found = {
+            name: Stored(DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + start, end - start)
+            for name, entry in header.items()
+            for start, end in (entry["data_offsets"],)
+        }
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(path)!r} has a header that cannot be read ({error!r}).") from error
     if max((entry.start + entry.length for entry in found.values()), default=8 + length) != size:
         raise ValueError(f"{str(path)!r} does not have the size that its header tells; it is half a file.")
     return found
-
-
-def _stored(entry: Mapping[str, Any], origin: int) -> Stored:
-    start, end = entry["data_offsets"]
-    return Stored(DTYPES[entry["dtype"]], tuple(entry["shape"]), origin + start, end - start)
 
 
 INSTEAD = {

@@ -1,7 +1,6 @@
 """A saved probe: its buffers and its held-out accuracy in `probe.safetensors`, its class and settings in the header."""
 
 import json
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from difflens.probes.base import Probe, ProbeFit
 from difflens.probes.linear import LinearProbe
-from difflens.store.targets import allowed_prefixes
+from difflens.store.targets import saved_class
 
 FILE = "probe.safetensors"
 
@@ -35,14 +34,10 @@ def load_probe(folder: Path) -> tuple[Probe, Float[Tensor, "steps"]]:
     stored = load_file(folder / FILE)
     with safe_open(folder / FILE, framework="pt") as file:
         described = json.loads((file.metadata() or {}).get("probe", "{}"))
-    probe = _class(described["class"])(**described["settings"]) if described else LinearProbe(*stored["weight"].shape)
+    if described:
+        kind: type[Probe] = saved_class(described["class"], Probe)  # type: ignore[type-abstract]
+        probe = kind(**described["settings"])
+    else:
+        probe = LinearProbe(*stored["weight"].shape)
     probe.load_state_dict({name: stored[name] for name in probe.state_dict()})
     return probe, stored["accuracy"]
-
-
-def _class(dotted: str) -> type[Probe]:
-    module, _, name = dotted.rpartition(".")
-    found = getattr(import_module(module), name, None) if dotted.startswith(allowed_prefixes()) else None
-    if not (isinstance(found, type) and issubclass(found, Probe)):
-        raise ValueError(f"the saved class {dotted!r} is no Probe of a package that is let in; fit the probe again.")
-    return found

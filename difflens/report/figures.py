@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from difflens.report.measures import BUILT_IN, FD, Measure, fairness, prices
+from difflens.report.measures import FD, WORST_LEAKAGE, Measure, fairness, measures_of, prices
 from difflens.report.run_folder import Json
 from difflens.report.svg import FAINT, INK, OKABE_ITO, class_styles, series, steps_axis
 from difflens.report.wording import method_name, number
@@ -221,8 +221,7 @@ def with_unit(measure: Measure) -> str:
 
 def dose_panels(data: Json) -> list[Measure]:
     """The measures that `draw_doses` gives a panel besides hard FD: what fairness may cost, as far as it was measured."""
-    listed = [Measure(**entry) for entry in data.get("measures") or []] or prices(BUILT_IN)
-    return [measure for measure in listed if any(measure.read(row) is not None for row in data["rows"])]
+    return [measure for measure in prices(measures_of(data)) if measure != WORST_LEAKAGE]
 
 
 def doses_size(data: Json) -> tuple[float, float]:

@@ -1,8 +1,10 @@
 """The single numbers of a row of metrics.json: what each is called, how it is written, and whether less is better."""
 
+import re
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from difflens.report.run_folder import Json, rows_of
 from difflens.report.wording import NONE, known, number
@@ -29,6 +31,35 @@ class Measure:
     better: int = 0
     meaning: str = ""
     of_prompts: bool = False
+
+    DESCRIBED: ClassVar = ("label", "unit", "digits", "better", "meaning")
+    """What a list says of each."""
+
+    @classmethod
+    def described(cls, key: Any, entry: Any, *, where: str) -> "Measure":
+        """The measure that an entry of a list describes.
+
+        Raises:
+            ValueError: with its place, what it must be, and what it is.
+        """
+        if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z]\w*", key):
+            raise ValueError(f"{where}: a key is a word of letters, digits and '_', got {key!r}.")
+        if not isinstance(entry, Mapping):
+            words = ", ".join(cls.DESCRIBED)
+            raise ValueError(f"{where}.{key} must have {words}, got {entry!r}; ~{where}.{key} leaves it out.")
+        found = {"label": None, "unit": "", "digits": 3, "better": 0, "meaning": "", **entry}
+        allowed: dict[str, tuple[bool, str]] = {
+            "label": (isinstance(found["label"], str) and bool(found["label"].strip()), "a text that is not empty"),
+            "unit": (isinstance(found["unit"], str), "a text"),
+            "digits": (type(found["digits"]) is int and 0 <= found["digits"] <= 15, "a whole number from 0 to 15"),
+            "better": (type(found["better"]) is int and found["better"] in (-1, 0, 1), "-1 (less), 0 or 1 (more)"),
+            "meaning": (isinstance(found["meaning"], str), "a text"),
+        }
+        for name, value in found.items():
+            holds, words = allowed.get(name, (False, f"left out: only {', '.join(cls.DESCRIBED)} are read"))
+            if not holds:
+                raise ValueError(f"{where}.{key}.{name} must be {words}, got {value!r}.")
+        return cls(key, **found)
 
     @property
     def heading(self) -> str:
@@ -78,31 +109,8 @@ WORST_LEAKAGE = Measure(
 )
 """Read off the leakage of every attribute; every list of measures ends with it."""
 
-BUILT_IN = (
-    Measure("fd", "FD, soft", "", 3, -1, "distance of the judge's mean softmax from the target; 0 is fair"),
-    Measure("fd_hard", "FD, hard", "", 3, -1, "the same with every image counted as its most likely class"),
-    Measure("fd_official", "FD, soft, as released", "", 3, -1, "by the paper's own code, from the judge's raw outputs"),
-    Measure("fd_chance", "FD by chance", "", 3, 0, "expected hard FD of a perfectly fair sampler of as many images"),
-    Measure("fd_squared_unbiased", "FD², unbiased", "", 4, -1, "without the sampling noise; may be negative"),
-    Measure("intersectional_fd", "intersectional FD", "", 3, -1, "over the classes of all attributes together"),
-    Measure("fid", "FID", "", 2, -1, "Fréchet distance to the reference images"),
-    Measure("kid", "KID", "", 4, -1, "kernel distance to the reference images ± its spread over subsets"),
-    Measure("clip_i", "CLIP-I", "", 4, 1, "cosine of each image with the same seed's unmitigated one"),
-    Measure("clip_i_paper", "CLIP-I, (cos + 1) / 2", "", 4, 0, "the same on the paper's scale"),
-    Measure("obeyed", "prompts obeyed", "%", 1, 1, "images that show what their prompt is about"),
-    Measure("clip_t", "CLIP-T", "", 4, 1, "cosine of each image with its prompt"),
-    Measure("clip_t_paper", "CLIP-T, (cos + 1) / 2", "", 4, 0, "the same on the paper's scale"),
-    Measure("editing_precision", "editing precision", "", 2, 1, "mean logit change of the target over the others'"),
-    Measure("judges_agree", "judges agree", "%", 1, 0, "on unedited images: who chose what to edit, and who scores"),
-    Measure("edited", "images changed", "", 0, 0, "the others are left as they were"),
-    Measure("reached", "of these, class reached", "%", 1, 1, "images that show the class asked for"),
-    Measure("missing_faces", "images without a face", "", 0, 0, "in which the judge found none"),
-    Measure("seconds_per_image", "seconds per image", "", 3, -1, ""),
-)
-"""The measures of runs whose metrics.json lists none."""
-
-FD = BUILT_IN[1]
-"""The measure of fairness that plots are drawn over."""
+FD = Measure("fd_hard", "FD, hard", better=-1)
+"""The measure of fairness that plots are drawn over, as it is called where no list says so."""
 
 
 def measures_of(*runs: Json) -> list[Measure]:
@@ -114,11 +122,12 @@ def measures_of(*runs: Json) -> list[Measure]:
 
 
 def _listed(metrics: Json) -> Iterator[Measure]:
-    names = [field.name for field in fields(Measure) if field.name != "of_prompts"]
-    entries = metrics.get("measures") or []
-    for entry in entries:
-        yield Measure(**{"label": entry["key"], **{name: entry[name] for name in names if name in entry}})
-    yield from BUILT_IN if not entries else ()
+    for entry in metrics.get("measures") or []:
+        about = {name: entry[name] for name in Measure.DESCRIBED if name in entry}
+        yield Measure(entry["key"], **{"label": entry["key"], **about})
+    if not metrics.get("measures"):
+        numbers = dict.fromkeys(key for row in rows_of(metrics) for key, value in row.items() if known(value))
+        yield from (Measure(key, key) for key in numbers)
     yield WORST_LEAKAGE
 
 

@@ -70,7 +70,7 @@ class SparseAutoencoder(nn.Module, ABC):
     def select(self, activations: Float[Tensor, "tokens width"]) -> SparseCodes:
         """The sparse activation function: which pre-activations become codes."""
 
-    def settings(self) -> dict[str, int | float | str | bool | None]:
+    def settings(self) -> dict[str, object]:
         """The constructor's arguments, from which an equal SAE can be built."""
         return {
             "dim": self.channels,
@@ -129,12 +129,19 @@ class SparseAutoencoder(nn.Module, ABC):
     def loss(self, x: Float[Tensor, "tokens dim"], objective: Objective = Objective()) -> TrainingLoss:  # noqa: B008
         """What training minimises: `Σ‖x − x̂‖² / V + α · L_aux`; a class may bring its own."""
         codes, activations = self.encode_fully(x)
-        x_hat = self.decode(codes)
-        dead = objective.observe(codes)
         variance = token_variance(x) if objective.variance is None else objective.variance
+        error, x_hat = self.reconstruction_loss(x, codes, variance)
+        dead = objective.observe(codes)
         auxiliary = self.auxiliary_loss(x, x - x_hat, activations, dead, objective)
-        total = reconstruction_loss(x, x_hat, variance) + objective.aux_coefficient * auxiliary
+        total = error + objective.aux_coefficient * auxiliary
         return TrainingLoss(total, x_hat, codes, activations, {"auxiliary": auxiliary.detach()})
+
+    def reconstruction_loss(
+        self, x: Float[Tensor, "tokens dim"], codes: SparseCodes, variance: Tensor
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "tokens dim"]]:
+        """`Σ‖x − x̂‖² / V`, and x̂."""
+        x_hat = self.decode(codes)
+        return reconstruction_loss(x, x_hat, variance), x_hat
 
     def auxiliary_loss(
         self, x: Tensor, error: Tensor, activations: Tensor, dead: Bool[Tensor, "width"], objective: Objective

@@ -45,7 +45,7 @@ class BatchTopKAutoencoder(SparseAutoencoder):
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64))
 
-    def settings(self) -> dict[str, int | float | str | bool | None]:
+    def settings(self) -> dict[str, object]:
         """The constructor's arguments, from which an equal SAE can be built."""
         return {**super().settings(), "threshold_decay": self.threshold_decay}
 

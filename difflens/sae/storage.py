@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load, save
 
 from difflens.sae.base import SparseAutoencoder
+from difflens.store.targets import saved_class
 
 WEIGHTS, SPEC = "sae.safetensors", "spec.json"
 
@@ -44,7 +44,8 @@ def load_sae(folder: Path) -> SparseAutoencoder:
     """The SAE of a folder, bit-identical to the one saved, on the CPU and in evaluation mode.
 
     Raises:
-        ValueError: the folder holds no SAE, its weights are not those written, or its class is not one of difflens.
+        ValueError: the folder holds no SAE, its weights are not those written or not finite, or its class is of a package
+            that is not let in.
     """
     if not (folder / WEIGHTS).is_file() or not (folder / SPEC).is_file():
         raise ValueError(f"{folder} holds no SAE ({WEIGHTS} and {SPEC}); train one with task=sae.")
@@ -52,9 +53,14 @@ def load_sae(folder: Path) -> SparseAutoencoder:
     weights = (folder / WEIGHTS).read_bytes()
     if hashlib.sha256(weights).hexdigest() != described["sha256"]:
         raise ValueError(f"{folder / WEIGHTS} differs from what was written (sha256); copy or train it again.")
+    kind: type[SparseAutoencoder] = saved_class(described["class"], SparseAutoencoder)  # type: ignore[type-abstract]
     with torch.device("meta"):  # no random numbers are drawn for weights that are replaced at once
-        sae = _class(described["class"])(**described["settings"])
-    sae.load_state_dict(load(weights), assign=True)
+        sae = kind(**described["settings"])
+    tensors = load(weights)
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(f"{folder / WEIGHTS} holds NaN or infinity in {', '.join(broken)}; train the SAE again.")
+    sae.load_state_dict(tensors, assign=True)
     return sae.eval()
 
 
@@ -62,14 +68,6 @@ def read_spec(folder: Path) -> dict[str, Any]:
     """What was written with the SAE of a folder."""
     spec: dict[str, Any] = json.loads((folder / SPEC).read_text())
     return spec
-
-
-def _class(dotted: str) -> type[SparseAutoencoder]:
-    module, _, name = dotted.rpartition(".")
-    found = getattr(import_module(module), name, None) if module.startswith("difflens.") else None
-    if not (isinstance(found, type) and issubclass(found, SparseAutoencoder)):
-        raise ValueError(f"the saved class {dotted!r} is not a SparseAutoencoder of difflens.")
-    return found
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -7,7 +7,8 @@ from omegaconf import DictConfig
 from difflens.data.activations import ActivationStore, expected_bytes
 from difflens.data.sampled import Shards
 from difflens.stages.plans import contrast_plan, learning_plan, plan_spec
-from difflens.store.artifacts import Artifact, check_space
+from difflens.store.artifacts import Artifact
+from difflens.store.files import room_for
 from difflens.store.run import Run
 from difflens.study.workbench import Workbench
 from difflens.training.steering_module import sample
@@ -21,6 +22,8 @@ def activations(cfg: DictConfig, run: Run) -> None:
 
 def collect(bench: Workbench) -> Artifact:
     """The stored activations, images and ids of `data.images` images; goes on where an interrupted run stopped."""
+    # Before anything of that size is made: a plan of a billion images alone fills the memory.
+    room_for(bench.run.store.root, expected_bytes(bench.model, bench.site, bench.cfg.data.images), there=True)
     return bench.once("activations", lambda: _collect(bench, learning_plan(bench)))
 
 
@@ -43,8 +46,8 @@ def _collect(bench: Workbench, plan: GenerationPlan) -> Artifact:
 
     def make(folder: Path) -> None:
         if not bench.run.rank:
-            check_space(folder, expected_bytes(bench.model, bench.site, images))
-        trainer = bench.trainer(enable_progress_bar=True)
+            room_for(folder, expected_bytes(bench.model, bench.site, images))
+        trainer = bench.trainer("activations")
         sample(trainer, bench.model, plan, Shards(folder, bench.site), record=bench.site)
 
     with bench.run.stage("activations"):

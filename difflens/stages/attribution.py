@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -23,6 +22,7 @@ from difflens.stages.activations import open_contrast, open_store
 from difflens.stages.plans import learning_labels, named_classes
 from difflens.stages.tracked import track_attribution
 from difflens.store.artifacts import Artifact
+from difflens.store.progress import progress
 from difflens.store.run import Run
 from difflens.study.values import built
 from difflens.study.workbench import Workbench, plain
@@ -96,7 +96,7 @@ def usual_activity(
         _require_every_class(labels[rows, 0], features.attribute)
         batches = _Steps(store, labels, rows.tolist())
         sizes = [len(attribute.classes) for attribute in studied]
-        steps = track(range(store.steps), description="usual activity")
+        steps = progress(range(store.steps), "usual activity")
         parts = ((batch.maps, batch.labels, batch.step) for step in steps for batch in batches[step])
         found = code_statistics(autoencoder, latents, parts, sizes=sizes, steps=store.steps)
         save_file(found._asdict(), folder / "statistics.safetensors")
@@ -129,7 +129,7 @@ def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Attribution
         labels = labels if contrast is None else named_classes(bench)
         scorer = built(bench.cfg, "attribution.scorer")
         module = AttributionModule(autoencoder, probe, attribute, scorer, temperature=settings.temperature)
-        trainer = bench.trainer(inference_mode=False)
+        trainer = bench.trainer(f"attribution of {attribute.name}", inference_mode=False)
         rows = _first_of_each(labels, settings.images_per_class)
         steps = _Steps(store, labels, rows, contrast, at_least=trainer.world_size)
         trainer.predict(module, DataLoader(steps, batch_size=None), return_predictions=False)

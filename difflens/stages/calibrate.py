@@ -178,7 +178,7 @@ def dose_meter(
         parts[rows] = number
 
     def measure(strength: Tensor, shards: Shards) -> Dose:
-        trainer = bench.trainer()
+        trainer = bench.trainer("calibrate")
         sample(trainer, bench.model, asked, shards, edit=mitigation.with_strength(strength))
         made = shards.images(asked.image_ids)
         trainer.strategy.barrier()  # the first rank removes the shards when all have read them

@@ -62,7 +62,10 @@ def draw_cards(bench: Workbench, prepared: Prepared) -> tuple[Artifact | None, l
     with bench.run.stage("cards"):
         artifact = bench.run.artifact("cards", spec, make)
     shifts = json.loads((artifact.folder / "shifts.json").read_text())
-    return artifact, [_describe(prepared, card, shift) for card, shift in zip(chosen, shifts, strict=True)]
+    found = [_describe(prepared, card, shift) for card, shift in zip(chosen, shifts, strict=True) if shift]
+    if len(found) < len(chosen):
+        bench.run.say(f"cards: {len(found)} of {len(chosen)}; the others have no learning image left to be shown on")
+    return artifact, found
 
 
 def choose(prepared: Prepared, count: int) -> list[Card]:
@@ -117,7 +120,10 @@ def _draw_top(prepared: Prepared, store: ActivationStore, card: Card, folder: Pa
 def _draw_effects(
     bench: Workbench, prepared: Prepared, store: ActivationStore, cards: list[Card], folder: Path
 ) -> list[dict[str, float]]:
-    """Draw images lacking a card's class before and after raising its latent; returns each class's change of probability."""
+    """Draw images lacking a card's class before and after raising its latent; returns each class's change of probability.
+
+    No image is shown on two cards; a card for which none is left has neither pictures of its effect nor a change.
+    """
     whole, classes = prepared.own, bench.attribute.classes
     assert isinstance(whole, FeatureEdit)
     statistics = whole.statistics
@@ -133,9 +139,13 @@ def _draw_effects(
         targets.append(torch.full((len(rows[-1]),), slot))
     plan = learning_plan(bench).take(torch.cat(rows)).towards(torch.cat(targets))
     edit = SingleFeature(whole, owner, strength=RAISED)
-    made = generate(bench.trainer(alone=True), bench.model, plan, edit=edit).split([len(part) for part in rows])
-    shifts = []
+    trainer = bench.trainer("cards", alone=True)
+    made = generate(trainer, bench.model, plan, edit=edit).split([len(part) for part in rows])
+    shifts: list[dict[str, float]] = []
     for card, positions, after in zip(cards, rows, made, strict=True):
+        if len(positions) == 0:
+            shifts.append({})
+            continue
         before = store.images[positions]
         _save(torch.stack([before, after]), folder / f"{card.latent}_effect.png")
         change = [bench.labels(images)[1].softmax(-1).nanmean(0) for images in (before, after)]

@@ -59,7 +59,7 @@ def originals(bench: Workbench, plan: GenerationPlan) -> tuple[Artifact, Tensor]
     spec = {"model": bench.model.spec(), "base_seed": plan.base_seed, "images": len(plan.image_ids), **plan_spec(plan)}
 
     def make(folder: Path) -> None:
-        sample(bench.trainer(enable_progress_bar=True), bench.model, plan, Shards(folder))
+        sample(bench.trainer("originals"), bench.model, plan, Shards(folder))
 
     with bench.run.stage("originals"):
         artifact = bench.run.artifact("images", spec, make, resumable=True, together=True)
@@ -78,7 +78,7 @@ def generate_pairs(bench: Workbench, prepared: Prepared, *, unseen: bool = False
     def make(folder: Path) -> None:
         asked = aimed(bench, prepared.mitigation, plan, before, targets)
         edit = prepared.mitigation
-        sample(bench.trainer(enable_progress_bar=True), bench.model, asked, Shards(folder), edit=edit)
+        sample(bench.trainer("steer"), bench.model, asked, Shards(folder), edit=edit)
         if not bench.run.rank:
             save_file({"targets": targets}, folder / "targets.safetensors")
 

@@ -13,9 +13,9 @@ from difflens.data.reference import Reference, collect_reference
 from difflens.judges.pixels import float_pieces
 from difflens.judges.protocol import ReferenceStatistics
 from difflens.judges.weights import free
-from difflens.stages.agreement import agreement, arrival
+from difflens.stages.listed import listed_measures, measure_own, metrics_spec, own_metrics
 from difflens.stages.reading import Study, protocol, read_images
-from difflens.stages.rows import build_row
+from difflens.stages.rows import agreement, arrival, build_row, smaller_subsets
 from difflens.stages.tracked import track_metrics
 from difflens.study.values import built
 from difflens.study.workbench import Workbench, plain
@@ -25,13 +25,20 @@ if TYPE_CHECKING:
 
 
 def check_measures(bench: Workbench) -> None:
-    """Build the extractor and look at a folder of reference images before any stage, so that what is missing is told at once.
+    """Build what measures and look at a folder of reference images before any stage, so that what is missing is told at once.
 
     Raises:
-        ValueError: a file or folder is not there.
+        ValueError: a file or folder is not there, or the list of measures is broken.
     """
+    listed_measures(bench.cfg)
+    metrics_of(bench)
     bench.extractor  # noqa: B018
     _reference_spec(bench)
+
+
+def metrics_of(bench: Workbench) -> dict[str, Any]:
+    """The metrics of classes of one's own, by key."""
+    return bench.once("own metrics", lambda: own_metrics(bench.cfg))
 
 
 def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> dict[str, Any]:
@@ -51,6 +58,7 @@ def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> d
         "unseen": unseen,
         "method": bench.cfg.mitigation.name,
         "missing_faces": bench.cfg.missing_faces,
+        **metrics_spec(bench.cfg, metrics_of(bench)),
     }
 
     def make(folder: Path) -> None:
@@ -59,6 +67,7 @@ def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> d
     with bench.run.stage("metrics"):
         artifact = bench.run.artifact("metrics", spec, make)
         metrics: dict[str, Any] = json.loads((artifact.folder / "metrics.json").read_text())
+        metrics["measures"] = listed_measures(bench.cfg)
         if bench.cfg.published:
             metrics["published"] = plain(bench.cfg.published)
         bench.run.write_json("metrics_unseen.json" if unseen else "metrics.json", metrics)
@@ -75,7 +84,8 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, 
         read_images(partial(float_pieces, images), steered.image_ids, study, title=f"measuring {name}")
         for name, images in (("original", steered.before), (method, steered.after))
     )
-    prompts = steered.plan.prompts
+    prompts, edited = steered.plan.prompts, steered.edited
+    own, pieces = partial(measure_own, metrics_of(bench), study=study, prompts=prompts), float_pieces
     target = study.goals.pooled(prompts).tolist()
     return {
         "model": bench.cfg.model.name,
@@ -85,6 +95,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, 
         "n": len(steered.image_ids),
         "protocol": {
             **protocol(study),
+            **smaller_subsets(study, reference, len(steered.image_ids)),
             "reference": None
             if reference is None
             else _described(reference.statistics, bench.cfg.metric.reference_name),
@@ -94,9 +105,12 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, 
             "seed": bench.cfg.metric.base_seed,
         },
         "rows": [
-            build_row("original", before, study, reference, prompts=prompts) | agreement(before, study, steered),
-            build_row(method, after, study, reference, original=before, edited=steered.edited, prompts=prompts)
-            | arrival(after, study, steered),
+            build_row("original", before, study, reference, prompts=prompts)
+            | agreement(before, study, steered)
+            | own(reading=before, pieces=pieces(steered.before)),
+            build_row(method, after, study, reference, original=before, edited=edited, prompts=prompts)
+            | arrival(after, study, steered)
+            | own(reading=after, pieces=pieces(steered.after), originals=pieces(steered.before), edited=edited),
         ],
     }
 

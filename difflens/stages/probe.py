@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.progress import Progress
 from torch import Tensor
 
 from difflens.probes.base import Probe
@@ -12,6 +11,7 @@ from difflens.stages.activations import open_store
 from difflens.stages.plans import learning_labels
 from difflens.stages.tracked import track_probe
 from difflens.store.artifacts import Artifact
+from difflens.store.progress import Progressing
 from difflens.store.run import Run
 from difflens.study.values import built
 from difflens.study.workbench import Workbench, plain
@@ -44,15 +44,14 @@ def _fit(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Probe, Tenso
 
     def make(folder: Path) -> None:
         labels = learning_labels(bench, store, attribute)
-        with Progress() as progress:
-            bar = progress.add_task(f"probe {attribute.name}", total=store.steps)
+        with Progressing(f"probe of {attribute.name}", store.steps) as display:
             fitted = built(bench.cfg, "probe")(
                 store.at_step,
                 labels,
                 attribute,
                 steps=store.steps,
                 seed=bench.cfg.seed,
-                progress=lambda step: progress.update(bar, completed=step + 1),
+                progress=lambda _: display.advance(),
             )
         if not all(learnt.isfinite().all() for learnt in fitted.probe.buffers()):
             raise ValueError(f"the probe of {attribute.name} did not converge; raise probe.l2 or data.images.")

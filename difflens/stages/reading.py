@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from rich.progress import Progress
 from torch import Tensor
 
 from difflens.judges.protocol import OTHER, FeatureExtractor, Judge, read_classes
-from difflens.methods.goals import Goals
+from difflens.methods.assignment import Goals
+from difflens.store.progress import Progressing
 from difflens.vocabulary import Attribute
 
 ANSWER = "answer."
@@ -120,13 +120,12 @@ def read_images(
     """
     found: dict[str, list[Tensor]] = {}
     passes = _passes(_readers(study))
-    with Progress(transient=True) as progress:
-        bar = progress.add_task(title, total=len(image_ids) * len(passes))
+    with Progressing(title, len(image_ids) * len(passes)) as display:
         for readers in passes:
             for piece in pieces():
                 for name, values in chain.from_iterable(reader.read(piece).items() for reader in readers):
                     found.setdefault(name, []).append(values.cpu())
-                progress.advance(bar, len(piece))
+                display.advance(len(piece))
             for reader in readers:
                 if reader.free is not None:
                     reader.free()

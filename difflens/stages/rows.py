@@ -3,8 +3,9 @@
 import math
 import re
 from collections.abc import Sequence
+from itertools import product
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,18 +13,16 @@ from torch import Tensor
 from difflens.data.reference import Reference
 from difflens.judges.protocol import OTHER, faces_found, select_classes
 from difflens.metrics.clip import ClipSimilarity, PromptSimilarity
-from difflens.metrics.fairness import (
-    FairnessDiscrepancy,
-    FairnessResult,
-    IntersectionalFairnessDiscrepancy,
-    PerPromptFairnessDiscrepancy,
-)
+from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult, count_others
 from difflens.metrics.frechet import FrechetDistance, KernelDistance
+from difflens.metrics.functional import product_probabilities
 from difflens.metrics.leakage import Leakage
 from difflens.metrics.official import OfficialDiscrepancies, official_discrepancies
-from difflens.metrics.others import count_others
 from difflens.stages.reading import CROSSED, Reading, Study
-from difflens.vocabulary import Attribute
+from difflens.vocabulary import NO_FACE, Attribute
+
+if TYPE_CHECKING:
+    from difflens.stages.generate import Steered
 
 AT_ONCE = 4096
 """Images whose features are in float64 at once."""
@@ -82,19 +81,14 @@ def _intersectional(reading: Reading, study: Study, target: Tensor) -> dict[str,
     names = [attribute.name for attribute in study.crossed]
     if not names:
         return {"intersectional_fd": None, "intersectional_attributes": names, "intersectional": None}
-    classes = {attribute.name: attribute.classes for attribute in study.crossed}
-    metric = IntersectionalFairnessDiscrepancy(classes, crossed_target(study, target), missing=study.missing)
-    metric.update({attribute.name: reading.logits(study.judge, attribute) for attribute in study.crossed})
+    classes = [" × ".join(classes) for classes in product(*(attribute.classes for attribute in study.crossed))]
+    metric = FairnessDiscrepancy(classes, crossed_target(study, target).flatten(), missing=study.missing)
+    # Soft FD takes the judge's answers as independent given the image.
+    answers = [reading.logits(study.judge, attribute).double().softmax(-1) for attribute in study.crossed]
+    metric.update(product_probabilities(answers), probabilities=True)
     found = metric.compute()
-    summary = {
-        "n": found.n,
-        "missing_faces": found.missing,
-        "fd": found.fd,
-        "fd_hard": found.fd_hard,
-        "fd_chance": found.fd_chance,
-        "fd_squared_unbiased": found.fd_squared_unbiased,
-        "fd_max": found.fd_maximum,
-    }
+    kept = {name: getattr(found, name) for name in ("fd", "fd_hard", "fd_chance", "fd_squared_unbiased")}
+    summary = {"n": found.n, "missing_faces": found.missing, **kept, "fd_max": found.fd_maximum}
     return {"intersectional_fd": found.fd_hard, "intersectional_attributes": names, "intersectional": summary}
 
 
@@ -127,15 +121,13 @@ def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str
     """The discrepancy under every prompt, their means (METHOD section 7: not the pooled one), obedience, and CLIP-T."""
     order = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     which = torch.tensor([order[prompt] for prompt in prompts])
-    targets = torch.stack([study.goals.of(prompt) for prompt in order])
-    metric = PerPromptFairnessDiscrepancy(study.attribute.classes, targets, prompts=[*order], missing=study.missing)
-    metric.update(reading.logits(study.judge, study.attribute), which)
-    fairness = metric.compute()
+    logits = reading.logits(study.judge, study.attribute)
     obeyed = _obeyed(reading, study, list(order), which)
     by_prompt: dict[str, dict[str, Any]] = {}
-    for prompt, found in fairness.prompts.items():
-        rows = which == order[prompt]
-        goal = dict(zip(study.attribute.classes, study.goals.of(prompt).tolist(), strict=True))
+    for prompt, number in order.items():
+        rows, target = which == number, study.goals.of(prompt)
+        found = _discrepancy(logits[rows], study.attribute, target, missing=study.missing)
+        goal = dict(zip(study.attribute.classes, target.tolist(), strict=True))
         counted = {"n": found.n, "missing_faces": found.missing}
         by_prompt[prompt] = {**counted, "target": goal, **_summary(found), **_official(reading, study, rows)}
         if obeyed is not None:
@@ -143,12 +135,8 @@ def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str
     similarity = PromptSimilarity()
     similarity.update(reading.embeddings, study.extractor.embed_texts(list(order))[which])  # type: ignore[attr-defined]
     clip = similarity.compute()
-    means = {
-        "fd_prompt_mean": fairness.fd_mean_over_prompts,
-        "fd_hard_prompt_mean": fairness.fd_hard_mean_over_prompts,
-    }
-    if "fd_official" in next(iter(by_prompt.values())):
-        means["fd_official_prompt_mean"] = fmean(row["fd_official"] for row in by_prompt.values())
+    measured = [key for key in ("fd", "fd_hard", "fd_official") if key in next(iter(by_prompt.values()))]
+    means = {f"{key}_prompt_mean": fmean(row[key] for row in by_prompt.values()) for key in measured}
     share = None if obeyed is None else float(obeyed.nanmean())
     return {**means, "prompts": by_prompt, "obeyed": share, "clip_t": clip.cosine, "clip_t_paper": clip.paper}
 
@@ -183,6 +171,14 @@ def quality(reading: Reading, study: Study, reference: Reference) -> dict[str, A
     return {"fid": fid, "kid": kid.distance, "kid_sd": kid.subset_sd}
 
 
+def smaller_subsets(study: Study, reference: Reference | None, n: int) -> dict[str, str]:
+    """What to say of KID's random subsets where there are too few images for the size that was asked for."""
+    size = n if reference is None else min(n, len(reference.features))
+    if reference is None or study.kid_subset <= size:
+        return {}
+    return {"kid_subset": f"{size} images, of which there are no {study.kid_subset}"}
+
+
 def pairs(before: Reading, after: Reading, study: Study, edited: Tensor | None) -> dict[str, Any]:
     """CLIP-I and leakage of images against those of the same ids without mitigation; `edited` is None where nobody knows."""
     ids = after.image_ids
@@ -190,6 +186,40 @@ def pairs(before: Reading, after: Reading, study: Study, edited: Tensor | None) 
     similarity.update(after.embeddings, ids)
     clip = similarity.compute()
     return {"clip_i": clip.cosine, "clip_i_paper": clip.paper, **_leakage(before, after, study, edited)}
+
+
+def agreement(reading: Reading, study: Study, steered: "Steered") -> dict[str, Any]:
+    """The share of the unedited images in which both judges see the same class, of all and by prompt.
+
+    Where the judges differ on images that no edit touches, no strength brings the measured shares to the target.
+
+    Args:
+        reading: what the scoring judge read off the images without mitigation.
+        study: what is measured.
+        steered: has the labelling judge's classes.
+
+    Returns:
+        `judges_agree`, None where no image has a face for both, and `judges_agree_by_prompt` if there are prompts.
+    """
+    logits = reading.logits(study.judge, study.attribute)
+    known = faces_found(logits) & (steered.labels != NO_FACE)
+    same = logits.argmax(-1) == steered.labels
+    found: dict[str, Any] = {"judges_agree": _share(same[known])}
+    if steered.plan.prompts:
+        rows = {prompt: torch.tensor([p == prompt for p in steered.plan.prompts]) for prompt in steered.plan.prompts}
+        found["judges_agree_by_prompt"] = {prompt: _share(same[known & own]) for prompt, own in rows.items()}
+    return found
+
+
+def arrival(reading: Reading, study: Study, steered: "Steered") -> dict[str, float | None]:
+    """`reached`, the share of the images pushed towards a class that show it to the scoring judge; None if none was."""
+    logits = reading.logits(study.judge, study.attribute)
+    pushed = faces_found(logits) & (steered.targets >= 0)
+    return {"reached": _share((logits.argmax(-1) == steered.targets)[pushed])}
+
+
+def _share(hits: Tensor) -> float | None:
+    return float(hits.double().mean()) if len(hits) else None
 
 
 def _leakage(before: Reading, after: Reading, study: Study, edited: Tensor | None) -> dict[str, Any]:

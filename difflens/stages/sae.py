@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -35,10 +34,12 @@ from difflens.stages.activations import open_store
 from difflens.stages.plans import learning_plan
 from difflens.stages.tracked import track_sae
 from difflens.store.artifacts import Artifact, require_equal
+from difflens.store.errors import UserError
+from difflens.store.progress import progress
 from difflens.store.run import Run
 from difflens.study.values import built
 from difflens.study.workbench import Workbench, plain
-from difflens.training.health_callback import HealthOverTraining
+from difflens.training.callbacks import HealthOverTraining
 from difflens.training.sae_module import SaeModule
 
 ONLINE_FIRST_ID = 1_000_000
@@ -120,6 +121,8 @@ def _is_saved(folder: Path) -> bool:
     """Whether an interrupted run got as far as a whole SAE; what is left of half of one is removed."""
     try:
         load_sae(folder)
+    except UserError:
+        raise  # a class that is not let in is no damage
     except ValueError:
         shutil.rmtree(folder, ignore_errors=True)
         return False
@@ -157,6 +160,7 @@ def _fit(
     loader = DataLoader(_Stream(source, **stream, first=first), batch_size=None)
     health = HealthOverTraining(*_held_out(store, validation, module.sae.tokens_of_map), bench.tracker)
     trainer = bench.trainer(
+        "SAE's training",
         max_epochs=1,
         max_steps=module.updates,
         callbacks=[keeper, health],
@@ -206,7 +210,7 @@ def _token_source(bench: Workbench, store: ActivationStore, training: list[int],
 def measure_health(autoencoder: SparseAutoencoder, store: ActivationStore, positions: Any) -> SaeHealth:
     """FVU, L0, dead share and density on images that never trained the SAE."""
     meter = HealthMeter(store.steps, autoencoder.dim, autoencoder.width)
-    for step in track(range(store.steps), description="SAE's health"):
+    for step in progress(range(store.steps), "SAE's health"):
         tokens = autoencoder.tokens_of_map(store.at_step(step)[list(positions)].float())
         for chunk in torch.split(tokens, 4096):
             codes = autoencoder.encode(chunk)
@@ -225,7 +229,7 @@ def loss_recovered(
     def reconstruct(h: Tensor) -> Tensor:
         return placed(autoencoder, h.device).reconstruct_map(h)
 
-    for step in track(range(store.steps), description="denoising loss recovered"):
+    for step in progress(range(store.steps), "denoising loss recovered"):
         mean = store.at_step(step).float().mean(0)
         for row, change in enumerate((None, reconstruct, lambda h, mean=mean: mean.to(h).expand_as(h))):
             losses[row, step] = bench.model.denoising_loss(

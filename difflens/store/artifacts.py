@@ -1,4 +1,4 @@
-"""Artifacts: folders named by a fingerprint of what made them, complete and unchanged or refused."""
+"""Artifacts: folders named by a fingerprint of what made them, whole and unchanged or made anew."""
 
 import json
 import logging
@@ -7,41 +7,20 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from difflens.store.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError
-from difflens.store.files import (
-    TEMPORARY,
-    check_space,
-    free_space,
-    human_size,
-    is_disk_full,
-    sha256_of,
-    sync,
-    write_json,
-)
+from difflens.store.errors import ArtifactError, ArtifactMismatchError, UserError
+from difflens.store.files import FILES, TEMPORARY, disk_space, human_size, is_disk_full, sha256_of, sync, write_json
 from difflens.store.fingerprints import canonical, describe_difference, fingerprint, require_equal
-from difflens.store.locks import exclusive, is_stale, read_owner
-from difflens.store.shards import finished_shards, is_finished, read_shard, write_shard
+from difflens.store.locks import exclusive, is_gone, read_owner
+from difflens.store.shards import is_finished, read_shard, write_shard
 
-__all__ = [
-    "Artifact",
-    "ArtifactStore",
-    "check_space",
-    "describe_difference",
-    "fingerprint",
-    "finished_shards",
-    "is_finished",
-    "read_shard",
-    "require_equal",
-    "write_shard",
-]
+__all__ = ["Artifact", "ArtifactStore", "fingerprint", "is_finished", "read_shard", "require_equal", "write_shard"]
 
 SPEC = "spec.json"
-FILES = "files.json"
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +35,15 @@ class Artifact:
     spec: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
 
+    def __str__(self) -> str:
+        """Kind and fingerprint."""
+        return f"{self.kind} {self.fingerprint}"
+
+    @property
+    def is_there(self) -> bool:
+        """Whether all its files still exist."""
+        return all((self.folder / name).is_file() for name in self.files)
+
 
 def read_record(folder: Path, name: str) -> dict[str, Any]:
     """The mapping in spec.json or files.json.
@@ -63,33 +51,27 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
     Raises:
         ArtifactError: it is missing or damaged.
     """
-    try:
+    record = None
+    with suppress(OSError, ValueError):
         record = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = None
     entries = record.values() if name == FILES and isinstance(record, dict) else ()
     if not isinstance(record, dict) or not all(isinstance(e, dict) and {"sha256", "size"} <= e.keys() for e in entries):
-        raise ArtifactError(f"{folder / name} is missing or damaged; delete {folder} to rebuild it.")
+        raise ArtifactError(f"{folder / name} is missing or damaged")
     return record
 
 
-def check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check that every recorded file is there with the bytes that were recorded.
+def check_file(path: Path, record: Mapping[str, Any]) -> None:
+    """Check that a file is there with the bytes that were recorded.
 
     Raises:
-        ArtifactError: a file is missing, has another size, or another SHA-256 (a flipped bit loads silently otherwise).
+        ArtifactError: it is missing, has another size, or another SHA-256 (a flipped bit loads silently otherwise).
     """
-    for name, record in files.items():
-        path = folder / name
-        if not path.is_file():
-            trouble = "is missing"
-        elif path.stat().st_size != record["size"]:
-            trouble = f"has {path.stat().st_size} bytes instead of {record['size']}"
-        elif sha256_of(path) != record["sha256"]:
-            trouble = "has been changed (its SHA-256 is not the recorded one)"
-        else:
-            continue
-        raise ArtifactError(f"{path} {trouble}; delete {folder} to rebuild it.")
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing")
+    if path.stat().st_size != record["size"]:
+        raise ArtifactError(f"{path} has {path.stat().st_size} bytes instead of {record['size']}")
+    if sha256_of(path) != record["sha256"]:
+        raise ArtifactError(f"{path} has been changed (its SHA-256 is not the recorded one)")
 
 
 def seal(folder: Path) -> None:
@@ -100,7 +82,7 @@ def seal(folder: Path) -> None:
             path.chmod(0o755)
         elif path.name.startswith(".") and path.name.endswith(TEMPORARY):
             path.unlink()
-        elif path not in (folder / SPEC, folder / FILES):
+        elif path != folder / FILES:
             path.chmod(0o644)
             sync(path)
             files[path.relative_to(folder).as_posix()] = {"sha256": sha256_of(path), "size": path.stat().st_size}
@@ -108,6 +90,14 @@ def seal(folder: Path) -> None:
     folder.chmod(0o755)
     for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         sync(inner)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, or whatever else lies in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class ArtifactStore:
@@ -119,106 +109,103 @@ class ArtifactStore:
 
     def path(self, kind: str, spec: Mapping[str, Any]) -> Path:
         """Where the artifact lies, or will lie once made."""
-        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", kind):
-            raise ValueError(f"artifact kind {kind!r} must be a lower-case word: letters, digits, '_' and '-'.")
+        assert re.fullmatch(r"[a-z0-9][a-z0-9_-]*", kind), kind
         return self.root / kind / fingerprint(spec)
+
+    def lock(self, folder: Path) -> Path:
+        """The lock file of an artifact's folder."""
+        return self.root / ".locks" / f"{folder.parent.name}-{folder.name}.lock"
+
+    def read(self, kind: str, mark: str) -> Artifact:
+        """The finished artifact of a fingerprint, every file of it checked.
+
+        Raises:
+            ArtifactError: a file is missing, truncated or changed, the spec included.
+        """
+        artifact = self._open(kind, mark)
+        for name, record in artifact.files.items():
+            check_file(artifact.folder / name, record)
+        return artifact
+
+    def _open(self, kind: str, mark: str) -> Artifact:
+        folder = self.root / kind / mark
+        return Artifact(kind, mark, folder, read_record(folder, SPEC), read_record(folder, FILES))
 
     def find(self, kind: str, spec: Mapping[str, Any]) -> Artifact | None:
         """The finished artifact of this spec with every file checked; None if it has not been made.
 
         Raises:
-            ArtifactError: its folder is there, but a file is missing, truncated or changed, or it is another spec's.
+            ArtifactError: it is there, but a file is missing, truncated or changed.
+            ArtifactMismatchError: it is another spec's: somebody moved it, and may want it back.
         """
         folder = self.path(kind, spec)
-        if not folder.is_dir():
+        if not os.path.lexists(folder):
             return None
-        artifact = self._read(kind, folder)
+        artifact = self.read(kind, folder.name)
         if lines := describe_difference(artifact.spec, spec):
             raise ArtifactMismatchError(
                 f"{folder / SPEC} does not fit its name ({lines[0]}); delete {folder} to rebuild it."
             )
-        check_files(folder, artifact.files)
         return artifact
-
-    def _read(self, kind: str, folder: Path) -> Artifact:
-        spec, files = read_record(folder, SPEC), read_record(folder, FILES)
-        return Artifact(kind, folder.name, folder, spec, files)
-
-    @contextmanager
-    def create(self, kind: str, spec: Mapping[str, Any], *, resumable: bool = False) -> Iterator[Path]:
-        """Yield a folder to fill; it becomes the artifact, atomically, when the block ends without an exception.
-
-        Otherwise the folder is removed, or kept for the next attempt if `resumable`. An exclusive lock is held.
-
-        Raises:
-            ArtifactExistsError: the artifact is already there; artifacts are never overwritten.
-            ArtifactError: the disk is full.
-        """
-        folder = self.path(kind, spec)
-        partial = folder.with_name(folder.name + TEMPORARY)
-        what = f"{kind} {folder.name}"
-        try:
-            with exclusive(folder.with_name(folder.name + ".lock"), what):
-                if folder.exists():
-                    raise ArtifactExistsError(f"{folder} exists and is not overwritten; delete it to rebuild it.")
-                with self._filling(partial, resumable=resumable):
-                    write_json(partial / SPEC, canonical(spec))
-                    yield partial
-                    seal(partial)
-                    os.replace(partial, folder)
-                sync(folder.parent)
-        except Exception as error:
-            if is_disk_full(error):
-                kept = " What is finished is kept." if resumable else ""
-                raise ArtifactError(
-                    f"the disk of {self.root} is full ({human_size(free_space(self.root))} free) while making {what}; "
-                    f"free some space and run the same command again.{kept}"
-                ) from error
-            raise
-
-    @contextmanager
-    def _filling(self, partial: Path, *, resumable: bool) -> Iterator[None]:
-        if partial.exists() and not resumable:
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True, exist_ok=True)
-        try:
-            yield
-        except BaseException:
-            if not resumable:
-                shutil.rmtree(partial, ignore_errors=True)
-            raise
 
     def get_or_create(
         self, kind: str, spec: Mapping[str, Any], make: Callable[[Path], object], *, resumable: bool = False
     ) -> tuple[Artifact, bool]:
-        """The artifact of this spec, made by `make(folder)` if need be, and whether it was there already."""
-        found = self._sound(kind, spec)
-        if found is None:
-            try:
-                with self.create(kind, spec, resumable=resumable) as folder:
-                    make(folder)
-                return self._read(kind, self.path(kind, spec)), False
-            except ArtifactExistsError:
-                # Another process made it while this one waited for the lock.
-                found = self.find(kind, spec)
-                assert found is not None
-        return found, True
+        """The artifact of this spec, and whether it was there already; else `make(folder)` fills a folder.
 
-    def _sound(self, kind: str, spec: Mapping[str, Any]) -> Artifact | None:
-        """The artifact, if it is there and undamaged; a damaged one is said and removed, so that it is made anew."""
+        The folder becomes the artifact, atomically, when `make` returns; after an exception it is removed, or kept for the
+        next attempt if `resumable`. A lock is held meanwhile. A damaged artifact is said, removed and made anew.
+
+        Raises:
+            ArtifactError: the disk is full, or the folder was removed meanwhile.
+        """
+        folder = self.path(kind, spec)
+        with suppress(ArtifactError):
+            if found := self.find(kind, spec):
+                return found, True
+        what = f"{kind} {folder.name}"
+        with self._trouble_told(what, resumable=resumable), exclusive(self.lock(folder), what):
+            # Now that nobody else makes or removes it: another process may have made it meanwhile.
+            try:
+                found = self.find(kind, spec)
+            except ArtifactError as error:
+                log.warning("%s is made anew: %s", what, error)
+                remove(folder)
+                found = None
+            if found is None:
+                self._make(folder, spec, make, resumable=resumable)
+            return found or self._open(kind, folder.name), found is not None
+
+    def _make(self, folder: Path, spec: Mapping[str, Any], make: Callable[[Path], object], *, resumable: bool) -> None:
+        partial = folder.with_name(folder.name + TEMPORARY)
+        if not (resumable and partial.is_dir()):
+            remove(partial)
+        partial.mkdir(parents=True, exist_ok=True)
         try:
-            return self.find(kind, spec)
-        except ArtifactMismatchError:
-            # Another artifact under this name: somebody moved it, and may want it back.
+            write_json(partial / SPEC, canonical(spec))
+            make(partial)
+            seal(partial)
+            os.replace(partial, folder)
+            sync(folder.parent)
+        except BaseException as error:
+            if isinstance(error, Exception) and not partial.is_dir() and not folder.is_dir():
+                raise removed(partial) from error
+            if not resumable:
+                shutil.rmtree(partial, ignore_errors=True)
             raise
-        except ArtifactError as error:
-            folder = self.path(kind, spec)
-            log.warning("%s is made anew: %s", f"{kind} {folder.name}", str(error).split("; delete")[0])
-            # Renamed first: whoever looks at the same moment finds a whole folder or none.
-            broken = folder.with_name(f"{folder.name}.broken-{os.getpid()}")
-            os.rename(folder, broken)
-            shutil.rmtree(broken)
-            return None
+
+    @contextmanager
+    def _trouble_told(self, what: str, *, resumable: bool) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            kept = " What is finished is kept." if resumable else ""
+            raise ArtifactError(
+                f"the disk of {self.root} is full ({human_size(disk_space(self.root)[1])} free) while making {what}; "
+                f"free some space and run the same command again.{kept}"
+            ) from error
 
     def join(
         self,
@@ -227,7 +214,7 @@ class ArtifactStore:
         make: Callable[[Path], object] | None,
         *,
         first: Callable[[], dict[str, Any]],
-    ) -> tuple[Artifact, bool]:
+    ) -> Artifact:
         """What `get_or_create` is to the first rank of a distributed run, for the other ranks.
 
         They wait until the artifact is published, by the first rank or by another program that came first; where all
@@ -243,26 +230,19 @@ class ArtifactStore:
             ArtifactError: the first rank, or the process that started this one, has ended before it was published.
         """
         folder, parent = self.path(kind, spec), os.getppid()
-        found = None
-        while found is None and folder.is_dir():
-            try:
-                found = self.find(kind, spec)
-            except ArtifactMismatchError:
-                raise
-            except ArtifactError:
-                # The first rank removes a damaged one.
-                if os.getppid() != parent:
-                    raise
-                time.sleep(0.2)
-        if found is not None:
-            return found, True
-        while not folder.is_dir():
-            owner = read_owner(folder.with_name(folder.name + ".lock"))
+        while True:
+            with suppress(ArtifactError):  # the first rank makes a damaged one anew
+                if found := self.find(kind, spec):
+                    return found
             leader = first()
-            if make is not None and owner is not None and leader and owner.items() >= leader.items():
+            if make is not None and leader and read_owner(self.lock(folder)) == leader:
                 make(folder.with_name(folder.name + TEMPORARY))
                 make = None
-            if os.getppid() != parent or (leader and is_stale(leader)):
+            if os.getppid() != parent or (leader and is_gone(leader)):
                 raise ArtifactError(f"the first rank ended before it had made {folder}.")
             time.sleep(0.2)
-        return self._read(kind, folder), False
+
+
+def removed(what: object) -> UserError:
+    """What to say of a folder that went away while the run used it."""
+    return UserError(f"{what} was removed while this run used it; run the same command again to make it anew.")

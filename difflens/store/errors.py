@@ -2,9 +2,17 @@
 
 import textwrap
 from pathlib import Path
+from threading import Event
+from types import FrameType
 
 LONGEST = 600
 """Characters of an error's message that are shown; torch lists every weight that does not fit."""
+
+
+INTERRUPTED = "interrupted; run the same command again to go on"
+
+asked_to_stop = Event()
+"""Set once a signal has asked this process to stop."""
 
 
 class UserError(ValueError):
@@ -33,14 +41,8 @@ class ArtifactError(RuntimeError):
     exit_code = 1
 
 
-class ArtifactExistsError(ArtifactError):
-    """The artifact to be made is already there; nothing was overwritten."""
-
-
-class ArtifactMismatchError(ArtifactError, UserError):
-    """An artifact was made for another model, site or grid than the one asked for."""
-
-    exit_code = 2
+class ArtifactMismatchError(UserError):
+    """An artifact was made for another model, site or grid than the one asked for; it is sound, and nobody removes it."""
 
 
 class NotReadyError(RuntimeError):
@@ -68,3 +70,23 @@ def one_line(error: BaseException) -> str:
     message = textwrap.shorten(str(error), LONGEST, placeholder=" …")
     plain = isinstance(error, ValueError | ArtifactError | NotReadyError | JobFailedError) and message
     return message if plain else f"{type(error).__name__}: {message}".removesuffix(": ")
+
+
+def interrupt(_: int, __: FrameType | None) -> None:
+    """Handle SIGINT, SIGTERM and SIGHUP: the status is written and locks are released on the way out.
+
+    Asked again meanwhile, it goes on tidying up: a second exception would interrupt just that, with a traceback.
+    """
+    if asked_to_stop.is_set():
+        return
+    asked_to_stop.set()
+    raise KeyboardInterrupt
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C or SIGTERM ended the run.
+
+    Lightning turns that into `sys.exit(1)` after its own shutdown; torch, met in the middle of reading a tensor, into a
+    ValueError without a cause.
+    """
+    return isinstance(error, KeyboardInterrupt) or asked_to_stop.is_set()

@@ -4,24 +4,18 @@ import difflib
 import errno
 import re
 from collections.abc import Sequence
-from threading import Event
-from types import FrameType
 from typing import NamedTuple
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from difflens.store.errors import BuildError, one_line
+from difflens.store.errors import INTERRUPTED, BuildError, one_line, was_interrupted
 from difflens.store.files import is_disk_full
 
 NO_SLURM = (
     "the SLURM launchers start jobs with srun, which this machine has not: run on a cluster, or take "
     "hydra/launcher=submitit_local, hydra/launcher=joblib or none."
 )
-INTERRUPTED = "interrupted; run the same command again to go on"
-
-asked_to_stop = Event()
-"""Set once a signal has asked this process to stop."""
 
 
 class Ending(NamedTuple):
@@ -29,26 +23,6 @@ class Ending(NamedTuple):
 
     exit_code: int
     line: str
-
-
-def interrupt(_: int, __: FrameType | None) -> None:
-    """Handle SIGINT, SIGTERM and SIGHUP: the status is written and locks are released on the way out.
-
-    Asked again meanwhile, it goes on tidying up: a second exception would interrupt just that, with a traceback.
-    """
-    if asked_to_stop.is_set():
-        return
-    asked_to_stop.set()
-    raise KeyboardInterrupt
-
-
-def was_interrupted(error: BaseException) -> bool:
-    """Whether Ctrl-C or SIGTERM ended the run.
-
-    Lightning turns that into `sys.exit(1)` after its own shutdown; torch, met in the middle of reading a tensor, into a
-    ValueError without a cause.
-    """
-    return isinstance(error, KeyboardInterrupt) or asked_to_stop.is_set()
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -85,12 +59,6 @@ def about_key(error: ConfigCompositionException, groups: Sequence[str]) -> str:
         prefix = f"{key.rpartition('.')[0]}.".lstrip(".")
         known += [f"{prefix}{name}" for name in parent]
     return f"{key}=…: the configuration has no {key!r}.{nearest(key, known)} `difflens --cfg job` prints all of it."
-
-
-def about_value(error: OmegaConfBaseException) -> str:
-    """The line for a value that is missing, interpolates something missing, or has the wrong type."""
-    key, text = error.full_key, str(error).split("\n")[0].strip()
-    return f"{key}: {text}" if key and key not in text else text
 
 
 def about_object(error: BuildError) -> Ending:
@@ -133,8 +101,9 @@ def ending(error: BaseException, *, stage: str | None = None, groups: Sequence[s
             return about_object(error)
         case ConfigCompositionException():
             return Ending(2, about_key(error, groups))
-        case OmegaConfBaseException():
-            return Ending(2, about_value(error))
+        case OmegaConfBaseException(full_key=key):
+            text = str(error).split("\n")[0].strip()
+            return Ending(2, f"{key}: {text}" if key and key not in text else text)
         case RuntimeError() if 'Could not detect "srun"' in str(error):
             return Ending(2, NO_SLURM)
         case HydraException():

@@ -9,10 +9,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from difflens.store.errors import ArtifactError
+from difflens.store.errors import UserError
 
 TEMPORARY = ".partial"
 """Suffix of files and folders that are still being written."""
+
+FILES = "files.json"
+"""What a finished artifact lists its files in."""
 
 log = logging.getLogger(__name__)
 
@@ -69,25 +72,32 @@ def human_size(size: int | float) -> str:
     return f"{size:.1f} TiB"
 
 
-def free_space(path: Path) -> int:
-    """Free bytes on the disk that holds `path`, which need not exist yet."""
-    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    return shutil.disk_usage(existing).free
+def disk_space(path: Path) -> tuple[int, int]:
+    """Total and free bytes of the disk that holds `path`, which need not exist yet."""
+    total, _, free = shutil.disk_usage(next(at for at in (path.absolute(), *path.absolute().parents) if at.exists()))
+    return total, free
 
 
-def check_space(path: Path, needed_bytes: int) -> None:
-    """Say how much will be written to `path` and how much is free.
+def room_for(folder: Path, needed_bytes: int, *, there: bool = False) -> None:
+    """Check that what is to lie under `folder`, which need not exist, fits on its disk.
+
+    Args:
+        folder: on the disk.
+        needed_bytes: how much it is.
+        there: whether it may lie there already, so that only what is larger than the whole disk is refused.
 
     Raises:
-        ArtifactError: it will not fit.
+        UserError: it does not fit.
     """
-    free = free_space(path)
-    log.info("%s to write under %s, %s free", human_size(needed_bytes), path, human_size(free))
-    if needed_bytes > free:
-        raise ArtifactError(
-            f"{human_size(needed_bytes)} will not fit under {path}: only {human_size(free)} are free; "
-            "free some space or set paths.artifacts to a larger disk."
+    total, free = disk_space(folder)
+    room, word = (total, "has") if there else (free, "has free")
+    if needed_bytes > room:
+        raise UserError(
+            f"{human_size(needed_bytes)} will not fit under {folder}, whose disk {word} {human_size(room)}; "
+            "free some space, set paths.artifacts to a larger disk or ask for less."
         )
+    if not there:
+        log.info("%s to write under %s, %s free", human_size(needed_bytes), folder, human_size(room))
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -1,13 +1,55 @@
 """The artifacts that a finished run made or used, found again from its folder alone."""
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from difflens.store.artifacts import Artifact, ArtifactStore
+from difflens.store.errors import ArtifactError
+
+log = logging.getLogger(__name__)
+
+
+def newest_having(path: Path, has: str | Callable[[Path], bool]) -> Path:
+    """The folder itself; of the links `latest` and `latest_sweep` the newest run, or sweep, that has what is asked for.
+
+    Every command moves those links, also one that leaves nothing to be read. Which folder is taken instead is said.
+
+    Args:
+        path: the folder or link.
+        has: tells whether a folder has it; or the pattern of a file in it.
+    """
+    fits = (lambda folder: any(folder.glob(has))) if isinstance(has, str) else has
+    if not path.is_symlink() or fits(path):
+        return path
+    kinds = ("sweeps/*",) if path.name == "latest_sweep" else ("runs/*/*", "sweeps/*/*")
+    folders = (folder for kind in kinds for folder in path.parent.glob(kind) if folder.is_dir())
+    found = next((folder for folder in sorted(folders, key=_begun, reverse=True) if fits(folder)), None)
+    if found is None:
+        return path
+    # A warning, since who calls from Python sees nothing less.
+    log.warning("%s (%s) has nothing of this to read; taken is the newest that has: %s", path, path.resolve(), found)
+    return found
+
+
+def _begun(folder: Path) -> float:
+    """When a run, or the last job of a sweep, began; 0 for a folder that is neither."""
+    return max(
+        (file.stat().st_mtime for file in (*folder.glob("config.yaml"), *folder.glob("*/config.yaml"))), default=0.0
+    )
+
+
+def recorded(run: Path) -> list[dict[str, Any]] | None:
+    """The artifacts in a run's manifest; None where the folder is no run's."""
+    try:
+        entries = json.loads((run / "manifest.json").read_bytes())["artifacts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return entries if isinstance(entries, list) else None
 
 
 class RunArtifacts:
@@ -16,20 +58,22 @@ class RunArtifacts:
     They are looked for where the run's configuration says, and beside the run, in case both have been moved.
 
     Args:
-        run: the run's folder.
+        run: the run's folder; of `outputs/latest` the newest run that has artifacts of `kind`.
+        kind: of artifact that is asked for.
 
     Raises:
         ValueError: it is no run's folder.
     """
 
-    def __init__(self, run: str | Path) -> None:
-        self.run = Path(run).resolve()
-        try:
-            entries: list[dict[str, Any]] = json.loads((self.run / "manifest.json").read_text())["artifacts"]
-        except (OSError, ValueError, KeyError):
-            raise ValueError(
-                f"{str(run)!r} is no run folder; give one that difflens made, such as 'outputs/latest'."
-            ) from None
+    def __init__(self, run: str | Path, kind: str) -> None:
+
+        def has(folder: Path) -> bool:
+            return any(entry["kind"] == kind for entry in recorded(folder) or ())
+
+        self.run = newest_having(Path(run), has).resolve()
+        entries = recorded(self.run)
+        if entries is None:
+            raise ValueError(f"{str(run)!r} is no run folder; give one that difflens made, such as 'outputs/latest'.")
         self.entries = entries
         self.places = list(dict.fromkeys(self._places()))
 
@@ -62,10 +106,10 @@ class RunArtifacts:
         """
         for place in self.places:
             if (place / kind / fingerprint).is_dir():
-                spec = json.loads((place / kind / fingerprint / "spec.json").read_text())
-                found = ArtifactStore(place).find(kind, spec)
-                assert found is not None
-                return found
+                try:
+                    return ArtifactStore(place).read(kind, fingerprint)
+                except ArtifactError as error:
+                    raise ArtifactError(f"{error}; run the same command again to make it anew.") from error
         looked = ", ".join(map(str, self.places)) or "no folder: paths.artifacts of the run is not there"
         raise ValueError(
             f"{kind} {fingerprint} of the run {str(self.run)!r} is not there any more (looked in {looked}); move it back, "

@@ -13,31 +13,17 @@ from typing import Any
 from difflens import __version__
 
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "lightning",
-    "hydra-core",
-    "omegaconf",
-    "diffusers",
-    "transformers",
-    "safetensors",
-    "torchmetrics",
-    "clean-fid",
-    "open_clip_torch",
-    "wandb",
-    "numpy",
+    "torch torchvision lightning hydra-core omegaconf diffusers transformers safetensors torchmetrics clean-fid "
+    "open_clip_torch wandb numpy"
 )
 
 
-def package_versions() -> dict[str, str | None]:
-    """Installed versions of the packages that numbers depend on, read without importing them."""
-    versions: dict[str, str | None] = {"difflens": __version__}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+def version_of(package: str) -> str | None:
+    """The installed version of a package, read without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def git(folder: Path, *words: str) -> str | None:
@@ -94,7 +80,7 @@ def provenance(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str,
     """What a run's manifest says at its start."""
     return {
         "git": git_state(),
-        "versions": package_versions(),
+        "versions": {"difflens": __version__, **{name: version_of(name) for name in PACKAGES.split()}},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "command": list(sys.argv),

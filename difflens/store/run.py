@@ -1,34 +1,26 @@
 """One run: its folder, status, manifest, stages and artifacts."""
 
+import io
 import json
 import logging
 import math
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from difflens.store.artifacts import Artifact, ArtifactStore
-from difflens.store.errors import one_line
-from difflens.store.exits import ending, was_interrupted
+from difflens.store.artifacts import Artifact, ArtifactStore, removed
+from difflens.store.errors import one_line, was_interrupted
+from difflens.store.exits import ending
 from difflens.store.files import point_latest, write_json, write_text
 from difflens.store.fingerprints import fingerprint
-from difflens.store.locks import is_stale
+from difflens.store.locks import is_gone, this_process
 from difflens.store.provenance import peak_memory, provenance
-from difflens.store.ranks import (
-    TRACEBACK,
-    first_to_fail,
-    process_rank,
-    quiet_rank,
-    rank_prefix,
-    refuse_distributed_sweep,
-)
+from difflens.store.ranks import TRACEBACK, check_launch, first_to_fail, process_rank, rank_prefix
 from difflens.store.targets import check_targets
 
 log = logging.getLogger(__name__)
@@ -126,12 +118,11 @@ class Run:
         if self.rank == 0:
             artifact, reused = self.store.get_or_create(kind, spec, make, resumable=resumable)
         else:
-            artifact, reused = self.store.join(kind, spec, make if together else None, first=self.first_process)
+            artifact, reused = self.store.join(kind, spec, make if together else None, first=self.first_process), True
         self.used.append((artifact, reused))
-        entry = {"kind": kind, "fingerprint": artifact.fingerprint, "reused": reused}
-        self.manifest["artifacts"].append(entry)
+        self.manifest["artifacts"].append({"kind": kind, "fingerprint": artifact.fingerprint, "reused": reused})
         self.write_manifest()
-        self.say(f"{kind} {artifact.fingerprint}: {'reused' if reused else 'made'}")
+        self.say(f"{artifact}: {'reused' if reused else 'made'}")
         return artifact
 
     def first_process(self) -> dict[str, Any]:
@@ -140,10 +131,10 @@ class Run:
         A folder used again holds an earlier run's status until the first rank has started: while this process is young, a
         first rank that has ended is taken for the earlier one's.
         """
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, KeyError):
             status = json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
-            owner = {key: status.get(key) for key in ("pid", "host")}
-            if time.monotonic() - self._opened > START_TOGETHER or not is_stale(owner):
+            owner = {key: status[key] for key in ("pid", "host")}
+            if time.monotonic() - self._opened > START_TOGETHER or not is_gone(owner):
                 return owner
         return {}
 
@@ -151,21 +142,13 @@ class Run:
         """Have `close(exit_code)` called when the run ends, however it does."""
         self._endings.append(close)
 
-    @contextmanager
-    def ending(self) -> Iterator[None]:
-        """Call what was registered with `at_end` after the block; trouble in there ends no run."""
-        code = 0
-        try:
-            yield
-        except BaseException as error:
-            code = ending(error, stage=self.failed_stage).exit_code
-            raise
-        finally:
-            for close in self._endings:
-                try:
-                    close(code)
-                except Exception as error:
-                    log.warning("%s", one_line(error))
+    def close(self, exit_code: int) -> None:
+        """Call what was registered with `at_end`; trouble in there ends no run."""
+        for close in self._endings:
+            try:
+                close(exit_code)
+            except Exception as error:
+                log.warning("%s", one_line(error))
 
     def write_json(self, name: str, data: Any) -> Path:
         """Write a JSON file into the run folder atomically; NaN and infinities become null."""
@@ -199,37 +182,6 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def recorded_status(run: Run, overrides: Sequence[str], key: str | None = None) -> Iterator[None]:
-    """Keep status.json true: `running` at once, then `done`, or `failed` with one line and the traceback's file."""
-    start = time.monotonic()
-    status: dict[str, Any] = {
-        "status": "running",
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "overrides": list(overrides),
-        **({} if key is None else {"key": key}),
-    }
-    if run.speaks:
-        (run.folder / TRACEBACK).unlink(missing_ok=True)
-    run.write_json("status.json", status)
-    try:
-        yield
-        status.update(status="done")
-    except BaseException as error:
-        code, line = ending(error, stage=run.failed_stage)
-        status.update(status="failed", error=rank_prefix(run.rank) + line, exit_code=code)
-        run.speaks = not (run.rank and was_interrupted(error)) and first_to_fail(run.folder, error)
-        raise
-    finally:
-        status.update(seconds=round(time.monotonic() - start, 3))
-        if run.speaks:
-            with suppress(OSError) if status["status"] == "failed" else nullcontext():
-                run.write_last("status.json", status)
-                run.write_manifest()
-
-
-@contextmanager
 def open_run(
     cfg: DictConfig, folder: Path, *, overrides: Sequence[str] = (), sweep: bool = False, key: str | None = None
 ) -> Iterator[Run]:
@@ -245,13 +197,49 @@ def open_run(
     run = Run(folder, ArtifactStore(Path(cfg.paths.artifacts)), rank=process_rank())
     run.group = folder.parent.name if sweep else None
     run.id = fingerprint({"folder": str(folder.resolve()), "key": key}) if sweep and key else None
-    with recorded_status(run, overrides, key), quiet_rank(run.rank), run.ending():
+    silence = redirect_stdout(io.StringIO()) if run.rank else nullcontext()
+    with recorded_status(run, overrides, key), silence:
         config = resolve(cfg)
-        if sweep:
-            refuse_distributed_sweep(config)
+        check_launch(config, sweep=sweep)
         run.manifest = {**provenance(config, overrides), **run.manifest}
         if run.rank == 0:
             write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
             point_latest(Path(cfg.paths.outputs), folder)
         run.write_manifest()
-        yield run
+        try:
+            yield run
+        except Exception as error:
+            lost = next((artifact for artifact, _ in run.used if not artifact.is_there), None)
+            if lost is None or was_interrupted(error):
+                raise
+            raise removed(lost) from error
+
+
+@contextmanager
+def recorded_status(run: Run, overrides: Sequence[str], key: str | None) -> Iterator[None]:
+    """Keep status.json true: `running` at once, then `done`, or `failed` with one line and the traceback's file."""
+    start = time.monotonic()
+    status = {
+        "status": "running",
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        **this_process(),
+    }
+    status |= {"overrides": list(overrides)} | ({} if key is None else {"key": key})
+    if run.speaks:
+        (run.folder / TRACEBACK).unlink(missing_ok=True)
+    run.write_json("status.json", status)
+    try:
+        yield
+        status["status"] = "done"
+    except BaseException as error:
+        code, line = ending(error, stage=run.failed_stage)
+        status |= {"status": "failed", "error": rank_prefix(run.rank) + line, "exit_code": code}
+        run.speaks = not (run.rank and was_interrupted(error)) and first_to_fail(run.folder, error)
+        raise
+    finally:
+        run.close(status.get("exit_code", 0))
+        status["seconds"] = round(time.monotonic() - start, 3)
+        if run.speaks:
+            with suppress(OSError) if status["status"] == "failed" else nullcontext():
+                run.write_last("status.json", status)
+                run.write_manifest()

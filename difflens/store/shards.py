@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from difflens.store.files import TEMPORARY, publish, sha256_of, write_text
+from difflens.store.files import FILES, TEMPORARY, publish, sha256_of, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,29 +15,21 @@ if TYPE_CHECKING:
 SUFFIX = ".safetensors"
 
 
-def shard_path(folder: Path, name: str) -> Path:
-    """Where a shard lies."""
-    return folder / f"{name}{SUFFIX}"
-
-
 def hash_path(shard: Path) -> Path:
     """Where a shard's SHA-256 lies; it is written last, so its presence says that the shard is complete."""
     return shard.with_name(f"{shard.name}.sha256")
 
 
-def write_shard(
-    folder: Path, name: str, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None
-) -> Path:
+def write_shard(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> Path:
     """Write tensors as `<name>.safetensors` and its SHA-256 next to it; a crash leaves no shard that looks finished."""
     from safetensors.torch import save_file
 
-    shard = shard_path(folder, name)
+    shard = folder / f"{name}{SUFFIX}"
     shard.parent.mkdir(parents=True, exist_ok=True)
     hash_path(shard).unlink(missing_ok=True)
     temporary = shard.with_name(f".{shard.name}{TEMPORARY}")
     try:
-        dense = {key: value.detach().contiguous() for key, value in tensors.items()}
-        save_file(dense, temporary, metadata=dict(metadata or {}))
+        save_file({key: value.detach().contiguous() for key, value in tensors.items()}, temporary)
         digest = sha256_of(temporary)
         publish(temporary, shard)
     finally:
@@ -49,18 +42,19 @@ def read_shard(folder: Path, name: str) -> dict[str, Tensor]:
     """The tensors of one shard."""
     from safetensors.torch import load_file
 
-    return load_file(shard_path(folder, name))
+    return load_file(folder / f"{name}{SUFFIX}")
 
 
 def is_finished(folder: Path, name: str) -> bool:
     """Whether a shard is complete and its bytes are those that were written."""
-    shard = shard_path(folder, name)
+    shard = folder / f"{name}{SUFFIX}"
     if not shard.is_file() or not hash_path(shard).is_file():
         return False
-    return hash_path(shard).read_text().strip() == sha256_of(shard)
+    return hash_path(shard).read_bytes().strip() == sha256_of(shard).encode()
 
 
-def finished_shards(folder: Path) -> list[str]:
-    """Names of the complete shards of a folder, sorted; damaged and half-written ones are left out."""
-    names = sorted(path.name.removesuffix(SUFFIX) for path in folder.glob(f"[!.]*{SUFFIX}"))
-    return [name for name in names if is_finished(folder, name)]
+def shards_of(folder: Path) -> list[Path]:
+    """The shards of a folder in the order of their names: of a finished artifact those that it lists and no stray file."""
+    listed = folder / FILES
+    there = json.loads(listed.read_bytes()) if listed.is_file() else [path.name for path in folder.iterdir()]
+    return sorted(folder / name for name in there if name.startswith("shard-") and name.endswith(SUFFIX))

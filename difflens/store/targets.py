@@ -10,12 +10,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from difflens.store.errors import BuildError, UserError
 
 EXTRA_VARIABLE = "DIFFLENS_ALLOW_TARGETS"
 """Environment variable with packages of one's own, comma-separated, whose classes are let into slots of their seam."""
+
+
+Kind = TypeVar("Kind")
 
 
 class Slot(NamedTuple):
@@ -72,17 +75,21 @@ SLOTS: Mapping[str, Slot] = {
     "prompt": Slot(_all("data.prompts", "PromptSet"), "difflens.data.prompts.PromptSet"),
     "data.site": Slot(_all("vocabulary", "Site")),
     "sae": Slot(
-        _all("sae", "topk.TopKAutoencoder", "batch_topk.BatchTopKAutoencoder"), "difflens.sae.base.SparseAutoencoder"
+        (
+            *_all("sae", "topk.TopKAutoencoder", "batch_topk.BatchTopKAutoencoder"),
+            *_all("sae", "matryoshka.MatryoshkaAutoencoder", "jumprelu.JumpReLUAutoencoder"),
+        ),
+        "difflens.sae.base.SparseAutoencoder",
     ),
     "sae.training": Slot(_all("training.sae_module", "SaeModule"), "difflens.training.sae_module.SaeModule"),
     "probe": Slot(_all("probes", "linear.fit_linear_probe", "mlp.fit_mlp_probe"), ""),
     "attribution.scorer": Slot(
         (
-            *_all("attribution.controls", "MeanActivation", "RandomScores"),
-            *_all("attribution.integrated_gradients", "IntegratedGradients", "GradientTimesActivation"),
-            *_all("attribution.integrated_gradients", "OfficialIntegratedGradients"),
+            *_all("attribution.scorers", "MeanActivation", "RandomScores"),
+            *_all("attribution.scorers", "IntegratedGradients", "GradientTimesActivation"),
+            *_all("attribution.scorers", "OfficialIntegratedGradients"),
         ),
-        "difflens.attribution.base.Scorer",
+        "difflens.attribution.scorers.Scorer",
     ),
     "mitigation": Slot(_all("methods", "difflens.DiffLens", "h_direction.HDirection"), "difflens.methods.base.Method"),
     "mitigation.window": Slot(_all("methods.base", "Window"), "difflens.methods.base.Window"),
@@ -132,9 +139,21 @@ def read_environment() -> None:
 read_environment()
 
 
-def allowed_prefixes() -> tuple[str, ...]:
-    """This package and those of one's own, each ending in a dot: where classes of saved objects may come from."""
-    return ("difflens.", *(f"{package}." for package in own_packages))
+def saved_class(dotted: str, kind: type[Kind]) -> type[Kind]:
+    """The class that a saved object names: one of a kind, of this package or of one's own.
+
+    Raises:
+        UserError: it is neither.
+    """
+    module, _, name = dotted.rpartition(".")
+    known = dotted.startswith(("difflens.", *(f"{package}." for package in own_packages)))
+    found = getattr(import_module(module), name, None) if known else None
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise UserError(
+            f"the saved class {dotted!r} is no {kind.__name__} of difflens; to load one of your own package, set "
+            f"{EXTRA_VARIABLE}=<package>."
+        )
+    return found
 
 
 def slot_of(key: str) -> Slot | None:

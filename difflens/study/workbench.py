@@ -10,16 +10,16 @@ from typing import Any, TypeVar
 import lightning
 import torch
 from omegaconf import DictConfig
-from rich.progress import track
 from torch import Tensor
 
 from difflens.data.prompts import PromptSet, fill
 from difflens.judges.pixels import float_pieces
 from difflens.judges.protocol import FeatureExtractor, Judge, faces_found, missing_faces, read_classes, select_classes
+from difflens.methods.assignment import Goals, read_goals
 from difflens.methods.base import Method
-from difflens.methods.goals import Goals, read_goals
 from difflens.models.model import DiffusionModel
 from difflens.sae.base import SparseAutoencoder
+from difflens.store.progress import progress
 from difflens.store.run import Run
 from difflens.store.targets import build
 from difflens.study.attributes import class_words, read_attribute
@@ -28,8 +28,8 @@ from difflens.study.devices import trainer_settings
 from difflens.study.settings import check_target, read_strength
 from difflens.study.tracking import open_tracker
 from difflens.study.values import blaming, built, plain
+from difflens.training.callbacks import OwnSigterm, StageProgress
 from difflens.training.loggers import Tracker
-from difflens.training.sigterm import OwnSigterm
 from difflens.vocabulary import NO_FACE, Attribute, Site
 
 __all__ = ["Workbench", "blaming", "plain"]
@@ -46,6 +46,7 @@ class Workbench:
     def __init__(self, cfg: DictConfig, run: Run) -> None:
         self.cfg, self.run = cfg, run
         self._made: dict[str, Any] = {}
+        self._answered: tuple[Tensor, dict[str, Tensor]] | None = None
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="lightning")
@@ -193,8 +194,16 @@ class Workbench:
         return self.classified(self.answers(images), attribute or self.attribute)
 
     def answers(self, images: Tensor) -> dict[str, Tensor]:
-        """The labelling judge's logits of every attribute it reads off images (uint8 [N, 3, H, W])."""
-        pieces = track(float_pieces(images), description="labelling", transient=True)
+        """The labelling judge's logits of every attribute it reads off images (uint8 [N, 3, H, W]).
+
+        Those of the last images are kept: who is to be moved and what is to be held are asked of the same ones in turn.
+        """
+        if self._answered is None or self._answered[0] is not images:
+            self._answered = images, self._read(images)
+        return self._answered[1]
+
+    def _read(self, images: Tensor) -> dict[str, Tensor]:
+        pieces = progress(float_pieces(images), "labelling")
         parts = [self.labelling_judge(piece) for piece in pieces]
         answers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         found = faces_found(answers[self.attribute.components[0].name])
@@ -247,14 +256,14 @@ class Workbench:
         result: Result = self._made[name]
         return result
 
-    def trainer(self, *, alone: bool = False, **settings: Any) -> lightning.Trainer:
-        """A Lightning trainer without logger and checkpoints unless `settings` ask for them.
+    def trainer(self, stage: str = "", *, alone: bool = False, **settings: Any) -> lightning.Trainer:
+        """A Lightning trainer that shows how far the stage is, without logger and checkpoints unless `settings` ask.
 
         It spreads over the configured devices, all ranks taking part, unless `alone` (see `trainer_settings`).
         """
         quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
         described = trainer_settings(self.cfg, alone=alone)
-        callbacks = [OwnSigterm(), *settings.pop("callbacks", [])]
+        callbacks = [OwnSigterm(), StageProgress(stage), *settings.pop("callbacks", [])]
         return lightning.Trainer(**{**quiet, **described, **settings}, callbacks=callbacks)
 
     def label_spec(self) -> dict[str, Any]:

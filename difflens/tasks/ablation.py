@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from difflens.attribution.causality import ablation_sets
+from difflens.attribution.select import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
 from difflens.methods.difflens import FeatureEdit, selected_latents
 from difflens.report.figures import draw_ablation
@@ -43,7 +43,7 @@ def _kept(bench: Workbench, located: Located, name: str, latents: tuple[int, ...
     rows = ((labels == index) & (named_classes(bench) == UNNAMED)).nonzero()[: bench.cfg.task.images, 0]
     edit = silencer(bench, located, FeatureSet(bench.attribute, {c: latents for c in bench.attribute.classes}))
     plan = learning_plan(bench).take(rows).towards(torch.full((len(rows),), index))
-    made = generate(bench.trainer(enable_progress_bar=False), bench.model, plan, edit=edit)
+    made = generate(bench.trainer("ablation"), bench.model, plan, edit=edit)
     return float((bench.labels(made)[0] == index).double().mean())
 
 

@@ -11,12 +11,13 @@ from rich.console import Console
 from difflens.report.comparison import compare
 from difflens.report.sweep import read_jobs
 from difflens.report.sweep_page import write_sweep
+from difflens.store.past_run import newest_having
 from difflens.store.run import Run
 
 
 def aggregate(cfg: DictConfig, run: Run) -> None:
     """Write everything about the sweep in `sweep` into its folder, and print the comparison."""
-    sweep = Path(cfg.sweep)
+    sweep = newest_having(Path(cfg.sweep), "*/metrics.json")
     jobs = read_jobs(sweep, asked_overrides(sweep))
     with run.stage("aggregate"):
         page = write_sweep(sweep, jobs)

@@ -13,6 +13,7 @@ from difflens.report.run_folder import Json, rows_of
 from difflens.report.sweep import read_jobs
 from difflens.report.tables import names_in
 from difflens.store.files import write_text
+from difflens.store.past_run import newest_having
 from difflens.store.run import Run
 from difflens.tasks.aggregate import asked_overrides
 from difflens.training.wandb_tracker import STEP
@@ -27,7 +28,7 @@ def dashboard(cfg: DictConfig, run: Run) -> None:
     Raises:
         ValueError: there is no sweep, the extra is not installed, or a key is set but no entity.
     """
-    sweep = Path(cfg.sweep)
+    sweep = newest_having(Path(cfg.sweep), "*/metrics.json")
     jobs = read_jobs(sweep, asked_overrides(sweep))
     online = bool(os.environ.get("WANDB_API_KEY")) and cfg.task.online
     if online and not cfg.task.entity:

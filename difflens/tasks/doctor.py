@@ -21,6 +21,7 @@ from difflens.models.load import find_pipeline
 from difflens.store.errors import NotReadyError, one_line
 from difflens.store.locations import locate
 from difflens.store.run import Run
+from difflens.tasks.forecast import describe_forecast, forecast
 
 PACKAGES = {"YunetFaces": ("cv2", "faces"), "HaarFaces": ("cv2", "faces"), "DlibFaces": ("dlib", "dlib")}
 """What classes of face croppers import, and the extra that installs it."""
@@ -63,12 +64,23 @@ def doctor(cfg: DictConfig, run: Run) -> None:
     ]
     ready = [f"experiment={name}: {_lacking(lacking)}" for name, lacking in experiments.items()]
     # Printed whole, so that paths, addresses and commands can be copied from a narrow terminal too.
-    print("\n".join([*about, "", *machine(Path(cfg.paths.outputs)), *places(cfg), "", *ready]))
-    run.write_json("doctor.json", {"needs": [_plain(need) for need in asked], "experiments": experiments})
+    told, costs = foretell(cfg)
+    print("\n".join([*about, "", *machine(Path(cfg.paths.outputs)), *told, *places(cfg), "", *ready]))
+    found = {"needs": [_plain(need) for need in asked], "experiments": experiments, "forecast": costs}
+    run.write_json("doctor.json", found)
     if lacking := missing(asked):
         raise NotReadyError(
             f"what was asked for cannot run: missing {', '.join(lacking)}; the list above says how to get it."
         )
+
+
+def foretell(cfg: DictConfig) -> tuple[list[str], dict[str, Any] | None]:
+    """What the study will cost here, in lines and in numbers; None where nothing is known of its denoiser."""
+    try:
+        costs = forecast(cfg)
+    except ValueError as error:
+        return [f"forecast: none ({one_line(error)})"], None
+    return describe_forecast(costs), costs
 
 
 def ask(experiment: str, given: Sequence[str], *, model: str) -> list[Need]:

@@ -20,7 +20,7 @@ def dose(cfg: DictConfig, run: Run) -> None:
     check_measures(bench)
     prepared = prepare(bench)
     neutral = prepared.mitigation.neutral
-    rows = []
+    rows, metrics = [], {}
     for multiple in cfg.task.doses:
         strength = neutral + multiple * (prepared.strength - neutral)
         spec = {key: value for key, value in prepared.spec.items() if key != "calibration"}
@@ -35,4 +35,5 @@ def dose(cfg: DictConfig, run: Run) -> None:
         rows.append({"dose": multiple, "strength": strength.tolist(), **metrics["rows"][1]})
         run.say(f"{multiple:g} × the calibrated strength: FD hard {fairness(rows[-1], 'fd_hard'):.3f}")
     data = {"attribute": bench.attribute.name, "classes": list(bench.attribute.classes), "rows": rows}
+    data["measures"] = metrics["measures"]
     keep(run, "dose", data, draw_doses, doses_size(data))

@@ -1,6 +1,6 @@
 """`task=evaluate`: measure a folder of images, whoever made them, and compare it with the originals of the same names."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from difflens.data.folder import ImageFolder, Pairs, pair_by_name, scan_folder
 from difflens.data.reference import Reference, collect_reference
 from difflens.judges.protocol import ReferenceStatistics, select_classes
-from difflens.methods.goals import read_goals
+from difflens.methods.assignment import read_goals
 from difflens.models.devices import return_memory_at_once
+from difflens.stages.listed import listed_measures, measure_own, own_metrics
 from difflens.stages.reading import Reading, Study, protocol, read_images
+from difflens.store.progress import Progressing
 from difflens.store.run import Run
 from difflens.study.attributes import read_attribute
 from difflens.study.settings import check_settings
@@ -35,6 +36,7 @@ def evaluate(cfg: DictConfig, run: Run) -> None:
     for role in ("images", "reference"):
         if not cfg[role]:
             raise ValueError(f"{role} is not given; name a folder: {role}=<folder>.")
+    listed, own = listed_measures(cfg), own_metrics(cfg)
     study = read_study(cfg)
     places = {role: cfg[role] for role in ("images", "reference", "originals") if cfg[role]}
     scanned = {place: scan(run, place) for place in dict.fromkeys(places.values())}
@@ -42,7 +44,7 @@ def evaluate(cfg: DictConfig, run: Run) -> None:
     warn_of_size(run, study, folders["images"])
     originals = folders.get("originals")
     shared = None if originals is None else _pair(originals, folders["images"], cfg.pairs)
-    metrics = measure(run, study, folders, shared)
+    metrics = measure(run, study, folders, shared, own) | {"measures": listed}
     run.write_json("metrics.json", metrics)
     # Not before the networks are gone, like all that is needed for the numbers alone.
     from difflens.report import summary_table, write_report
@@ -100,15 +102,15 @@ def read_study(cfg: DictConfig) -> Study:
 
 def scan(run: Run, place: str) -> ImageFolder:
     """A folder whose every file was looked at; what was converted or refused is said."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed:.0f} files"))
-    with Progress(*columns, transient=True) as progress:
-        bar = progress.add_task(f"looking at {place}", total=None)
-        images = scan_folder(place, seen=lambda: progress.advance(bar))
+    with Progressing(f"files in {place}", None) as display:
+        images = scan_folder(place, seen=display.advance)
     run.say(images.describe())
     return images
 
 
-def measure(run: Run, study: Study, folders: dict[str, ImageFolder], shared: Pairs | None) -> dict[str, Any]:
+def measure(
+    run: Run, study: Study, folders: dict[str, ImageFolder], shared: Pairs | None, own: dict[str, Any]
+) -> dict[str, Any]:
     """The content of `metrics.json`: a row of the images and, where there are any, one of their originals."""
     images, originals = folders["images"], folders.get("originals")
     # Nothing that was read off one folder is in memory while networks read another.
@@ -122,16 +124,21 @@ def measure(run: Run, study: Study, folders: dict[str, ImageFolder], shared: Pai
         else:
             reference = collect_reference(folders["reference"], study.extractor, store=run.store)
         # Not before the networks are gone: torchmetrics takes 100 MB.
-        from difflens.stages.rows import build_row, pairs
+        from difflens.stages.rows import build_row, pairs, smaller_subsets
 
         nobody_knows = {"edited": None}
         rows = [build_row("images", made, study, reference) | nobody_knows]
+        rows[0] |= measure_own(own, made, study, _pieces(images))
         if first is not None and originals is not None and shared is not None:
             names = shared.names
             before, after = part(first, originals, names), part(made, images, names)
             rows[0] |= {"pairs": len(names), **pairs(before, after, study, None)}
+            of_pairs = {key: metric for key, metric in own.items() if rows[0][key] is None}
+            made_pieces, others_pieces = (_pieces(folder, names) for folder in (images, originals))
+            rows[0] |= measure_own(of_pairs, after, study, made_pieces, originals=others_pieces)
             unmeasured = dict.fromkeys(("fid", "kid", "kid_sd")) if same else {}
-            rows.insert(0, build_row("original", first, study, reference) | nobody_knows | unmeasured)
+            own_row = measure_own(own, first, study, _pieces(originals))
+            rows.insert(0, build_row("original", first, study, reference) | nobody_knows | unmeasured | own_row)
     statistics = reference.statistics
     return {
         "model": images.path.name,
@@ -141,6 +148,7 @@ def measure(run: Run, study: Study, folders: dict[str, ImageFolder], shared: Pai
         "n": len(images.files),
         "protocol": {
             **protocol(study),
+            **smaller_subsets(study, reference, len(images.files)),
             "reference": {"name": folders["reference"].path.name, "n": statistics.n, "sha256": statistics.sha256},
         },
         "folders": {role: folder.report() for role, folder in folders.items()},
@@ -173,8 +181,10 @@ def part(reading: Reading, folder: ImageFolder, names: tuple[str, ...]) -> Readi
     return reading.take(torch.tensor([position[name] for name in names]))
 
 
-def _pieces(images: ImageFolder) -> Iterator[Tensor]:
-    return (torch.from_numpy(batch.pixels).float() / 255 for batch in images.batches(AT_ONCE))
+def _pieces(images: ImageFolder, names: Sequence[str] | None = None) -> Iterator[Tensor]:
+    """The images in [0, 1]; those of `names` one by one, as batches of two folders may end at different ones."""
+    batches = images.batches(AT_ONCE if names is None else 1, names)
+    return (torch.from_numpy(batch.pixels).float() / 255 for batch in batches)
 
 
 def _reference_of(reading: Reading, study: Study) -> Reference:

@@ -22,8 +22,7 @@ def evolution(cfg: DictConfig, run: Run) -> None:
     if run.rank:
         return
     classes, latents = bench.attribute.classes, located.features.latents
-    plan = evaluation_plan(bench)
-    plan = plan.part(0, cfg.task.images)
+    plan = evaluation_plan(bench).part(0, cfg.task.images)
     read: list[Tensor] = []
     activity: dict[str, list[Tensor]] = {name: [] for name in classes}
     made: list[Tensor] = []
@@ -60,22 +59,16 @@ def describe(
         activity: class → mean code of its latents [steps, N, H, W].
         recall: from which recall on a class counts as decodable.
     """
-    found: dict[str, Any] = {
-        "classes": list(classes),
-        "recall": {},
-        "firing": {},
-        "busiest": {},
-        "maps": {},
-        "decodable": {},
-    }
+    parts: dict[str, dict[str, Any]] = {name: {} for name in ("recall", "firing", "busiest", "maps", "decodable")}
     for index, name in enumerate(classes):
         own, codes = labels == index, activity[name]
         hits = (read[:, own] == index).double().mean(1)
         per_step = {key: codes[:, rows].mean((1, 2, 3)).tolist() for key, rows in (("own", own), ("other", ~own))}
         busiest = int(codes[:, own].mean((1, 2, 3)).argmax())
         above = (hits >= recall).nonzero()[:, 0].tolist()
-        found["recall"][name], found["firing"][name], found["busiest"][name] = hits.tolist(), per_step, busiest
-        found["maps"][name] = (codes[busiest, own].mean(0)).tolist()
         # From where on it stays decodable, not the first step that happens to be.
-        found["decodable"][name] = next((s for s in above if all(t in above for t in range(s, len(hits)))), None)
-    return found
+        stays = next((s for s in above if all(t in above for t in range(s, len(hits)))), None)
+        values = (hits.tolist(), per_step, busiest, codes[busiest, own].mean(0).tolist(), stays)
+        for part, value in zip(parts.values(), values, strict=True):
+            part[name] = value
+    return {"classes": list(classes), **parts}

@@ -30,6 +30,8 @@ from difflens.vocabulary import GenerationPlan
 
 log = logging.getLogger(__name__)
 
+OWN_NAMES = ("localhost", "127.0.0.1", "::1")
+
 
 def explore(cfg: DictConfig, run: Run) -> None:
     """Serve the explorer on `task.port` until Ctrl-C.
@@ -172,11 +174,12 @@ def handler_of(explorer: Explorer) -> type[BaseHTTPRequestHandler]:
 def is_own_host(named: str | None, address: Any) -> bool:
     """Whether a request's Host header names the server's own address; `address` is (host, port)."""
     host, port = str(address[0]), int(address[1])
-    own = {host, "localhost", "127.0.0.1", "[::1]"} if host != "0.0.0.0" else None
-    name, _, number = (
-        (named or "").rpartition(":") if ":" in (named or "").rpartition("]")[2] else (named or "", "", "")
-    )
-    return bool(name) and (own is None or name in own) and number in ("", str(port))
+    asked = urlsplit(f"//{named or ''}")
+    try:
+        right_port = asked.port in (None, port)
+    except ValueError:
+        return False
+    return bool(asked.hostname) and right_port and (host == "0.0.0.0" or asked.hostname in {*OWN_NAMES, host})
 
 
 def answer(explorer: Explorer, path: str, asked: dict[str, str]) -> tuple[str, bytes]:
@@ -191,12 +194,12 @@ def answer(explorer: Explorer, path: str, asked: dict[str, str]) -> tuple[str, b
         return "application/json", json.dumps(explorer.features).encode()
     if path == "/strip.png":
         return "image/png", explorer.strip(int(asked["latent"]), asked["kind"])
-    if path in ("/images.png", "/pushed.png"):
-        limit, asked_for = float(explorer.bench.cfg.task.largest), float(asked["strength"])
-        if not math.isfinite(asked_for):
-            raise ValueError(f"strength must be a number, got {asked['strength']!r}.")
-        strength = round(max(-limit, min(limit, asked_for)), 2)
-        if path == "/images.png":
-            return "image/png", explorer.images(int(asked["latent"]), strength)
-        return "image/png", explorer.pushed(asked["class"], strength)
-    raise KeyError(path)
+    if path not in ("/images.png", "/pushed.png"):
+        raise KeyError(path)
+    limit, asked_for = float(explorer.bench.cfg.task.largest), float(asked["strength"])
+    if not math.isfinite(asked_for):
+        raise ValueError(f"strength must be a number, got {asked['strength']!r}.")
+    strength = round(max(-limit, min(limit, asked_for)), 2)
+    if path == "/images.png":
+        return "image/png", explorer.images(int(asked["latent"]), strength)
+    return "image/png", explorer.pushed(asked["class"], strength)

@@ -83,16 +83,15 @@ def summed_codes(bench: Workbench, autoencoder: SparseAutoencoder, images: Tenso
 
 def _best(scores: Tensor, own: int, mono: Tensor) -> list[dict[str, float | str]]:
     """The ten most monosemantic latents, each with the other factor that it tells best."""
-    names = list(FACTORS)
-    found: list[dict[str, float | str]] = []
-    for latent in mono.argsort(descending=True)[:10].tolist():
-        rest = scores[:, latent].clone()
-        rest[own] = -1
-        second = int(rest.argmax())
-        told: dict[str, float | str] = {
+    names, rest = list(FACTORS), scores.clone()
+    rest[own] = -1
+    other, which = rest.max(0)
+    return [
+        {
+            "latent": latent,
             "own": float(scores[own, latent]),
-            "factor": names[second],
-            "other": float(rest[second]),
+            "factor": names[int(which[latent])],
+            "other": float(other[latent]),
         }
-        found.append({"latent": latent, "factor": names[second], **told})
-    return found
+        for latent in mono.argsort(descending=True)[:10].tolist()
+    ]

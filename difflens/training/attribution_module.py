@@ -1,6 +1,7 @@
 """The attribution sweep as a LightningModule: every step's scores, averaged over images of each class."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import lightning
@@ -8,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difflens.attribution.autograd import AutogradHead
-from difflens.attribution.base import AffineHead, Head, Scorer
+from difflens.attribution.heads import AffineHead, AutogradHead, Head
+from difflens.attribution.scorers import Scorer
 from difflens.probes.base import Probe
 from difflens.sae.base import SparseAutoencoder
 from difflens.vocabulary import Attribute, FeatureScores
@@ -116,23 +117,19 @@ class AttributionModule(lightning.LightningModule):
         )
 
 
+@dataclass(frozen=True)
 class AttributionResult:
     """What a sweep found.
 
-    Args:
+    Attributes:
         scores: mean score per class, step and latent.
         activation: mean summed activation per image [classes, steps, M].
         completeness_gap: mean |Σ_i score_i − (F_c(z) − F_c(baseline))|; zero for integrated gradients.
     """
 
-    def __init__(
-        self,
-        scores: FeatureScores,
-        activation: Float[Tensor, "classes steps latents"],
-        completeness_gap: float,
-    ) -> None:
-        self.scores, self.activation = scores, activation
-        self.completeness_gap = completeness_gap
+    scores: FeatureScores
+    activation: Float[Tensor, "classes steps latents"]
+    completeness_gap: float
 
     def tensors(self) -> dict[str, Any]:
         """As stored in an artifact."""

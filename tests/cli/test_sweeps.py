@@ -52,7 +52,6 @@ def test_a_killed_sweep_loses_the_job_in_flight_alone(difflens):
     again = jobs(difflens)
     assert code == 0, err
     assert again["0"] == killed["0"] and again["1"]["status"] == "done"
-    assert not list(difflens.folder.glob("outputs/sweeps/*/*/job.lock"))
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])

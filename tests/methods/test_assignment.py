@@ -1,15 +1,20 @@
+"""Who is moved: targets, quotas, and the fewest moves."""
+
 import pytest
 import torch
 
 from difflens.methods.assignment import (
+    Quota,
     assign_batches,
     assign_by_affinity,
     assign_exact,
     assign_iid,
     check_rule,
+    fewest_pushes,
     largest_remainder,
+    read_goals,
 )
-from difflens.vocabulary import UNTOUCHED
+from difflens.vocabulary import UNTOUCHED, Attribute, product
 
 
 def test_largest_remainder_is_whole_and_sums_up() -> None:
@@ -77,3 +82,88 @@ def test_a_fair_set_is_left_alone() -> None:
 def test_an_unknown_rule_is_refused() -> None:
     with pytest.raises(ValueError, match="'nearest'"):
         check_rule("nearest")
+
+
+GENDER, AGE = Attribute("gender", ("female", "male")), Attribute("age", ("young", "adult", "old"))
+PROMPTS = ("a doctor", "a nurse")
+
+
+def test_a_product_takes_its_target_by_part_or_by_class() -> None:
+    both = product([GENDER, AGE])
+    assert both.classes[:4] == ("female+young", "female+adult", "female+old", "male+young")
+    by_part = both.target({"gender": {"female": 0.75, "male": 0.25}})
+    torch.testing.assert_close(by_part, torch.tensor([0.25] * 3 + [0.25 / 3] * 3, dtype=torch.float64))
+    shares = {name: float(share) for name, share in zip(both.classes, by_part, strict=True)}
+    torch.testing.assert_close(both.target(shares), by_part)
+    with pytest.raises(ValueError, match="lacks a share for"):
+        both.target({"female+old": 1.0})
+
+
+def test_prompts_have_targets_of_their_own_or_equal_shares() -> None:
+    goals = read_goals(GENDER, {"a doctor": {"female": 0.9, "male": 0.1}}, prompts=PROMPTS)
+    assert goals.of("a doctor").tolist() == [0.9, 0.1] and goals.of("a nurse").tolist() == [0.5, 0.5]
+    assert goals.pooled(["a doctor", "a nurse"]).tolist() == pytest.approx([0.7, 0.3])
+    shared = read_goals(GENDER, {"female": 0.9, "male": 0.1}, prompts=PROMPTS)
+    assert shared.of("a nurse").tolist() == shared.of(None).tolist() == [0.9, 0.1]
+    both = product([GENDER, AGE])
+    assert not read_goals(both, {"gender": {"female": 0.9, "male": 0.1}}, prompts=PROMPTS).own
+    with pytest.raises(ValueError, match=r"names \['a pilot'\], which are no prompts of the study"):
+        read_goals(GENDER, {"a pilot": {"female": 0.9, "male": 0.1}}, prompts=PROMPTS)
+
+
+SHARES = [[0.5, 0.5], [0.75, 0.25], [1 / 3, 1 / 3, 1 / 3], [0.9, 0.1, 0.0]]
+
+
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_after_every_call_the_counts_are_the_quota_of_all_images_so_far(shares: list[float], size: int) -> None:
+    target = torch.tensor(shares, dtype=torch.float64)
+    quota, given = Quota(target, seed=0), torch.empty(0, dtype=torch.int64)
+    for call in range(100):
+        given = torch.cat([given, quota(size)])
+        counts = torch.bincount(given, minlength=len(shares))
+        assert torch.equal(counts, largest_remainder(target, size * (call + 1)))
+
+
+def test_one_call_is_the_exact_assignment_and_the_next_is_shuffled_anew() -> None:
+    target = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    quota = Quota(target, seed=4)
+    first, second = quota(32), quota(32)
+    assert torch.equal(first, assign_exact(target, 32, seed=4)) and not torch.equal(first, second)
+    assert not torch.equal(first, first.sort().values)
+
+
+@pytest.mark.parametrize(
+    ("target", "natural", "parts"),
+    [
+        ([0.5, 0.5], [0.3, 0.7], [0.5 - 0.3 / 1.4, 0, 1 / 1.4]),
+        ([0.75, 0.25], [0.3, 0.7], [0.75 - 0.3 * 0.25 / 0.7, 0, 0.25 / 0.7]),
+        ([1, 1, 1], [0.2, 0.6, 0.2], [2 / 9, 0, 2 / 9, 5 / 9]),
+        ([0.3, 0.7], [0.3, 0.7], [0, 0, 1]),
+        ([0.5, 0.5], [0, 1], [0.5, 0, 0.5]),
+        ([1, 0], [0.5, 0.5], [1, 0, 0]),
+    ],
+)
+def test_the_fewest_pushes_give_the_target_and_push_towards_no_class_that_is_too_frequent(
+    target: list[float], natural: list[float], parts: list[float]
+) -> None:
+    wanted, own = torch.tensor(target, dtype=torch.float64), torch.tensor(natural, dtype=torch.float64)
+    found = fewest_pushes(wanted, own)
+    assert found.tolist() == pytest.approx(parts)
+    assert torch.allclose(found[:-1] + found[-1] * own, wanted / wanted.sum())
+
+
+def test_images_without_a_class_have_a_quota_too() -> None:
+    quota = Quota(torch.tensor([0.25, 0.0, 0.75]), seed=0, untouched=True)
+    given = torch.cat([quota(4) for _ in range(5)])
+    assert {value: int((given == value).sum()) for value in given.unique().tolist()} == {UNTOUCHED: 15, 0: 5}
+
+
+def test_where_the_quota_takes_an_image_back_the_shares_are_still_met() -> None:
+    target = torch.tensor([0.4, 0.45, 0.15], dtype=torch.float64)
+    owed = torch.stack([largest_remainder(target, n) for n in range(60)])
+    assert bool((owed.diff(dim=0) < 0).any()), "no paradox"
+    quota, counts = Quota(target, seed=0), torch.zeros(3, dtype=torch.int64)
+    for n in range(1, 60):
+        counts += torch.bincount(quota(1), minlength=3)
+        assert int(counts.sum()) == n and (counts - n * target / target.sum()).abs().max() <= 1

@@ -7,12 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from difflens.metrics import (
-    FairnessDiscrepancy,
-    IntersectionalFairnessDiscrepancy,
-    PerPromptFairnessDiscrepancy,
-    functional,
-)
+from difflens.metrics import FairnessDiscrepancy, functional
 
 CLASSES = ("young", "adult", "old")
 
@@ -110,66 +105,15 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         FairnessDiscrepancy(CLASSES).update(torch.zeros(4, 2))
 
 
-def test_mean_over_prompts_sees_what_pooling_hides() -> None:
-    metric = PerPromptFairnessDiscrepancy(("f", "m"), prompts=("nurse", "firefighter"))
-    logits = torch.tensor([[60.0, 0.0], [0.0, 60.0]])
-    metric.update(logits[[0, 1, 0]], torch.tensor([0, 1, 0]))
-    metric.update(logits[[1]], torch.tensor([1]))
-    result = metric.compute()
-    assert result.fd_mean_over_prompts == pytest.approx(math.sqrt(0.5)) == result.fd_hard_mean_over_prompts
-    assert result.pooled.fd == pytest.approx(0, abs=1e-12) and result.pooled.n == 4
-    assert result.prompts["nurse"].shares["f"].share == 1 and result.prompts["firefighter"].n == 2
-    with pytest.raises(ValueError, match="prompt"):
-        metric.update(logits, torch.tensor([0, 2]))
-
-
-def test_per_prompt_pooling_equals_the_plain_metric() -> None:
-    logits, prompts = judged(), torch.arange(41) % 4
-    metric = PerPromptFairnessDiscrepancy(CLASSES, prompts=("a", "b", "c", "d"))
-    for part in torch.randperm(41, generator=torch.Generator().manual_seed(1)).split(6):
-        metric.update(logits[part], prompts[part])
-    result, plain = metric.compute(), feed(FairnessDiscrepancy(CLASSES), logits, 41).compute()
-    assert result.pooled.fd == pytest.approx(plain.fd, rel=1e-13) and result.pooled.shares == plain.shares
-    alone = [feed(FairnessDiscrepancy(CLASSES), logits[prompts == i], 41).compute().fd for i in range(4)]
-    assert result.fd_mean_over_prompts == pytest.approx(sum(alone) / 4, rel=1e-12)
-
-
-def test_every_prompt_may_have_its_own_target_and_all_together_have_the_mean() -> None:
-    targets = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
-    metric = PerPromptFairnessDiscrepancy(("f", "m"), targets, prompts=("nurse", "firefighter"), missing="count")
-    logits = torch.tensor([[60.0, 0.0], [0.0, 60.0], [math.nan, math.nan]])
-    metric.update(logits[[0, 0, 2, 0]], torch.tensor([0, 0, 0, 1]))
-    result = metric.compute()
-    assert [found.fd_hard for found in result.prompts.values()] == pytest.approx([0, math.sqrt(0.5)], abs=1e-12)
-    assert result.pooled.fd_hard == pytest.approx(0.125 * math.sqrt(2)) and result.pooled.missing == 1
-
-
-def test_intersection_counts_product_classes_and_names_them() -> None:
+def test_product_classes_are_given_as_joint_probabilities() -> None:
     gender, age = judged(41, 2, seed=1), judged(41, 3, seed=2)
-    metric = IntersectionalFairnessDiscrepancy({"gender": ("f", "m"), "age": CLASSES})
-    for g, a in zip(gender.split(9), age.split(9), strict=True):
-        metric.update({"age": a, "gender": g, "hair": torch.zeros(len(a), 2)})
-    result = metric.compute()
-    labels = [gender.argmax(-1), age.argmax(-1)]
-    counts = torch.bincount(3 * labels[0] + labels[1], minlength=6)
-    assert result.fd_hard == pytest.approx(float((counts / 41 - 1 / 6).norm()), rel=1e-6)
-    assert result.shares["m × young"].share == pytest.approx(
-        float(((labels[0] == 1) & (labels[1] == 0)).double().mean())
+    age[[3, 30]] = math.nan
+    metric = FairnessDiscrepancy([f"{g} × {a}" for g in ("f", "m") for a in CLASSES], missing="count")
+    metric.update(
+        functional.product_probabilities([gender.double().softmax(-1), age.double().softmax(-1)]), probabilities=True
     )
-    assert result.fd_maximum == pytest.approx(math.sqrt(5 / 6))
-
-
-def test_intersection_finds_a_joint_target_and_missing_faces() -> None:
-    gender, age = torch.tensor([[60.0, 0.0], [0.0, 60.0]]), torch.tensor([[60.0, 0.0], [0.0, 60.0]])
-    names = {"gender": ("f", "m"), "age": ("young", "old")}
-    on_diagonal = IntersectionalFairnessDiscrepancy(names, torch.eye(2) / 2)
-    uniform = IntersectionalFairnessDiscrepancy(names, missing="count")
-    for metric in (on_diagonal, uniform):
-        metric.update({"gender": gender, "age": age})
-    assert on_diagonal.compute().fd == pytest.approx(0, abs=1e-12)
-    uniform.update({"gender": gender, "age": torch.tensor([[math.nan, math.nan], [0.0, 1.0]])})
-    assert (uniform.compute().n, uniform.compute().missing) == (3, 1)
-    with pytest.raises(ValueError, match="lacks"):
-        uniform.update({"gender": gender})
-    with pytest.raises(ValueError, match="shape"):
-        IntersectionalFairnessDiscrepancy(names, torch.ones(4) / 4)
+    result, kept = metric.compute(), age.isfinite().all(-1)
+    labels = (3 * gender.argmax(-1) + age.argmax(-1))[kept]
+    assert result.fd_hard == pytest.approx(float((labels.bincount(minlength=6) / 39 - 1 / 6).norm()), rel=1e-6)
+    assert result.shares["m × young"].share == pytest.approx(float((labels == 3).double().mean()))
+    assert result.fd_maximum == pytest.approx(math.sqrt(5 / 6)) and (result.n, result.missing) == (39, 2)

@@ -157,15 +157,6 @@ def test_a_neutral_edit_changes_no_bit_and_a_real_one_the_touched_image_alone(si
         torch.testing.assert_close(image, plain[image_id], rtol=0, atol=1e-5)
 
 
-def test_the_updates_differ(make: Callable[..., DiffusionModel]) -> None:
-    model = make()
-    one, other = (
-        images(model, plan([0, 1], [0, 0]), method=Shift(2.0, update, middle(model)))
-        for update in ("symmetric", "asymmetric")
-    )
-    assert (one[0] - other[0]).abs().max() > 1e-3
-
-
 @pytest.mark.parametrize("branch", ["cond", "uncond", "both"])
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
 def test_the_asymmetric_step_is_two_guided_passes_and_one_update(branch: str, rescale: float) -> None:
@@ -317,13 +308,8 @@ def test_symmetric_edits_work_with_any_scheduler_asymmetric_ones_with_ddim() -> 
     plain = images(model, plan([0, 1]))
     assert torch.equal(images(model, plan([0, 1], [0, 0]), method=Shift(0.0, "symmetric"))[0], plain[0])
     assert (images(model, plan([0, 1], [0, 0]), method=Shift(2.0, "symmetric"))[0] - plain[0]).abs().max() > 1e-3
-    thresholding = tiny_text_to_image(tiny_pipeline(thresholding=True))
-    for refusing, message in (
-        (model, r"needs the DDIM scheduler, .*EulerDiscreteScheduler"),
-        (thresholding, "no dynamic"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            images(refusing, plan([0, 1], [0, 0]), method=Shift(2.0))
+    with pytest.raises(ValueError, match=r"needs the DDIM scheduler, .*EulerDiscreteScheduler"):
+        images(model, plan([0, 1], [0, 0]), method=Shift(2.0))
 
 
 @pytest.mark.parametrize("update", ["symmetric", "asymmetric"])

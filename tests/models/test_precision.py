@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from difflens.models import precision
+from difflens.models import devices
 from difflens.models.devices import choose_precision, fast_autocast
 
 
@@ -25,7 +25,7 @@ def test_emulated_bf16_is_obeyed_and_warned_of_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    precision._warn_once.cache_clear()
+    devices._warn_once.cache_clear()
     assert [choose_precision("bf16", "cpu") for _ in range(2)] == ["bf16", "bf16"]
     assert [record.getMessage() for record in caplog.records] == [
         "cpu has no bf16 instructions and emulates them slowly; model.precision=auto is faster"

@@ -5,13 +5,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
+    DDIMParallelScheduler,
     DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
 )
 from tiny_pipeline import TEXTS, Shift, plan, tiny_pipeline, tiny_text_to_image, tiny_unconditional
 from torch import Tensor, nn
@@ -237,6 +244,89 @@ def lora(pipe: Any) -> tuple[Tensor, Tensor]:
     return made, wanted.images
 
 
+def negative_prompts(pipe: Any) -> tuple[Tensor, Tensor]:
+    with steering(pipe, Shift(2.0)):
+        made = call(pipe, negative_prompt=["blurred"] * 2)
+    return made, expected(Shift(2.0), 0, 0, negative_prompt="blurred")
+
+
+def hooked(pipe: Any, make: Callable[[], Any], rows: slice) -> Any:
+    """What a plain hook makes of a pipeline: the symmetric edit of every step but the first, without this package."""
+    calls: list[None] = []
+
+    def shift(_: Any, __: Any, h: Tensor) -> Tensor:
+        calls.append(None)
+        moved = h.clone()
+        moved[rows] += 2.0
+        return h if len(calls) == 1 else moved
+
+    handle = pipe.unet.mid_block.register_forward_hook(shift)
+    try:
+        return make()
+    finally:
+        handle.remove()
+
+
+def ddpm(_: Any) -> tuple[Any, Any]:
+    pipe, scheduler = DDPMPipeline(tiny_unconditional().unet, DDPMScheduler()), DDPMScheduler()
+    scheduler.set_timesteps(5)
+    pipe.set_progress_bar_config(disable=True)
+
+    def make() -> Tensor:
+        made = pipe(3, torch.Generator().manual_seed(0), num_inference_steps=5, output_type="np").images
+        return torch.from_numpy(made)
+
+    with steering(pipe, Shift(2.0, "symmetric", Site()), grid=scheduler.timesteps.tolist()):
+        made = make()
+    return made, hooked(pipe, make, slice(None))
+
+
+def sdxl(pipe: Any) -> tuple[Tensor, Tensor]:
+    from transformers import CLIPTextModelWithProjection
+
+    config = {**pipe.unet.config, "_use_default_values": []} | {
+        "cross_attention_dim": 24,
+        "addition_embed_type": "text_time",
+    }
+    config |= {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 36}
+    second = pipe.text_encoder.config
+    second.projection_dim = 12
+    large = StableDiffusionXLPipeline(
+        vae=pipe.vae,
+        text_encoder=pipe.text_encoder,
+        text_encoder_2=CLIPTextModelWithProjection(second).eval(),
+        tokenizer=pipe.tokenizer,
+        tokenizer_2=pipe.tokenizer,
+        unet=UNet2DConditionModel.from_config(config).eval(),
+        scheduler=pipe.scheduler,
+        add_watermarker=False,
+    )
+    (wanted,) = tiny_text_to_image(large, guidance_rescale=0.7).sample(plan([0, 1], [0, 0]), method=Shift(2.0))
+    with steering(large, Shift(2.0)):
+        return call(large, height=16, width=16, guidance_rescale=0.7), wanted.images
+
+
+def a_step_that_never_ended(pipe: Any) -> tuple[Tensor, Tensor]:
+    with steering(pipe, Shift(2.0)):
+        pipe.scheduler.set_timesteps(4)
+        pipe._guidance_scale = 1.0
+        pipe.unet(LATENTS, GRID[1], encoder_hidden_states=torch.zeros(2, 24, 12))
+        return call(pipe), expected(Shift(2.0), 0, 0)
+
+
+def two_pipelines_of_the_same_parts(pipe: Any) -> tuple[Tensor, Tensor]:
+    other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    with steering(pipe, Shift(2.0)):
+        with edited_pipeline(other, Shift(1.0), timesteps=GRID, assign=zeros):
+            pass
+        assert len(list(pipe.unet.parameters())) == len(list(other.unet.parameters()))
+        late = StableDiffusionImg2ImgPipeline(**{**other.components, "unet": pipe.unet}, requires_safety_checker=False)
+        made = call(pipe)
+    noise = torch.zeros(1, 24, 12)
+    assert torch.equal(late.unet(LATENTS[:1], 5, noise)[0], pipe.unet(LATENTS[:1], 5, noise)[0]), "the block has ended"
+    return made, expected(Shift(2.0), 0, 0)
+
+
 RIGHT: dict[str, Callable[[Any], tuple[Tensor, Tensor]]] = {
     "several images per prompt": several_per_prompt,
     "generators in a list": generators,
@@ -251,6 +341,11 @@ RIGHT: dict[str, Callable[[Any], tuple[Tensor, Tensor]]] = {
     "a method": a_method,
     "another scheduler": another_scheduler,
     "a LoRA": lora,
+    "negative prompts": negative_prompts,
+    "DDPM": ddpm,
+    "SDXL": sdxl,
+    "a step that never ended": a_step_that_never_ended,
+    "two pipelines of the same parts": two_pipelines_of_the_same_parts,
 }
 
 
@@ -260,24 +355,44 @@ def test_pipelines_of_others_are_edited_right(case: str) -> None:
     torch.testing.assert_close(made, wanted, rtol=0, atol=1e-5)
 
 
-def several_timesteps(pipe: Any) -> None:
+def unet_called(t: Any, *shapes: tuple[int, ...], **residuals: Tensor) -> Callable[[Any], None]:
+    """Calls of the U-Net in the middle of an unguided call of the pipeline."""
+
+    def case(pipe: Any) -> None:
+        pipe.scheduler.set_timesteps(4)
+        pipe._guidance_scale = 1.0
+        for shape in shapes:
+            pipe.unet(torch.zeros(shape), t, encoder_hidden_states=torch.zeros(shape[0], 24, 12), **residuals)
+
+    return case
+
+
+def guided(sample: Tensor) -> Callable[[Any], None]:
+    """A call of the U-Net in the middle of a guided call of the pipeline."""
+
+    def case(pipe: Any) -> None:
+        pipe.scheduler.set_timesteps(4)
+        pipe._guidance_scale = 3.0
+        pipe.unet(sample, GRID[0], encoder_hidden_states=torch.zeros(len(sample), 24, 12))
+
+    return case
+
+
+def another_combination(pipe: Any) -> None:
     pipe.scheduler.set_timesteps(4)
     pipe._guidance_scale = 1.0
-    pipe.unet(LATENTS, torch.tensor(GRID[:2]), encoder_hidden_states=torch.zeros(2, 24, 12))
+    output = pipe.unet(LATENTS, GRID[1], encoder_hidden_states=torch.zeros(2, 24, 12)).sample
+    pipe.scheduler.step(2 * output, int(GRID[1]), LATENTS)
 
 
-def batch_changed(pipe: Any) -> None:
-    pipe.scheduler.set_timesteps(4)
-    pipe._guidance_scale = 1.0
-    for rows in (2, 1):
-        pipe.unet(LATENTS[:rows], GRID[0], encoder_hidden_states=torch.zeros(rows, 24, 12))
+def another_scheduler_inside(pipe: Any) -> None:
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    call(pipe)
 
 
-def residuals(pipe: Any) -> None:
-    pipe.scheduler.set_timesteps(4)
-    pipe._guidance_scale = 1.0
-    text, residual = torch.zeros(2, 24, 12), torch.zeros(2, 16, 4, 4)
-    pipe.unet(LATENTS, GRID[0], encoder_hidden_states=text, mid_block_additional_residual=residual)
+def another_unet_inside(pipe: Any) -> None:
+    pipe.unet = pipe.unet.unet
+    call(pipe)
 
 
 def nested(pipe: Any) -> None:
@@ -304,6 +419,28 @@ def two_threads(pipe: Any) -> None:
     call(pipe, callback_on_step_end=late)
 
 
+def two_threads_in_the_unet(pipe: Any) -> None:
+    refused: list[Exception] = []
+
+    def other() -> None:
+        try:
+            pipe.unet(LATENTS, GRID[0], encoder_hidden_states=torch.zeros(2, 24, 12))
+        except ValueError as error:
+            refused.append(error)
+
+    def begin(*_: Any) -> None:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+
+    handle = pipe.unet.mid_block.register_forward_pre_hook(begin)
+    try:
+        unet_called(GRID[0], (2, 4, 8, 8))(pipe)
+    finally:
+        handle.remove()
+    raise refused[0]
+
+
 def three_way_guidance(pipe: Any) -> None:
     type(pipe).image_guidance_scale = 1.5
     try:
@@ -320,9 +457,41 @@ class TooWide(Shift):
 
 
 REFUSED: dict[str, tuple[Callable[[Any], Any], Any, str]] = {
-    "a batch of timesteps": (several_timesteps, Shift(1.0), "2 timesteps at once, .*ParaDiGMS"),
-    "a batch that changes": (batch_changed, Shift(1.0), "StableDiffusionPipeline changes its batch in the middle"),
-    "a ControlNet": (residuals, Shift(1.0), "adds residuals inside its U-Net; .*update=symmetric"),
+    "a batch of timesteps": (
+        unet_called(torch.tensor(GRID[:2]), (2, 4, 8, 8)),
+        Shift(1.0),
+        "2 timesteps at once, .*ParaDiGMS",
+    ),
+    "a batch that changes": (
+        unet_called(GRID[0], (2, 4, 8, 8), (1, 4, 8, 8)),
+        Shift(1.0),
+        "StableDiffusionPipeline changes its batch in the middle",
+    ),
+    "branches image by image, as in panoramas": (
+        guided(LATENTS.repeat_interleave(2, dim=0)),
+        Shift(1.0),
+        "which rows hold which image",
+    ),
+    "three branches, as perturbed attention has": (
+        guided(LATENTS.repeat(3, 1, 1, 1)),
+        Shift(1.0),
+        "6 rows for 3 images",
+    ),
+    "videos": (unet_called(GRID[0], (2, 4, 3, 8, 8)), Shift(1.0), r"\[2, 4, 3, 8, 8\]; only one with images"),
+    "a ControlNet": (
+        unet_called(GRID[0], (2, 4, 8, 8), mid_block_additional_residual=torch.zeros(2, 16, 4, 4)),
+        Shift(1.0),
+        "adds residuals inside its U-Net; .*update=symmetric",
+    ),
+    "an adapter": (
+        unet_called(GRID[0], (2, 4, 8, 8), down_intrablock_additional_residuals=[torch.zeros(2, 8, 8, 8)]),
+        Shift(1.0),
+        "adds residuals inside its U-Net; .*update=symmetric",
+    ),
+    "another combination": (another_combination, Shift(1.0), "in a way of its own, .*update=symmetric"),
+    "another scheduler inside": (another_scheduler_inside, Shift(1.0), "given another scheduler inside the block"),
+    "another U-Net inside": (another_unet_inside, Shift(1.0), "given another U-Net or scheduler inside the block"),
+    "two threads in the U-Net": (two_threads_in_the_unet, Shift(1.0), "from two threads at once"),
     "nested blocks": (nested, Shift(1.0), "is steered already"),
     "two threads": (two_threads, Shift(1.0), "from two threads at once"),
     "three-way guidance": (three_way_guidance, Shift(1.0), "guides in a way of its own"),
@@ -362,6 +531,28 @@ def test_what_cannot_be_edited_is_refused_by_name_and_leaves_the_pipeline_whole(
     assert torch.equal(call(pipe), plain)
 
 
+@pytest.mark.parametrize("name", ["SAG", "ModelEditing", "Paradigms", "AttendAndExcite", "Semantic"])
+def test_pipelines_that_guide_in_a_way_of_their_own_are_refused(name: str) -> None:
+    base = tiny_pipeline()
+    parts = {key: part for key, part in base.components.items() if key != "image_encoder"}
+    prefix, suffix = ("Semantic", "") if name == "Semantic" else ("", name)
+    kind = getattr(diffusers, f"{prefix}StableDiffusion{suffix}Pipeline")
+    if name == "Paradigms":
+        parts["scheduler"] = DDIMParallelScheduler.from_config(base.scheduler.config)
+    pipe = kind(**parts, requires_safety_checker=False)
+    more = {"AttendAndExcite": {"token_indices": [[2], [2]], "attn_res": (4, 4)}}.get(name, {})
+    with (
+        pytest.raises(ValueError, match=f"{name}.* guides in a way of its own"),
+        steering(pipe, Shift(1.0, "symmetric")),
+    ):
+        call(pipe, **more)
+
+
+def compiled_block(pipe: Any) -> Any:
+    pipe.unet.up_blocks[0].compile(backend="eager")
+    return pipe
+
+
 def compiled(pipe: Any) -> Any:
     pipe.unet = torch.compile(pipe.unet)
     return pipe
@@ -382,7 +573,8 @@ def unguided(pipe: Any) -> Any:
     [
         (compiled, Shift(1.0), "is compiled"),
         (compiled_in_place, Shift(1.0), "is compiled"),
-        (unguided, Shift(1.0), "needs the DDIM scheduler, .*EulerDiscreteScheduler"),
+        (compiled_block, Shift(1.0), "is compiled"),
+        (unguided, Shift(1.0), "needs a DDIMScheduler, .*EulerDiscreteScheduler"),
         (lambda _: tiny_pipeline(thresholding=True), Shift(1.0), "no dynamic thresholding"),
         (lambda _: DiffusionPipeline(), Shift(1.0), "DiffusionPipeline has no U-Net"),
         (lambda pipe: pipe, Shift(1.0, site=Site("midblock", branch="cond")), "no module 'midblock'"),

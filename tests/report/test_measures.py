@@ -13,7 +13,7 @@ from sweep_folder import write_job
 
 from difflens.report import summary_markdown, write_report
 from difflens.report.figures import draw_shares
-from difflens.report.measures import BUILT_IN, measures_of
+from difflens.report.measures import measures_of
 from difflens.report.sweep import read_jobs
 from difflens.report.sweep_page import write_sweep
 
@@ -59,14 +59,14 @@ def test_a_listed_measure_is_in_summary_page_sweep_csv_plots_and_dashboard(sweep
     assert "sharpness by method" in text and "summary:difflens/sharpness" in text
 
 
-def test_what_a_run_does_not_list_is_not_shown_and_older_runs_have_the_built_in_list() -> None:
+def test_what_a_run_does_not_list_is_not_shown_and_without_a_list_every_number_is_by_its_own_name() -> None:
     row = {"method": "original", "fd_hard": 0.1, "fid": 3.0, "sharpness": 1.0}
-    assert [measure.key for measure in measures_of({"rows": [row], "measures": [FD, SHARPNESS]})] == [
-        "fd_hard",
-        "sharpness",
-    ]
-    assert [measure.key for measure in measures_of({"rows": [row]})] == ["fd_hard", "fid"]
-    assert len({measure.key for measure in BUILT_IN}) == len(BUILT_IN)
+
+    def shown(**listed: Any) -> list[tuple[str, str]]:
+        return [(measure.key, measure.heading) for measure in measures_of({"rows": [row], **listed})]
+
+    assert shown(measures=[FD, SHARPNESS]) == [("fd_hard", "FD hard ↓"), ("sharpness", "sharpness ↑")]
+    assert shown() == [(key, key) for key in ("fd_hard", "fid", "sharpness")]
 
 
 def test_units_scale_and_spreads_stand_behind() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sweep_folder import MEASURES
 
 from difflens.report import write_report
 from difflens.report.sections import SECTIONS
@@ -37,6 +38,7 @@ def metrics() -> dict[str, Any]:
         "target": {"female": 0.5, "male": 0.5},
         "n": 512,
         "protocol": {"judge": "second_judge", "reference": {"name": "balanced renders", "n": 4096, "sha256": "abc"}},
+        "measures": MEASURES,
         "rows": [
             {"method": "original", "edited": 0, "leakage": {}, "clip_i": None, **common, **original},
             {"method": "difflens", "edited": 82, "leakage": leakage, **common, **quality, **after},

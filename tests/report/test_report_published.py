@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sweep_folder import MEASURES
 
 from difflens.report.published import beside_published
 from difflens.report.run_folder import RunFolder
@@ -35,6 +36,7 @@ def compared(*, n: int = 100, there: dict[str, Any] | None = None, **here: Any) 
         "model": "p2",
         "n": n,
         "protocol": {**ALIKE, "reference": {"name": "celeba", "n": 30, "sha256": "abc"}, "seed": 5, **here},
+        "measures": MEASURES,
         "rows": HERE,
         "published": {
             "source": "a paper",

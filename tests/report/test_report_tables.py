@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from sweep_folder import MEASURES
 
 from difflens.report import summary_markdown, summary_table
 from difflens.report.measures import fairness
@@ -48,6 +49,7 @@ def metrics() -> dict[str, Any]:
             "extractor": "mini_clip",
             "reference": {"name": "renders", "n": 4096, "sha256": "ab" * 32},
         },
+        "measures": MEASURES,
         "rows": [
             {**original, "shares": shares, "leakage": {}, "fid": 3.214, "clip_i": None, "fd_squared_unbiased": 0.0501},
             {

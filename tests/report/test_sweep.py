@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
-from sweep_folder import write_job
+from sweep_folder import MEASURES, write_job
 
 from difflens.report.comparison import cells_of, compare, points_of, responses_of
 from difflens.report.figures import Point, draw_doses, front
-from difflens.report.measures import BUILT_IN, FD
+from difflens.report.measures import FD, measures_of
 from difflens.report.sweep import as_csv, moves_originals, read_jobs, strength_of, tidy_rows
 from difflens.report.sweep_page import write_sweep
 from difflens.report.tables import Grid
 
-FID = next(measure for measure in BUILT_IN if measure.key == "fid")
+FID = next(each for each in measures_of({"rows": [{"fid": 1.0}], "measures": MEASURES}) if each.key == "fid")
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import torch
 
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.batch_topk import BatchTopKAutoencoder
+from difflens.sae.jumprelu import JumpReLUAutoencoder
+from difflens.sae.matryoshka import MatryoshkaAutoencoder
 from difflens.sae.storage import load_sae, save_sae
 from difflens.sae.topk import TopKAutoencoder
 
@@ -20,7 +22,7 @@ def trained(kind: type[SparseAutoencoder]) -> SparseAutoencoder:
     return sae.eval()
 
 
-@pytest.mark.parametrize("kind", [TopKAutoencoder, BatchTopKAutoencoder])
+@pytest.mark.parametrize("kind", [TopKAutoencoder, BatchTopKAutoencoder, MatryoshkaAutoencoder, JumpReLUAutoencoder])
 def test_loading_is_bit_identical_and_draws_no_random_number(kind: type[SparseAutoencoder], tmp_path: Path) -> None:
     sae = trained(kind)
     save_sae(sae, tmp_path / "sae", spec={"site": "mid_block"})
@@ -57,7 +59,15 @@ def test_a_foreign_class_is_not_imported(tmp_path: Path) -> None:
     spec = json.loads((tmp_path / "spec.json").read_text())
     spec["autoencoder"]["class"] = "antigravity.Sae"
     (tmp_path / "spec.json").write_text(json.dumps(spec))
-    with pytest.raises(ValueError, match="not a SparseAutoencoder"):
+    with pytest.raises(ValueError, match=r"no SparseAutoencoder of difflens; .* set DIFFLENS_ALLOW_TARGETS"):
+        load_sae(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
+    sae = trained(TopKAutoencoder)
+    sae.b_enc.data[3] = torch.nan
+    save_sae(sae, tmp_path, spec={})
+    with pytest.raises(ValueError, match="NaN or infinity in b_enc"):
         load_sae(tmp_path)
 
 

@@ -1,27 +1,22 @@
-"""Artifacts are complete and unchanged, or refused; a shard, a lock and a folder never lie about being finished."""
+"""Artifacts are whole and unchanged, or made anew; a shard and a folder never lie about being finished."""
 
 import errno
 import json
 import logging
-import os
+import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+import torch
 
-from difflens.store.artifacts import (
-    ArtifactStore,
-    check_space,
-    describe_difference,
-    fingerprint,
-    finished_shards,
-    read_shard,
-    require_equal,
-    write_shard,
-)
-from difflens.store.errors import ArtifactError, ArtifactExistsError, ArtifactMismatchError
+from difflens.store.artifacts import ArtifactStore, fingerprint, is_finished, read_shard, require_equal, write_shard
+from difflens.store.errors import ArtifactError, ArtifactMismatchError, UserError
+from difflens.store.files import room_for
+from difflens.store.fingerprints import describe_difference
+from difflens.store.shards import shards_of
 
 SPEC = {"model": "miniature", "site": {"module": "mid_block", "tensor": "output"}, "steps": [981, 961], "lr": 1e-4}
 
@@ -34,7 +29,7 @@ def store(tmp_path: Path) -> ArtifactStore:
 def make(folder: Path) -> None:
     (folder / "inner").mkdir()
     (folder / "inner" / "weights.bin").write_bytes(bytes(range(200)))
-    os.chmod(folder / "inner" / "weights.bin", 0o600)
+    (folder / "inner" / "weights.bin").chmod(0o600)
 
 
 def test_equal_values_have_one_fingerprint_and_other_values_another():
@@ -64,17 +59,15 @@ def test_what_is_made_is_found_again_whatever_the_order_of_keys(store):
     artifact, reused = store.get_or_create("sae", SPEC, make)
     assert not reused and artifact.folder == store.path("sae", SPEC)
     found, reused = store.get_or_create("sae", dict(reversed(SPEC.items())), lambda folder: pytest.fail("made twice"))
-    assert reused and found == artifact
+    assert reused and found == artifact == store.read("sae", artifact.fingerprint)
     assert store.find("sae", SPEC | {"lr": 2e-4}) is None and store.find("probe", SPEC) is None
     assert (artifact.folder / "inner" / "weights.bin").stat().st_mode & 0o777 == 0o644
-    assert sorted(path.name for path in artifact.folder.parent.iterdir()) == [artifact.fingerprint]
+    assert [path.name for path in artifact.folder.parent.iterdir()] == [artifact.fingerprint]
 
 
 def test_an_exception_leaves_nothing_and_a_resumable_stage_its_shards_which_are_not_found(store):
-    import torch
-
     def stop_in_the_middle(folder: Path) -> None:
-        write_shard(folder, "0", {"x": torch.ones(3)})
+        write_shard(folder, "shard-0", {"x": torch.ones(3)})
         raise KeyboardInterrupt
 
     for resumable in (False, True):
@@ -85,57 +78,92 @@ def test_an_exception_leaves_nothing_and_a_resumable_stage_its_shards_which_are_
         assert left == ([store.path("activations", SPEC).name + ".partial"] if resumable else [])
 
     def go_on(folder: Path) -> None:
-        assert finished_shards(folder) == ["0"]
-        write_shard(folder, "1", {"x": torch.zeros(3)})
+        assert is_finished(folder, "shard-0") and not is_finished(folder, "shard-1")
+        write_shard(folder, "shard-1", {"x": torch.zeros(3)})
 
-    artifact, _ = store.get_or_create("activations", SPEC, go_on, resumable=True)
-    assert finished_shards(artifact.folder) == ["0", "1"]
-    assert read_shard(artifact.folder, "0")["x"].tolist() == [1, 1, 1]
+    folder = store.get_or_create("activations", SPEC, go_on, resumable=True)[0].folder
+    assert read_shard(folder, "shard-0")["x"].tolist() == [1, 1, 1]
+    write_shard(folder, "shard-2", {"x": torch.zeros(3)})
+    assert [path.stem for path in shards_of(folder)] == ["shard-0", "shard-1"], "a stray shard is read"
 
 
-def damage(path: Path, how: str) -> None:
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def flipped(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    if how == "gone":
-        path.unlink()
-    elif how == "truncated":
-        path.write_bytes(data[:-3])
-    else:
-        data[7] ^= 1
-        path.write_bytes(data)
+    data[-9] ^= 1
+    path.write_bytes(data)
 
 
-@pytest.mark.parametrize("how", ["gone", "truncated", "flipped"])
-@pytest.mark.parametrize("name", ["inner/weights.bin", "files.json", "spec.json"])
-def test_damage_is_refused_with_the_file_and_the_remedy(store, how, name):
-    folder = store.get_or_create("sae", SPEC, make)[0].folder
-    damage(folder / name, how)
-    with pytest.raises(ArtifactError) as caught:
-        store.find("sae", SPEC)
-    assert f"delete {folder} to rebuild it" in str(caught.value)
-    # A flipped bit in the list of files may read as a change of the file that the line is about.
-    assert str(folder / name) in str(caught.value) or (name, how) == ("files.json", "flipped")
+def other_shape(path: Path) -> None:
+    path.write_text('{"x": {"sha256": "0"}}')
 
 
-@pytest.mark.parametrize("files", ["[]", '{"x": 3}', '{"x": {"sha256": "0"}}'])
-def test_a_list_of_files_of_another_shape_is_refused(store, files):
-    folder = store.get_or_create("sae", SPEC, make)[0].folder
-    (folder / "files.json").write_text(files)
-    with pytest.raises(ArtifactError, match=r"files\.json is missing or damaged; delete"):
-        store.find("sae", SPEC)
+def half_removed(path: Path) -> None:
+    shutil.rmtree(path.parent)
 
 
-def test_a_folder_with_another_spec_is_refused(store):
-    folder = store.get_or_create("sae", SPEC, make)[0].folder
-    (folder / "spec.json").write_text(json.dumps(SPEC | {"model": "sd15"}))
-    with pytest.raises(ArtifactError, match=r"model: sd15 != miniature.*delete"):
-        store.find("sae", SPEC)
+def a_file(path: Path) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.touch()
 
 
-def test_an_artifact_is_never_overwritten(store):
-    folder = store.get_or_create("sae", SPEC, make)[0].folder
-    with pytest.raises(ArtifactExistsError, match="not overwritten"), store.create("sae", SPEC):
-        pytest.fail("the block must not run")
-    assert (folder / "inner" / "weights.bin").stat().st_size == 200
+def a_broken_link(path: Path) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.symlink_to("nowhere")
+
+
+FILES = ["inner/weights.bin", "files.json", "spec.json"]
+DAMAGES = [(name, how) for name in FILES for how in (gone, truncated, flipped)]
+DAMAGES += [("files.json", other_shape), ("inner/weights.bin", half_removed), ("spec.json", a_file)]
+DAMAGES += [("spec.json", a_broken_link)]
+
+
+@pytest.mark.parametrize(("name", "how"), DAMAGES)
+def test_what_is_damaged_or_half_removed_is_told_and_made_anew(store, caplog, name, how):
+    artifact, _ = store.get_or_create("sae", SPEC, make)
+    assert artifact.is_there
+    how(artifact.folder / name)
+    with pytest.raises(ArtifactError):
+        store.read("sae", artifact.fingerprint)
+    again, reused = store.get_or_create("sae", SPEC, make)
+    assert again == artifact and not reused and store.find("sae", SPEC) == artifact
+    assert f"sae {artifact.fingerprint} is made anew: {artifact.folder}" in caplog.text
+    assert [path.name for path in artifact.folder.parent.iterdir()] == [artifact.fingerprint]
+
+
+@pytest.mark.parametrize("part", ["", ".partial"])
+def test_a_file_where_a_folder_is_to_be_filled_is_no_trouble(store, part):
+    folder = store.path("sae", SPEC)
+    folder.parent.mkdir()
+    folder.with_name(folder.name + part).touch()
+    assert store.get_or_create("sae", SPEC, make, resumable=True)[0].is_there
+
+
+def test_an_artifact_that_was_moved_is_refused_and_kept(store):
+    mine, other = (store.get_or_create("sae", SPEC | {"model": name}, make)[0] for name in ("miniature", "sd15"))
+    shutil.rmtree(mine.folder)
+    other.folder.rename(mine.folder)
+    with pytest.raises(ArtifactMismatchError, match=r"model: sd15 != miniature.*delete"):
+        store.get_or_create("sae", SPEC, make)
+    assert (mine.folder / "inner" / "weights.bin").is_file()
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_what_is_removed_while_it_is_made_ends_in_one_line_and_blocks_nothing(store, resumable):
+    def lose(folder: Path) -> None:
+        shutil.rmtree(store.root)
+        (folder / "x").write_text("x")
+
+    with pytest.raises(UserError, match=r"partial was removed while this run used it; run the same command again"):
+        store.get_or_create("sae", SPEC, lose, resumable=resumable)
+    assert store.get_or_create("sae", SPEC, make, resumable=resumable)[0].is_there
 
 
 @pytest.mark.parametrize(
@@ -155,7 +183,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(store, error):
     assert list((store.root / "sae").iterdir()) == []
 
 
-def test_differences_are_named_by_dotted_path(store):
+def test_differences_are_named_by_dotted_path():
     other = {"model": "miniature", "site": {"module": "up_blocks.0", "tensor": "output"}, "steps": [981], "k": 32}
     assert describe_difference(SPEC, other) == [
         "k: (absent) != 32",
@@ -163,30 +191,23 @@ def test_differences_are_named_by_dotted_path(store):
         "site.module: mid_block != up_blocks.0",
         "steps: [981, 961] != [981]",
     ]
-    assert describe_difference({"steps": list(range(50))}, {"steps": list(range(25))}) == [
-        "steps: 50 values != 25 values"
-    ]
-    shifted = describe_difference({"steps": list(range(50))}, {"steps": [*range(48), 99, 100]})
+    long = {"steps": list(range(50))}
+    assert describe_difference(long, {"steps": list(range(25))}) == ["steps: 50 values != 25 values"]
+    shifted = describe_difference(long, {"steps": [*range(48), 99, 100]})
     assert shifted == ["steps.48: 48 != 99 (and 1 more in steps)"]
     require_equal(SPEC, dict(SPEC), "the SAE")
-    with pytest.raises(
-        ArtifactMismatchError, match=r"the SAE was made for something else .*site.module: mid_block != up"
-    ):
+    with pytest.raises(ArtifactMismatchError, match=r"the SAE was made for something else .*module: mid_block != up"):
         require_equal(SPEC, other, "the SAE")
 
 
 def test_only_shards_with_their_own_bytes_count_as_finished(tmp_path):
-    import torch
-
-    for name in ("a", "b", "c", "d"):
-        path = write_shard(tmp_path, name, {"x": torch.arange(4.0).view(2, 2).T}, metadata={"step": name})
+    for name in "abcd":
+        path = write_shard(tmp_path, name, {"x": torch.arange(4.0).view(2, 2).T})
         assert path.stat().st_mode & 0o777 == 0o644
-    damage(tmp_path / "b.safetensors", "truncated")
-    data = bytearray((tmp_path / "c.safetensors").read_bytes())
-    data[-1] ^= 1
-    (tmp_path / "c.safetensors").write_bytes(data)
+    truncated(tmp_path / "b.safetensors")
+    flipped(tmp_path / "c.safetensors")
     (tmp_path / "d.safetensors.sha256").unlink()
-    assert finished_shards(tmp_path) == ["a"]
+    assert [name for name in "abcd" if is_finished(tmp_path, name)] == ["a"]
     assert read_shard(tmp_path, "c")["x"].shape == (2, 2), "safetensors itself does not notice the flipped bit"
     assert read_shard(tmp_path, "a")["x"].tolist() == [[0, 2], [1, 3]]
 
@@ -213,12 +234,19 @@ def test_two_makers_make_once(store):
 
 def test_what_does_not_fit_is_refused_in_human_units(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    check_space(tmp_path / "not" / "there" / "yet", 3 * 2**19)
+    room_for(tmp_path / "not" / "there" / "yet", 3 * 2**19)
     assert "1.5 MiB to write" in caplog.text
-    with pytest.raises(ArtifactError, match=r"1024\.0 TiB will not fit .* only .* are free"):
-        check_space(tmp_path, 2**50)
+    for there in (False, True):
+        with pytest.raises(UserError, match=r"1024\.0 TiB will not fit .* whose disk has"):
+            room_for(tmp_path, 2**50, there=there)
 
 
 def test_torch_is_not_imported_for_the_store():
     code = "import sys, difflens.store.artifacts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_is_listed_is_all_that_a_folder_holds(store):
+    artifact, _ = store.get_or_create("sae", SPEC, make)
+    assert {"spec.json", "inner/weights.bin"} == {*artifact.files}
+    assert json.loads((artifact.folder / "files.json").read_text()) == artifact.files

@@ -1,74 +1,93 @@
-"""A lock is held by one living process: the dead are taken over, the living and the unknown are waited for."""
+"""A lock is held by one living process, whatever became of the one before and whatever its file says."""
 
-import json
 import logging
 import os
-import socket
+import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
-from difflens.store.locks import SECONDS_OF_SILENCE, SECONDS_TO_SIGN, exclusive, process_start
+import pytest
+
+from difflens.store.errors import ArtifactError
+from difflens.store.locks import exclusive, is_gone, read_owner, this_process
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from difflens.store.locks import exclusive
+with exclusive(Path(sys.argv[1]), "sae"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
 
 
-def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, caplog):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_others_wait_for_a_living_process_saying_for_whom_and_go_on_once_it_is_killed(tmp_path, caplog, number):
     caplog.set_level(logging.INFO)
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    lock = tmp_path / "x.lock"
-    for owner in (
-        {"pid": dead.pid, "host": socket.gethostname(), "started": "1"},
-        {"pid": os.getpid(), "host": socket.gethostname(), "started": "another start: the number was given again"},
-    ):
-        lock.write_text(json.dumps(owner))
-        with exclusive(lock, "sae", poll_seconds=0.01):
-            assert json.loads(lock.read_text())["pid"] == os.getpid()
-        assert not lock.exists()
-    assert "is gone" in caplog.text
-
-
-def test_a_living_owner_or_one_on_another_host_is_waited_for(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    lock = tmp_path / "x.lock"
-    mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": process_start(os.getpid())}
-    for owner in (mine, {"pid": 1, "host": "elsewhere", "started": "1"}):
-        lock.write_text(json.dumps(owner))
+    path = tmp_path / "locks" / "x.lock"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         entered = threading.Event()
 
-        def enter(entered: threading.Event = entered) -> None:
-            with exclusive(lock, "sae 0123", poll_seconds=0.01):
+        def enter() -> None:
+            with exclusive(path, "sae 0123", poll_seconds=0.01):
+                assert read_owner(path) == this_process()
                 entered.set()
 
         thread = threading.Thread(target=enter)
         thread.start()
-        said, deadline = f"waiting for process {owner['pid']} on {owner['host']}", time.monotonic() + 30
-        while said not in caplog.text and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert f"{said}, which is making sae 0123" in caplog.text and not entered.wait(0.15)
-        lock.unlink()
+        assert not entered.wait(0.3)
+        assert read_owner(path) == {**this_process(), "pid": holder.pid}
+        assert f"waiting for process {holder.pid} on {this_process()['host']}, which is making sae 0123" in caplog.text
+        holder.send_signal(number)
         thread.join(30)
-        assert entered.is_set() and not lock.exists()
+        assert entered.is_set() and read_owner(path) is None
+    assert is_gone({**this_process(), "pid": holder.pid}) and not is_gone(this_process())
+    assert not is_gone({"pid": holder.pid, "host": "elsewhere"})
 
 
-def test_a_silent_owner_on_another_host_is_taken_over_and_a_living_one_gives_signs(tmp_path, monkeypatch):
-    lock = tmp_path / "x.lock"
-    lock.write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": "1"}))
-    past = time.time() - SECONDS_OF_SILENCE - 1
-    os.utime(lock, (past, past))
-    monkeypatch.setattr("difflens.store.locks.SECONDS_BETWEEN_SIGNS", 0.01)
-    with exclusive(lock, "sae", poll_seconds=0.01):
-        os.utime(lock, (past, past))
-        deadline = time.monotonic() + 5
-        while lock.stat().st_mtime < past + 1 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert lock.stat().st_mtime > past + 1
+@pytest.mark.parametrize(
+    "content", [b"", b"null", b'{"pid": "seven"}', b"seven\nhere\n", b"\xff\xfe\x00", b"x" * 10**6]
+)
+def test_what_a_damaged_lock_file_says_does_not_matter(tmp_path, content):
+    path = tmp_path / "x.lock"
+    path.write_bytes(content)
+    assert read_owner(path) is None
+    with exclusive(path, "sae"):
+        assert read_owner(path) == this_process()
 
 
-def test_a_lock_that_was_never_signed_is_taken_over_after_a_while(tmp_path):
-    lock = tmp_path / "x.lock"
-    lock.touch()
-    past = time.time() - SECONDS_TO_SIGN - 1
-    os.utime(lock, (past, past))
-    with exclusive(lock, "sae", poll_seconds=0.01):
-        assert json.loads(lock.read_text())["pid"] == os.getpid()
+@pytest.mark.parametrize("put", [Path.mkdir, lambda path: path.symlink_to("nowhere")])
+def test_what_is_no_file_is_refused_in_one_line(tmp_path, put):
+    path = tmp_path / "x.lock"
+    put(path)
+    with pytest.raises(ArtifactError, match=r"x\.lock is no lock file; remove it"), exclusive(path, "sae"):
+        pytest.fail("the block must not run")
+
+
+def test_without_flock_the_dead_of_this_host_are_taken_over(tmp_path, monkeypatch, caplog):
+    """As on a file system that does not know it."""
+
+    def unknown(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    path = tmp_path / "x.lock"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    path.write_text(f"{dead.pid}\n{this_process()['host']}\n")
+    with pytest.warns(UserWarning, match="flock not supported"), exclusive(path, "sae", poll_seconds=0.01):
+        assert read_owner(path) == this_process()
+    assert not path.exists()
+
+
+def test_an_interrupted_holder_leaves_the_lock_free(tmp_path):
+    path = tmp_path / "x.lock"
+    with pytest.raises(KeyboardInterrupt), exclusive(path, "sae"):
+        raise KeyboardInterrupt
+    begun = time.monotonic()
+    with exclusive(path, "sae"):
+        assert time.monotonic() - begun < 1 and os.path.getsize(path)

@@ -12,9 +12,11 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from difflens.store.artifacts import ArtifactStore
-from difflens.store.errors import ArtifactError, BuildError, UserError
-from difflens.store.exits import INTERRUPTED, ending
+from difflens.store.errors import INTERRUPTED, ArtifactError, BuildError, UserError
+from difflens.store.exits import ending
+from difflens.store.past_run import RunArtifacts, newest_having
 from difflens.store.provenance import git_state, seeds
+from difflens.store.ranks import check_launch
 from difflens.store.run import REVISIONS, Run, open_run
 
 
@@ -112,21 +114,63 @@ def test_a_config_that_does_not_resolve_is_recorded_too(cfg, tmp_path):
     assert read(tmp_path / "runs" / "x", "status.json")["status"] == "failed"
 
 
-def test_several_devices_in_a_sweep_are_refused(cfg, tmp_path):
-    cfg.trainer = {"devices": 2}
-    with open_run(cfg, tmp_path / "runs" / "x"):
-        pass
-    with pytest.raises(UserError, match="every rank would restart"), open_run(cfg, tmp_path / "y", sweep=True):
-        pass
-
-
 def test_other_ranks_write_no_run_files_but_share_the_artifact(cfg, tmp_path, monkeypatch):
     with open_run(cfg, tmp_path / "runs" / "x") as run:
         run.artifact("sae", {"k": 1}, lambda made: (made / "x").write_text("x"))
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    cfg.trainer = {"devices": 2}
     with open_run(cfg, tmp_path / "runs" / "y") as other:
         assert other.artifact("sae", {"k": 1}, lambda made: pytest.fail("made twice")).kind == "sae"
     assert not (tmp_path / "runs" / "y").exists()
+
+
+LAUNCHES = [
+    ({}, 1, True),
+    ({}, 2, True),
+    ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}, 2, True),  # torchrun
+    ({"LOCAL_RANK": "0", "WORLD_SIZE": "2"}, 2, True),  # Lightning's children
+    ({"LOCAL_RANK": "3", "WORLD_SIZE": "4"}, "auto", True),
+    ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, 2, True),  # srun
+    ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, [0, 1], True),
+    ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, 2, True),  # an interactive shell of one task
+    ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, 1, True),  # the script of a larger allocation
+    ({"RANK": "0", "WORLD_SIZE": "4"}, 1, True),
+    ({"RANK": "1"}, 1, False),
+    ({"RANK": "abc"}, 1, False),
+    ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, 1, False),
+    ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, 1, False),
+    ({"RANK": "0"}, 2, False),
+    ({"LOCAL_RANK": "0", "WORLD_SIZE": "4"}, 2, False),
+    ({"RANK": "2", "WORLD_SIZE": "2"}, 2, False),
+]
+
+
+@pytest.mark.parametrize(("variables", "devices", "fits"), LAUNCHES)
+def test_a_rank_left_in_the_environment_is_no_launch(monkeypatch, variables, devices, fits):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = {"trainer": {"devices": devices}}
+    if fits:
+        check_launch(config)
+        if devices == 2 and "SLURM_NTASKS" not in variables:
+            with pytest.raises(UserError, match="every rank would restart"):
+                check_launch(config, sweep=True)
+        assert devices != 1 or "SLURM_NTASKS" not in os.environ, "Lightning waits for the other tasks"
+        return
+    with pytest.raises(UserError, match=r"trainer.devices=.*env -u [A-Z_]*RANK|env -u SLURM_PROCID"):
+        check_launch(config)
+
+
+def test_artifacts_that_go_away_while_a_run_uses_them_end_it_in_one_line(cfg, tmp_path):
+    with (
+        pytest.raises(UserError, match=r"sae \w{16} was removed while this run used it"),
+        open_run(cfg, tmp_path / "x") as run,
+    ):
+        made = run.artifact("sae", {}, lambda folder: (folder / "x").write_text("x"))
+        (made.folder / "x").unlink()
+        (made.folder / "x").read_text()
+    assert "was removed" in read(tmp_path / "x", "status.json")["error"]
 
 
 def instantiation(cause: Exception) -> BuildError:
@@ -146,28 +190,31 @@ def test_an_earlier_run_in_the_same_folder_is_not_taken_for_the_first_rank(tmp_p
     assert run.first_process() == owner
 
 
-def test_exit_codes_tell_a_wrong_configuration_from_a_failed_run():
-    assert ending(ValueError("k=0"), stage=None) == (2, "k=0")
-    assert ending(ValueError("k=0"), stage="sae") == (1, "sae: k=0")
-    assert ending(ArtifactError("x is truncated")) == (1, "x is truncated")
-    assert ending(instantiation(ValueError("k=0"))) == (2, "sae (difflens.sae.TopK): k=0")
-    assert ending(instantiation(RuntimeError("no memory"))).exit_code == 1
-    other = ending(instantiation(RuntimeError("Error(s) in loading state_dict for UNet: " + "size mismatch " * 999)))
-    assert other.exit_code == 2 and other.line.endswith("another model, or a damaged one?") and len(other.line) < 900
-    assert ending(instantiation(KeyError("vit"))).exit_code == 2
+WEIGHTS = "Error(s) in loading state_dict for UNet: " + "size mismatch " * 999
+ENDINGS = [
+    (ValueError("k=0"), None, 2, "k=0"),
+    (ValueError("k=0"), "sae", 1, "sae: k=0"),
+    (ArtifactError("x is truncated"), None, 1, "x is truncated"),
+    (instantiation(ValueError("k=0")), None, 2, "sae (difflens.sae.TopK): k=0"),
+    (instantiation(RuntimeError("no memory")), None, 1, "sae (difflens.sae.TopK): RuntimeError: no memory"),
+    (instantiation(RuntimeError(WEIGHTS)), None, 2, "sae (difflens.sae.TopK): RuntimeError: Error(s) in loading"),
+    (instantiation(KeyError("vit")), None, 2, "sae (difflens.sae.TopK): KeyError: 'vit'"),
+    (OSError(errno.ENOSPC, "full", "x.png"), "report", 1, "report: the disk is full (x.png); free some space and run"),
+    (
+        OSError(errno.EACCES, "Permission denied", "x.png"),
+        "report",
+        1,
+        "report: x.png: Permission denied; set paths.out",
+    ),
+    (OSError(errno.EIO, "Input error", "x.png"), "report", 1, "report: OSError: [Errno 5] Input error: 'x.png'"),
+]
 
 
-@pytest.mark.parametrize(
-    ("number", "line"),
-    [
-        (errno.ENOSPC, "report: the disk is full (x.png); free some space and run the same command again."),
-        (errno.EACCES, "report: x.png: Permission denied; set paths.outputs and paths.artifacts to folders"),
-        (errno.EIO, "report: OSError: [Errno 5] Input/output error: 'x.png'"),
-    ],
-)
-def test_trouble_with_a_file_says_which_and_what_to_do(number, line):
-    code, told = ending(OSError(number, os.strerror(number), "x.png"), stage="report")
-    assert code == 1 and told.startswith(line)
+@pytest.mark.parametrize(("error", "stage", "code", "words"), ENDINGS)
+def test_exit_codes_tell_a_wrong_configuration_from_a_failed_run_and_lines_what_to_do(error, stage, code, words):
+    found = ending(error, stage=stage)
+    assert found.exit_code == code and found.line.startswith(words) and len(found.line) < 900
+    assert found.line.endswith("another model, or a damaged one?") or "state_dict" not in found.line
 
 
 def test_seeds_are_found_wherever_they_are():
@@ -180,3 +227,20 @@ def test_an_installed_package_claims_no_commit(monkeypatch, tmp_path):
         "difflens.store.provenance.__file__", str(tmp_path / "site-packages" / "difflens" / "provenance.py")
     )
     assert git_state() == {"commit": None, "dirty": None}
+
+
+def test_of_latest_the_newest_that_has_what_is_asked_for_is_taken_and_told(cfg, tmp_path, caplog):
+    for at, (name, artifacts) in enumerate({"a": ["sae"], "b": ["sae", "steered"], "c": ["sae"], "d": []}.items()):
+        folder = tmp_path / "runs" / "today" / name
+        with open_run(cfg, folder) as run:
+            for kind in artifacts:
+                run.artifact(kind, {"k": name}, lambda made: (made / "x").write_text("x"))
+            if kind == "steered":
+                run.write_json("metrics.json", {})
+        os.utime(folder / "config.yaml", (at, at))
+    latest = tmp_path / "latest"
+    assert RunArtifacts(latest, "sae").run.name == "c" and str(tmp_path / "runs" / "today" / "c") in caplog.text
+    assert RunArtifacts(latest, "steered").run.name == newest_having(latest, "metrics.json").name == "b"
+    assert newest_having(latest, "config.yaml") == newest_having(latest, "nothing") == latest
+    with pytest.raises(ValueError, match="has no steered"):
+        RunArtifacts(tmp_path / "runs" / "today" / "c", "steered").of("steered")

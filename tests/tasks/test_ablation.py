@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from difflens.attribution.causality import ablation_sets
+from difflens.attribution.select import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
 from difflens.methods.h_direction import HDirection
 from difflens.sae.topk import TopKAutoencoder

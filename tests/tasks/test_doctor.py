@@ -13,8 +13,10 @@ def test_the_miniature_lacks_nothing(tmp_path: Path) -> None:
     found = program.json("doctor.json")
     assert all(need["found"] for need in found["needs"])
     assert "judge.scores.weights" in found["experiments"]["table_p2_gender"]
+    assert min(found["forecast"]["seconds"].values()) > 0 and found["forecast"]["floor"] == "measured, on cpu"
     for told in (
         "GPU:",
+        "forecast:",
         "memory:",
         "disk:",
         "DIFFLENS_OUTPUTS",
@@ -34,6 +36,7 @@ def test_what_real_weights_lack_is_listed_and_the_exit_code_says_so(tmp_path: Pa
     missing = next(number for number, line in enumerate(lines) if line.startswith("MISSING  model.folder: "))
     assert lines[missing + 1].strip() == needs["model.folder"]["remedy"], "on a line of its own, to be copied"
     assert "traceback" not in ended.err
+    assert program.json("doctor.json")["forecast"]["floor"].startswith("counted: ")
     assert "task=convert" in needs["model.folder"]["remedy"]
     assert "FairFace" in needs["judge.scores.weights"]["remedy"] and needs["metric.extractor.folder"]["found"]
 

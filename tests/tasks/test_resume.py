@@ -1,5 +1,6 @@
 """Whenever the program is stopped, the same command goes on, and its numbers are those of a run that nothing disturbed."""
 
+import shutil
 import signal
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -9,7 +10,7 @@ import pytest
 import torch
 from program import Program, count_samples, undisturbed
 
-from difflens.store.exits import INTERRUPTED
+from difflens.store.errors import INTERRUPTED
 from difflens.store.locks import read_owner
 
 STAGES = ["activations", "sae", "probe", "attribution", "statistics", "calibration", "images", "steered", "metrics"]
@@ -20,7 +21,7 @@ def begun(program: Program, stage: str, process: BaseProcess) -> bool:
     """Whether a process is at work on a stage."""
     if stage == "report":
         return (program.latest / "images").exists() and program.json("status.json")["pid"] == process.pid
-    owners = [read_owner(path) for path in program.unfinished(stage) if path.suffix == ".lock"]
+    owners = map(read_owner, (program.folder / "outputs" / "artifacts" / ".locks").glob(f"{stage}-*"))
     return any(owner is not None and owner["pid"] == process.pid for owner in owners)
 
 
@@ -32,13 +33,13 @@ def results(program: Program) -> dict[str, bytes]:
     return found | {path.name: path.read_bytes() for path in said if path.exists()}
 
 
-STOPS = [(stage, signal.SIGINT) for stage in STAGES]
-STOPS += [(stage, signal.SIGKILL) for stage in ("activations", "sae", "calibration", "report")]
+KILLED = ("activations", "sae", "statistics", "calibration", "steered", "report")
+STOPS = [(stage, signal.SIGKILL if stage in KILLED else signal.SIGINT) for stage in STAGES]
 
 
 def test_a_study_stopped_in_every_stage_ends_as_one_that_was_never_stopped(tmp_path: Path) -> None:
     program = Program(tmp_path)
-    for stage, number in sorted(STOPS, key=lambda stop: STAGES.index(stop[0])):
+    for stage, number in STOPS:
         process = program.start()
         ended = program.stop(process, number, when=partial(begun, program, stage, process))
         status = program.json("status.json")
@@ -48,7 +49,6 @@ def test_a_study_stopped_in_every_stage_ends_as_one_that_was_never_stopped(tmp_p
         else:
             assert (ended.code, ended.complaint, status["status"]) == (130, INTERRUPTED, "failed")
             assert status["error"] == INTERRUPTED and status["exit_code"] == 130
-            assert all(path.suffix == ".partial" for path in program.unfinished()), "a lock is left"
     ended = program()
     assert ended.code == 0, ended.err
     assert not program.unfinished()
@@ -123,3 +123,41 @@ def test_a_trained_sae_is_not_trained_again_for_its_health(killed: Program, tmp_
     assert (artifact / "autoencoder" / "sae.safetensors").stat().st_mtime_ns == written
     assert (artifact / "health.json").read_bytes() == (undisturbed().artifacts("sae")[0] / "health.json").read_bytes()
     assert not (artifact / "training").exists()
+
+
+DAMAGES = ("flipped", "truncated", "gone", "no list", "no spec", "a file", "stray")
+
+
+def damage(folder: Path, how: str) -> None:
+    """Harm an artifact in its largest file, or as a whole."""
+    largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    match how:
+        case "flipped":
+            data[-1] ^= 1
+            largest.write_bytes(data)
+        case "truncated":
+            largest.write_bytes(data[: len(data) // 2])
+        case "gone":
+            largest.unlink()
+        case "a file":
+            shutil.rmtree(folder)
+            folder.touch()
+        case "stray":
+            (folder / f"shard-99999{largest.suffix}").write_bytes(data)
+        case _:
+            (folder / {"no list": "files.json", "no spec": "spec.json"}[how]).unlink()
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_damage_of_any_kind_in_every_kind_of_artifact_is_told_and_made_good(tmp_path: Path, first: int) -> None:
+    program = undisturbed().copied(tmp_path / "study")
+    damaged = {folder: DAMAGES[(first + i) % len(DAMAGES)] for i, folder in enumerate(program.artifacts())}
+    for folder, how in damaged.items():
+        damage(folder, how)
+    ended = program()
+    assert ended.code == 0, ended.err
+    for folder, how in damaged.items():
+        assert (f"{folder.parent.name} {folder.name} is made anew" in ended.out) == (how != "stray")
+        (folder / "shard-99999.safetensors").unlink(missing_ok=True)
+    assert results(program) == results(undisturbed())

@@ -13,11 +13,10 @@ from torch import Tensor
 from difflens.data.reference import Reference
 from difflens.judges.pixels import float_pieces
 from difflens.judges.protocol import ReferenceStatistics
-from difflens.methods.goals import Goals, read_goals
-from difflens.stages.agreement import agreement, arrival
+from difflens.methods.assignment import Goals, read_goals
 from difflens.stages.generate import Steered
 from difflens.stages.reading import Study, protocol, read_images
-from difflens.stages.rows import build_row, crossed_target
+from difflens.stages.rows import agreement, arrival, build_row, crossed_target
 from difflens.store.artifacts import Artifact
 from difflens.vocabulary import EVERY_CLASS, NO_FACE, UNTOUCHED, Attribute, GenerationPlan, product
 

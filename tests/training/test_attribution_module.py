@@ -2,7 +2,7 @@ import lightning
 import pytest
 import torch
 
-from difflens.attribution.integrated_gradients import IntegratedGradients
+from difflens.attribution.scorers import IntegratedGradients
 from difflens.probes.base import Probe
 from difflens.probes.linear import LinearProbe
 from difflens.probes.mlp import MlpProbe

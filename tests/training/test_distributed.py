@@ -14,7 +14,7 @@ from program import PRELOADED
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from difflens.attribution.integrated_gradients import IntegratedGradients
+from difflens.attribution.scorers import IntegratedGradients
 from difflens.data.sampled import Shards
 from difflens.models.model import DiffusionModel
 from difflens.probes.linear import LinearProbe

@@ -1,17 +1,24 @@
 """Somebody at a terminal sees a bar with the stage's name; a pipe gets plain lines, few of them and none that are blank."""
 
+import itertools
 import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from program import Program, speak_at_once
+
+from difflens.store.progress import progress
 
 SCRIPT = """
 import torch, lightning as L
-from difflens.training import progress as shown
-shown.EVERY = {every}
+from difflens.store import progress as shown
+from difflens.training.callbacks import StageProgress
+shown.PATIENCE = {patience}
 
 class Module(L.LightningModule):
     def __init__(self):
@@ -26,34 +33,42 @@ class Module(L.LightningModule):
 
 data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(6, 1)), 2)
 def trainer(name):
-    return L.Trainer(callbacks=[shown.StageProgress(name)], accelerator="cpu", logger=False, max_epochs=2,
+    return L.Trainer(callbacks=[StageProgress(name)], accelerator="cpu", logger=False, max_epochs=2,
                      enable_checkpointing=False, enable_model_summary=False)
-assert list(shown.progress(4, "judging")) == [0, 1, 2, 3]
+assert list(shown.progress(range(4), "judging")) == [0, 1, 2, 3]
 assert list(shown.progress(iter("ab"), "reading")) == ["a", "b"]
 trainer("training").fit(Module(), data)
 assert len(trainer("sampling").predict(Module(), data)) == 3
 """
 
 
-def piped(every: float, folder: Path) -> list[str]:
+def piped(patience: float, folder: Path) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(every=every)], cwd=folder, capture_output=True, text=True
+        [sys.executable, "-c", SCRIPT.format(patience=patience)], cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "Predicting" not in done.stderr and "Epoch" not in done.stderr
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("every", [0, 10])
-def test_a_pipe_gets_a_line_now_and_then(tmp_path: Path, every: float) -> None:
+@pytest.mark.parametrize("patience", [0, 10])
+def test_a_pipe_gets_a_line_now_and_then(tmp_path: Path, patience: float) -> None:
     expected = [f"judging: {i} of 4" for i in range(1, 5)] + ["reading: 1", "reading: 2"]
     expected += [f"training: {i} of 6" for i in range(1, 7)] + [f"sampling: {i} of 3" for i in range(1, 4)]
-    assert piped(every, tmp_path) == ([] if every else expected)
+    assert piped(patience, tmp_path) == ([] if patience else expected)
+
+
+def test_a_long_stage_tells_of_itself_ever_more_rarely(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    assert len(list(progress(range(86_400), "sampling"))) == 86_400
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("sampling: 10 of") and len(lines) == 13
 
 
 def test_a_terminal_shows_a_bar_by_the_name_of_the_stage(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    asked = [sys.executable, "-c", SCRIPT.format(every=0)]
+    asked = [sys.executable, "-c", SCRIPT.format(patience=0)]
     process = subprocess.Popen(
         asked, cwd=tmp_path, stdout=theirs, stderr=subprocess.DEVNULL, env={**os.environ, "TERM": "xterm"}
     )
@@ -69,3 +84,15 @@ def test_a_terminal_shows_a_bar_by_the_name_of_the_stage(tmp_path: Path) -> None
     text = shown.decode()
     assert all(name in text for name in ("judging", "reading", "training", "sampling", "━"))
     assert "Predicting" not in text and "Epoch" not in text and "judging: 1 of 4" not in text
+
+
+def test_a_run_names_its_stages_and_leaves_no_blank_lines(tmp_path: Path) -> None:
+    program = Program(tmp_path)
+    ended = program(prepare=speak_at_once)
+    assert ended.code == 0, ended.err
+    lines = (ended.out.partition("gender · ")[0] + ended.err).splitlines()  # the table has its own way
+    assert all(line.strip() for line in lines) and not {"Predicting", "Epoch"} & {*" ".join(lines).split()}
+    stages = ["activations", "labelling", "SAE's training", "SAE's health", "denoising loss recovered", "cards"]
+    stages += ["probe of gender", "attribution of gender", "usual activity", "calibrate", "originals", "steer"]
+    assert not [stage for stage in stages if not any(line.startswith(f"{stage}: 1") for line in lines)]
+    assert {"activations: 4 of 4", "measuring original: 32 of 32"} <= {*lines}

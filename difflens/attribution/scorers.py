@@ -1,12 +1,30 @@
-"""Integrated gradients of a class probability: through an affine head exact with one vector–Jacobian product."""
+"""Scorers: how much each latent drives a class in an image; integrated gradients, and what they must beat."""
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difflens.attribution.base import Codes, Head
+from difflens.attribution.heads import Codes, Head
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores latents of images of one class at one step."""
+
+    name: str
+
+    def __call__(
+        self,
+        head: Head,
+        codes: Float[Tensor, "images latents height width"],
+        labels: Int[Tensor, "images"],
+        baseline: Float[Tensor, "images latents height width"] | None = None,
+    ) -> Float[Tensor, "images latents"]:
+        """Score of every latent for each image's own class, summed over positions."""
+        ...
 
 
 class IntegratedGradients:
@@ -83,3 +101,32 @@ class GradientTimesActivation:
         """See `Scorer`."""
         difference = codes if baseline is None else codes - baseline
         return (difference * head.mean_gradient(codes, codes, labels, 4)).sum((-1, -2))
+
+
+class MeanActivation:
+    """The latent's summed activation; averaged per class and contrasted, it is the mean difference between classes."""
+
+    name = "mean_difference"
+
+    def __call__(
+        self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
+    ) -> Float[Tensor, "images latents"]:
+        """See `Scorer`."""
+        return (codes if baseline is None else codes - baseline).sum((-1, -2))
+
+
+class RandomScores:
+    """Uniform noise: the control every attribution must beat."""
+
+    name = "random"
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def __call__(
+        self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
+    ) -> Float[Tensor, "images latents"]:
+        """See `Scorer`; the same scores for every image of a class."""
+        rows = torch.empty(head.classes, codes.shape[1], device=codes.device)
+        rows.uniform_(generator=torch.Generator(codes.device).manual_seed(self.seed))
+        return rows[labels]

@@ -1,17 +1,38 @@
-"""The interface of a scorer and of the head it attributes through, and the head whose path integral has a closed form."""
+"""The head that attribution goes through, from codes to class logits, and the integral of its gradient along a path."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol, runtime_checkable
+from functools import cache, cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difflens.attribution.quadrature import mean_softmax_gradient
-
 Codes = Float[Tensor, "images latents height width"]
+
+
+@cache
+def gauss_legendre(nodes: int) -> tuple[Float[Tensor, "nodes"], Float[Tensor, "nodes"]]:
+    """Nodes and weights on [0, 1], float64."""
+    x, w = np.polynomial.legendre.leggauss(nodes)
+    return torch.from_numpy((x + 1) / 2), torch.from_numpy(w / 2)
+
+
+def mean_softmax_gradient(
+    start: Float[Tensor, "images classes"],
+    change: Float[Tensor, "images classes"],
+    labels: Int[Tensor, "images"],
+    nodes: int,
+) -> Float[Tensor, "images classes"]:
+    """G = ∫₀¹ p_c (e_c − p) dα along the logits ℓ(α) = start + α·change (METHOD section 4), in float64."""
+    points, weights = gauss_legendre(nodes)
+    logits = start.double() + points[:, None, None].to(start.device) * change.double()
+    p = logits.softmax(-1)
+    own = torch.nn.functional.one_hot(labels, p.shape[-1]).double()
+    p_own = (p * own).sum(-1, keepdim=True)
+    return (weights[:, None, None].to(start.device) * p_own * (own - p)).sum(0)
 
 
 class Head(ABC):
@@ -88,18 +109,42 @@ class AffineHead(Head):
         return torch.einsum("nc,cmhw->nmhw", g, self.latent_weight)
 
 
-@runtime_checkable
-class Scorer(Protocol):
-    """Scores latents of images of one class at one step."""
+@dataclass(frozen=True)
+class AutogradHead(Head):
+    """Codes → class logits at one step: any differentiable probe after the decoder.
 
-    name: str
+    Args:
+        decoder: SAE decoder rows [M, D].
+        decoder_bias: [D].
+        probe: decoded maps [n, D, H, W] → logits [n, C].
+        positions: height and width of the codes.
+    """
 
-    def __call__(
-        self,
-        head: Head,
-        codes: Float[Tensor, "images latents height width"],
-        labels: Int[Tensor, "images"],
-        baseline: Float[Tensor, "images latents height width"] | None = None,
-    ) -> Float[Tensor, "images latents"]:
-        """Score of every latent for each image's own class, summed over positions."""
-        ...
+    decoder: Float[Tensor, "latents channels"]
+    decoder_bias: Float[Tensor, "channels"]
+    probe: Callable[[Tensor], Tensor]
+    positions: tuple[int, ...]
+
+    @property
+    def classes(self) -> int:
+        """See `Head`."""
+        return len(self.zero_logits())
+
+    def logits(self, codes: Codes) -> Float[Tensor, "images classes"]:
+        """See `Head`."""
+        return self.probe(torch.einsum("nmhw,md->ndhw", codes, self.decoder) + self.decoder_bias[:, None, None])
+
+    def zero_logits(self) -> Float[Tensor, "classes"]:
+        """See `Head`."""
+        return self.logits(self.decoder.new_zeros(1, len(self.decoder), *self.positions))[0]
+
+    def mean_gradient(self, codes: Codes, baseline: Codes | None, labels: Int[Tensor, "images"], nodes: int) -> Codes:
+        """See `Head`; one backward pass for each node."""
+        start = torch.zeros_like(codes) if baseline is None else baseline
+        total = torch.zeros_like(codes)
+        for node, weight in zip(*(values.tolist() for values in gauss_legendre(nodes)), strict=True):
+            point = torch.lerp(start, codes, node).detach().requires_grad_()
+            with torch.enable_grad():
+                chosen = self.logits(point).softmax(-1).gather(1, labels[:, None]).sum()
+                total += weight * torch.autograd.grad(chosen, point)[0]
+        return total

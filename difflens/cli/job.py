@@ -1,0 +1,143 @@
+"""What the program does: it composes the configuration and hands it with a run to the task it names.
+
+Nothing here imports torch: `--help`, `--cfg job` and shell completion answer at once.
+"""
+
+import logging
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from difflens.cli.guard import guard_hydra
+from difflens.cli.known_keys import check_keys
+from difflens.cli.products import register_products
+from difflens.cli.sweeps import close_sweep, job_to_do, sweep_ending, sweep_name
+from difflens.cli.usage import config_groups, usage
+from difflens.store.errors import JobFailedError, NotReadyError, UserError, was_interrupted
+from difflens.store.exits import Ending, ending, nearest
+from difflens.store.ranks import TRACEBACK, process_rank, rank_prefix
+from difflens.store.run import open_run
+from difflens.store.targets import read_environment, resolve_target
+
+DEBUG = "DIFFLENS_DEBUG"
+"""The variable that says, also to the workers of a sweep and to other ranks, whether the user asked for tracebacks."""
+
+SWITCHES = ("-m", "--multirun", "-r", "--run", "--resolve", "--hydra-help", "--version", "--info")
+"""Flags that take no value."""
+
+
+def check_places(arguments: list[str]) -> None:
+    """Refuse names and folders that would lead out of the outputs, before Hydra makes the run's folder of them.
+
+    Raises:
+        UserError: with the key and the value.
+    """
+    for argument in arguments:
+        key, equals, value = argument.lstrip("+").partition("=")
+        value = value.strip("'\"")
+        if equals and key in ("name", "model.name", "task.name", "attribute.name") and {"/", "\\"} & {*value}:
+            raise UserError(f"{key} must be a name without '/', since it names the run's folder, got {value!r}.")
+        if equals and key in ("paths.outputs", "paths.artifacts") and value in ("", "null", "~"):
+            raise UserError(f"{key} must be a folder, got {value!r}; leave it out for {key.partition('.')[2]}/.")
+
+
+def check_preset(chosen: str | None, overrides: list[str], folders: tuple[Path, ...]) -> None:
+    """Refuse a preset that no file gives: the group is optional, since most models have none for most attributes.
+
+    Raises:
+        UserError: the command line names one that there is not.
+    """
+    named = any(override.startswith("preset=") for override in overrides)
+    known = sorted(path.stem for folder in folders for path in (folder / "preset").glob("*.yaml"))
+    if named and chosen not in (None, *known):
+        raise UserError(f"preset={chosen}: no such preset; available: {', '.join(known)}.{nearest(str(chosen), known)}")
+
+
+def flags_first(arguments: list[str]) -> list[str]:
+    """The arguments with all flags before the overrides: argparse takes overrides in one piece only.
+
+    They stay as they are where a flag's value stands by itself (`-c job`).
+    """
+    together = all(not each.startswith("-") or "=" in each or each in SWITCHES for each in arguments)
+    return sorted(arguments, key=lambda each: not each.startswith("-")) if together else arguments
+
+
+def run_task(cfg: DictConfig, folder: Path, overrides: list[str], *, sweep: bool, key: str | None) -> None:
+    """Run one task in its folder; a failure is told once, here.
+
+    Raises:
+        JobFailedError: it failed; the exception of Ctrl-C, and where the user asked for tracebacks any, is passed on.
+    """
+    settings, run = HydraConfig.get(), None
+    try:
+        with open_run(cfg, folder, overrides=overrides, sweep=sweep, key=key) as run:
+            sources = tuple(Path(s.path) for s in settings.runtime.config_sources if s.schema == "file")
+            check_preset(settings.runtime.choices.get("preset"), overrides, sources)
+            check_keys(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)), sources)
+            resolve_target(cfg.task._target_, "task")(cfg, run)
+    except Exception as error:
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
+            raise
+        if was_interrupted(error):
+            raise KeyboardInterrupt from error
+        end = ending(error, stage=None if run is None else run.failed_stage)
+        if run is None or run.speaks:
+            unexpected = end.exit_code == 1 and not isinstance(error, NotReadyError)
+            more = f" [{os.path.relpath(folder / TRACEBACK)}]" if unexpected else ""
+            print(f"difflens: error: {rank_prefix(process_rank())}{end.line}{more}", file=sys.stderr, flush=True)
+        raise JobFailedError(end.line, end.exit_code, folder) from error
+
+
+def job(cfg: DictConfig) -> None:
+    """What Hydra calls: a run, or one job of a sweep, which is skipped where it was done before."""
+    settings = HydraConfig.get()
+    folder, sweep = Path(settings.runtime.output_dir), settings.mode == RunMode.MULTIRUN
+    # Unresolved: an override such as `lr=${other}` is text here, and has nothing to refer to in Hydra's own settings.
+    overrides = cast(list[str], OmegaConf.to_container(settings.overrides.task, resolve=False))
+    with job_to_do(cfg, folder) if sweep else nullcontext((True, None)) as (to_do, key):
+        if not to_do:
+            return
+        try:
+            run_task(cfg, folder, overrides, sweep=sweep, key=key)
+        except JobFailedError as error:
+            if sweep:
+                raise
+            sys.exit(error.exit_code)  # on which Hydra adds no line of its own
+
+
+def run_program(conf: Path) -> tuple[int, str]:
+    """Do what the command line asks of the configuration in `conf`; the exit code, and the line that is still to be told."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(usage(conf))
+        return 0, ""
+    sys.argv[1:] = flags_first(sys.argv[1:])
+    # A log that cannot be written (a full disk) is no reason for a traceback next to the error's line.
+    logging.raiseExceptions = False
+    read_environment()
+    guard_hydra()
+    register_products(conf)
+    OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
+    os.environ.setdefault(DEBUG, os.environ.get("HYDRA_FULL_ERROR", "0"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on instead of printing a report of its own
+    try:
+        check_places(sys.argv[1:])
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(job)()
+        finally:
+            close_sweep()
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if os.environ[DEBUG] not in ("", "0") or (isinstance(error, SystemExit) and not was_interrupted(error)):
+            raise
+        if isinstance(error, JobFailedError) and not was_interrupted(error):
+            return sweep_ending(error)
+        end = ending(error, groups=sorted(config_groups(conf)))
+        # Of Ctrl-C the first rank tells.
+        return end if not (process_rank() and was_interrupted(error)) else Ending(end.exit_code, "")
+    return 0, ""
