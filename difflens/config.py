@@ -78,7 +78,10 @@ def words(*, least: int = 0) -> Any:
     return Field(min_length=least, description="a list without repeats" + (" that names at least one" if least else ""))
 
 
-GROUP = Field(min_length=1, description="a group of settings; leave it as the configuration has it")
+ABSENT: Any = Field(default=None)
+"""A group that the configuration of a task of one's own may lack; none may be null."""
+
+GROUP: Any = Field(min_length=1, description="a group of settings; leave it as the configuration has it")
 Distinct = Annotated[list[Any], AfterValidator(_distinct)]
 
 
@@ -114,7 +117,9 @@ class AnAttribute(Open):
     """The bias under study, or the product of `parts`."""
 
     name: str
-    classes: list[str] = Field(default=(), description="a list of words; put words such as yes and no in quotes")
+    classes: list[str] = Field(
+        default_factory=list, description="a list of words; put words such as yes and no in quotes"
+    )
     words: dict[str, Any] | None = None
     parts: dict[str, "AnAttribute"] = Field(default_factory=dict)
 
@@ -347,16 +352,16 @@ class Settings(Group):
     missing_faces: Literal["count", "error"] = "count"
     paths: Paths
     task: dict[str, Any] = GROUP
-    attribute: AnAttribute | None = None
-    judge: Judge = Field(default=None)
+    attribute: AnAttribute = ABSENT
+    judge: Judge = ABSENT
     prompt: Prompt | None = None
-    data: Data = Field(default=None)
-    sae: Sae = Field(default=None)
-    probe: Probe = Field(default=None)
-    attribution: Attribution = Field(default=None)
-    mitigation: Mitigation = Field(default=None)
-    metric: Metric = Field(default=None)
-    model: Model = Field(default=None)
+    data: Data = ABSENT
+    sae: Sae = ABSENT
+    probe: Probe = ABSENT
+    attribution: Attribution = ABSENT
+    mitigation: Mitigation = ABSENT
+    metric: Metric = ABSENT
+    model: Model = ABSENT
     trainer: Trainer = Field(default_factory=Trainer)
     logger: dict[str, Any] | None = None
     # Of task=evaluate, and of task=aggregate and task=dashboard.
@@ -368,19 +373,16 @@ class Settings(Group):
 
 
 OURS: Mapping[str, type[Open]] = {
-    f"difflens.{target}": model
-    for target, model in {
-        "methods.difflens.DiffLens": FeatureMethod,
-        "methods.h_direction.HDirection": MethodHere,
-        "tasks.ablation.ablation": Ablation,
-        "tasks.convert.convert": Convert,
-        "tasks.dashboard.dashboard": Dashboard,
-        "tasks.dose.dose": Dose,
-        "tasks.evolution.evolution": Evolution,
-        "tasks.explore.explore": Explore,
-        "tasks.miniature.miniature": Miniature,
-        "tasks.separation.separation_task": Separation,
-    }.items()
+    "difflens.methods.difflens.DiffLens": FeatureMethod,
+    "difflens.methods.h_direction.HDirection": MethodHere,
+    "difflens.tasks.ablation.ablation": Ablation,
+    "difflens.tasks.convert.convert": Convert,
+    "difflens.tasks.dashboard.dashboard": Dashboard,
+    "difflens.tasks.dose.dose": Dose,
+    "difflens.tasks.evolution.evolution": Evolution,
+    "difflens.tasks.explore.explore": Explore,
+    "difflens.tasks.miniature.miniature": Miniature,
+    "difflens.tasks.separation.separation_task": Separation,
 }
 """By what a `_target_` names, what its settings must be beyond those of its group."""
 
@@ -425,10 +427,18 @@ def _line(model: type[BaseModel], error: ErrorDetails, where: str) -> str:
     if error["type"].endswith("less_than_equal") and (field is None or isinstance(value, float)):
         return f"{key} must be at most {error['ctx']['le']:g}, got {value!r}."
     wanted = PLAIN.get(error["type"], error["msg"].removeprefix("Input should be "))
-    return f"{key} must be {(field and field.description) or wanted}, got {value!r}."
+    # What is said of a list is not said of its entries.
+    told = field.description if field and not path[-1:][0].isdigit() else None
+    return f"{key} must be {told or wanted}, got {value!r}."
 
 
-PLAIN = {"bool_type": "true or false", "string_type": "a text", "list_type": "a list"}
+PLAIN = {
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "list_type": "a list",
+    "dict_type": "a group of settings",
+    "model_type": "a group of settings; leave it as the configuration has it",
+}
 """Better words than pydantic's."""
 
 

@@ -30,11 +30,12 @@ def main() -> None:
         if not was_interrupted(error):
             raise
         code, line = 130, INTERRUPTED
-    with suppress(OSError):
-        sys.stdout.flush()
+    signal.setitimer(signal.ITIMER_REAL, 0)
     # All is tidied up: a signal would interrupt Python's own end, with a traceback.
     for number in heard:
         signal.signal(number, lambda *_: os._exit(code))
+    with suppress(OSError):
+        sys.stdout.flush()
     if line:
         print(f"difflens: error: {line}", file=sys.stderr, flush=True)
     if code:

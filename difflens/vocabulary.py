@@ -69,12 +69,13 @@ class Attribute:
         return self.classes.index(name)
 
     def target(self, shares: Mapping[str, Any] | None) -> Float[Tensor, "classes"]:
-        """The target distribution q (float64), uniform if `shares` is None; classes left out share what is left evenly.
+        """The target distribution q (float64), uniform if `shares` is None.
 
-        A product takes shares of its classes, or part → class → share, and is then their product; parts left out are uniform.
+        Classes left out share evenly what the others leave. A product takes shares of its classes, or part → class → share,
+        and is then their product; parts left out are uniform.
 
         Raises:
-            ValueError: a class is unknown, a share is negative, or the shares do not sum to 1.
+            ValueError: a class is unknown or left nothing, a share is negative, or the shares do not sum to 1.
         """
         if shares is None:
             return torch.full((len(self.classes),), 1 / len(self.classes), dtype=torch.float64)
@@ -85,8 +86,13 @@ class Attribute:
             return q
         for name in shares:
             self.index(name)
-        rest = max(0.0, 1 - sum(float(given) for given in shares.values())) / max(1, len(self.classes) - len(shares))
-        q = torch.tensor([float(shares.get(name, rest)) for name in self.classes], dtype=torch.float64)
+        missing = [name for name in self.classes if name not in shares]
+        given = {name: float(share) for name, share in shares.items()}
+        left = 1 - sum(given.values())
+        if missing and left <= 1e-6:
+            raise ValueError(f"the target of {self.name!r} lacks a share for {missing}, and the others leave none.")
+        given |= dict.fromkeys(missing, left / max(1, len(missing)))
+        q = torch.tensor([given[name] for name in self.classes], dtype=torch.float64)
         if (q < 0).any() or abs(float(q.sum()) - 1) > 1e-6:
             raise ValueError(f"the target of {self.name!r} must be non-negative and sum to 1, got {dict(shares)}.")
         return q

@@ -94,3 +94,25 @@ def test_a_rank_left_behind_by_a_scheduler_neither_waits_nor_changes_anything(di
         assert (code, out) == (2, "") and err.count("\n") == 1 and f"(env -u {next(iter(variables))} " in err
     assert difflens("atribute=age", RANK="1")[2].startswith("difflens: error: atribute")
     assert difflens(RANK="0", WORLD_SIZE="4", SLURM_PROCID="0", SLURM_NTASKS="4")[0] == 0
+
+
+SWALLOWS = """
+import signal, time
+from difflens.store import errors
+errors.SECONDS_TO_ASK_AGAIN = 0.2
+signal.signal(signal.SIGTERM, errors.interrupt)
+try:
+    signal.raise_signal(signal.SIGTERM)
+except:
+    pass
+try:
+    time.sleep(60)
+finally:
+    time.sleep(1)
+    print("tidied up")
+"""
+
+
+def test_an_interruption_that_a_library_swallows_comes_again_and_leaves_the_tidying_up_alone():
+    done = subprocess.run([sys.executable, "-c", SWALLOWS], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "tidied up\n" and done.stderr.count("KeyboardInterrupt\n") == 1

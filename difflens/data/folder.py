@@ -90,11 +90,11 @@ class ImageFolder:
             part: {why: {"count": len(names), "names": list(names)} for why, names in found.items()}
             for part, found in parts.items()
         }
-        return {"folder": str(self.path), "images": len(self.files), "sha256": self.sha256, **listed}
+        return {"folder": readable(str(self.path)), "images": len(self.files), "sha256": self.sha256, **listed}
 
     def describe(self) -> str:
         """The same on one line, with the first names of each kind."""
-        parts = [f"{len(self.files)} images in {str(self.path)!r}"]
+        parts = [f"{len(self.files)} images in '{readable(str(self.path))}'"]
         for part, found in (("converted", self.converted), ("refused", self.refused)):
             kinds = [f"{len(names)} {why} ({some(names)})" for why, names in found.items()]
             parts += [f"{part}: {', '.join(kinds)}"] if kinds else []
@@ -115,7 +115,7 @@ def scan_folder(folder: str | Path, *, seen: Callable[[], None] = lambda: None) 
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise ValueError(f"no folder of images at {str(path)!r}; name one that exists.")
+        raise ValueError(f"no folder of images at '{readable(str(path))}'; name one that exists.")
     files: dict[str, Path] = {}
     converted: dict[str, list[str]] = {}
     refused: dict[str, list[str]] = {}
@@ -123,23 +123,28 @@ def scan_folder(folder: str | Path, *, seen: Callable[[], None] = lambda: None) 
     for file in sorted(file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()):
         seen()
         inside = file.relative_to(path)
-        name = inside.with_suffix("").as_posix()
+        told, name = readable(inside.as_posix()), readable(inside.with_suffix("").as_posix())
         try:
             content = read_file(file)
             conversions = decode(content, file).conversions
             if name in files:
                 raise RefusedFileError(file, "same name as another image")
         except RefusedFileError as error:
-            refused.setdefault(error.reason, []).append(inside.as_posix())
+            refused.setdefault(error.reason, []).append(told)
             continue
         files[name] = file
-        digest.update(f"{inside.as_posix()}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+        digest.update(f"{told}\0{hashlib.sha256(content).hexdigest()}\n".encode())
         for conversion in conversions:
-            converted.setdefault(conversion, []).append(inside.as_posix())
+            converted.setdefault(conversion, []).append(told)
     found = ImageFolder(path, dict(sorted(files.items())), _frozen(converted), _frozen(refused), digest.hexdigest())
     if not files:
         raise ValueError(f"no usable image: {found.describe()}.")
     return found
+
+
+def readable(name: str) -> str:
+    r"""A file name with bytes that are no UTF-8 written out, such as `f\xfcr`: what can be printed and kept in JSON."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def read_file(path: Path) -> bytes:

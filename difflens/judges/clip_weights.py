@@ -87,7 +87,7 @@ class ClipWeights:
 
     def _whole(self) -> nn.Module:
         network: nn.Module = open_clip.create_model(
-            self.model, pretrained=str(self.path), require_pretrained=True, **self._conventions()
+            self.model, pretrained=str(self.path), require_pretrained=True, weights_only=True, **self._conventions()
         )
         return network
 

@@ -137,17 +137,18 @@ class Answer:
         values: `logits` or `probabilities`.
     """
 
-    classes: Mapping[str, Any] | Sequence[str]
+    classes: Mapping[Any, Any] | Sequence[Any]
     output: str | int = 0
     values: str = "logits"
 
     def __post_init__(self) -> None:
         if self.values not in ("logits", "probabilities"):
             raise ValueError(f"values must be logits or probabilities, got {self.values!r}.")
-        if len(self.names) < 2 or not all(isinstance(name, str) for name in self.names):
-            raise ValueError(f"an attribute needs two classes or more, named in quotes, got {list(self.names)}.")
-        if len(set(self.names)) < len(self.names):
-            raise ValueError(f"every class has a name of its own, got {list(self.names)}.")
+        names = list(self.classes)
+        if len(names) < 2 or not all(isinstance(name, str) for name in names):  # YAML reads a bare no as false
+            raise ValueError(f"an attribute needs two classes or more, named in quotes, got {names}.")
+        if len(set(names)) < len(names):
+            raise ValueError(f"every class has a name of its own, got {names}.")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -386,4 +387,5 @@ def _said(where: str, made: Callable[[], Any]) -> Any:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    # What happened stands at the end, after the places in onnxruntime's own source.
+    return " ".join(str(error).split())[-200:]

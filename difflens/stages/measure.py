@@ -14,7 +14,7 @@ from difflens.judges.pixels import float_pieces
 from difflens.judges.protocol import ReferenceStatistics
 from difflens.judges.weights import free
 from difflens.stages.listed import listed_measures, measure_own, metrics_spec, own_metrics
-from difflens.stages.reading import Study, protocol, read_images
+from difflens.stages.reading import Reading, Study, protocol, read_images
 from difflens.stages.rows import agreement, arrival, build_row, smaller_subsets
 from difflens.stages.tracked import track_metrics
 from difflens.study.values import built
@@ -80,10 +80,8 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, 
     """The content of `metrics.json`; unseen prompts have no FID and KID, whose reference shows the studied ones."""
     study, method = study_of(bench), bench.cfg.mitigation.name
     reference = None if unseen else bench.once("reference", lambda: read_reference(bench))
-    before, after = (
-        read_images(partial(float_pieces, images), steered.image_ids, study, title=f"measuring {name}")
-        for name, images in (("original", steered.before), (method, steered.after))
-    )
+    before = read_images(partial(float_pieces, steered.before), steered.image_ids, study, title="measuring original")
+    after = _read_after(before, steered, study, title=f"measuring {method}")
     prompts, edited = steered.plan.prompts, steered.edited
     own, pieces = partial(measure_own, metrics_of(bench), study=study, prompts=prompts), float_pieces
     target = study.goals.pooled(prompts).tolist()
@@ -113,6 +111,15 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, 
             | own(reading=after, pieces=pieces(steered.after), originals=pieces(steered.before), edited=edited),
         ],
     }
+
+
+def _read_after(before: Reading, steered: "Steered", study: Study, *, title: str) -> Reading:
+    """What is read off the images with the mitigation; those that it left as they were are not read again."""
+    rows = (steered.after != steered.before).flatten(1).any(1).nonzero()[:, 0]
+    if not len(rows):
+        return before
+    pieces = partial(float_pieces, steered.after[rows])
+    return before.replaced(rows, read_images(pieces, steered.image_ids[rows], study, title=title))
 
 
 def _described(statistics: ReferenceStatistics, name: str) -> dict[str, Any]:

@@ -85,6 +85,12 @@ class Reading:
         everything = {name: values[rows] for name, values in self.tensors().items()}
         return Reading.of({**everything, "image_ids": torch.arange(len(rows))})
 
+    def replaced(self, rows: Int[Tensor, "rows"], others: "Reading") -> "Reading":
+        """The same with what was read off other images at these positions; ids stay."""
+        new, ids = others.tensors(), {"image_ids": self.image_ids}
+        changed = {name: values.index_copy(0, rows, new[name]) for name, values in self.tensors().items()}
+        return Reading.of({**changed, **ids})
+
     def tensors(self) -> dict[str, Tensor]:
         """All of it by name, to be stored."""
         named = {"image_ids": self.image_ids, "features": self.features, "embeddings": self.embeddings}

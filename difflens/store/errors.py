@@ -1,5 +1,7 @@
 """Errors that end a run with one clear line; `exit_code`: 2 for a mistake in the configuration, 1 for a failed run."""
 
+import signal
+import sys
 import textwrap
 from pathlib import Path
 from threading import Event
@@ -10,6 +12,8 @@ LONGEST = 600
 
 
 INTERRUPTED = "interrupted; run the same command again to go on"
+
+SECONDS_TO_ASK_AGAIN = 2.0
 
 asked_to_stop = Event()
 """Set once a signal has asked this process to stop."""
@@ -77,9 +81,13 @@ def interrupt(_: int, __: FrameType | None) -> None:
 
     Asked again meanwhile, it goes on tidying up: a second exception would interrupt just that, with a traceback.
     """
-    if asked_to_stop.is_set():
+    if asked_to_stop.is_set() and sys.exc_info()[0] is not None:
         return
     asked_to_stop.set()
+    # A library that swallows the exception (a bare `except` around an import, a destructor) would make this request the
+    # last one that is heard; so it asks again for as long as nothing is on its way out.
+    signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_ASK_AGAIN, SECONDS_TO_ASK_AGAIN)
     raise KeyboardInterrupt
 
 

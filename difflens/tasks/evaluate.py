@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from difflens.data.folder import ImageFolder, Pairs, pair_by_name, scan_folder
+from difflens.data.folder import ImageFolder, Pairs, pair_by_name, readable, scan_folder
 from difflens.data.reference import Reference, collect_reference
 from difflens.judges.protocol import ReferenceStatistics, select_classes
 from difflens.methods.assignment import read_goals
@@ -31,14 +31,17 @@ AT_ONCE = 16
 def evaluate(cfg: DictConfig, run: Run) -> None:
     """Write `metrics.json` and `report.html` on the folders that `images`, `reference` and `originals` name."""
     return_memory_at_once()
-    for role in ("images", "reference"):
-        if not cfg[role]:
-            raise ValueError(f"{role} is not given; name a folder: {role}=<folder>.")
+    places = read_places(cfg)
     listed, own = listed_measures(cfg), own_metrics(cfg)
     study = read_study(cfg)
-    places = {role: cfg[role] for role in ("images", "reference", "originals") if cfg[role]}
     scanned = {place: scan(run, place) for place in dict.fromkeys(places.values())}
     folders = {role: scanned[place] for role, place in places.items()}
+    for role, folder in folders.items():
+        if len(folder.files) < 2:
+            raise ValueError(
+                f"{role} needs 2 images at least, since FID compares means and covariances (and thousands for a number that "
+                f"means something), got {folder.describe()}."
+            )
     warn_of_size(run, study, folders["images"])
     originals = folders.get("originals")
     shared = None if originals is None else _pair(originals, folders["images"], cfg.pairs)
@@ -50,6 +53,24 @@ def evaluate(cfg: DictConfig, run: Run) -> None:
     page = write_report(run.folder)
     Console().print(summary_table(metrics))
     run.say(f"report: {page}")
+
+
+def read_places(cfg: DictConfig) -> dict[str, str]:
+    """The folders by their roles.
+
+    Raises:
+        ValueError: one is not given, or is something else than the name of a folder.
+    """
+    places = {role: plain(cfg[role]) for role in ("images", "reference", "originals")}
+    for role, place in places.items():
+        if place in (None, "") and role != "originals":
+            raise ValueError(f"{role} is not given; name a folder: {role}=<folder>.")
+        if isinstance(place, bool | list | dict):
+            raise ValueError(
+                f"{role} is one folder, got {place}; put what belongs together into subfolders of one folder, or measure "
+                "one after the other with -m images=<folder>,<folder>."
+            )
+    return {role: str(place) for role, place in places.items() if place not in (None, "")}
 
 
 def warn_of_size(run: Run, study: Study, images: ImageFolder) -> None:
@@ -100,7 +121,7 @@ def read_study(cfg: DictConfig) -> Study:
 
 def scan(run: Run, place: str) -> ImageFolder:
     """A folder whose every file was looked at; what was converted or refused is said."""
-    with Progressing(f"files in {place}", None) as display:
+    with Progressing(f"files in {readable(place)}", None) as display:
         images = scan_folder(place, seen=display.advance)
     run.say(images.describe())
     return images
@@ -139,7 +160,7 @@ def measure(
             rows.insert(0, build_row("original", first, study, reference) | nobody_knows | unmeasured | own_row)
     statistics = reference.statistics
     return {
-        "model": images.path.name,
+        "model": readable(images.path.name),
         "attribute": study.attribute.name,
         "classes": list(study.attribute.classes),
         "target": dict(zip(study.attribute.classes, study.goals.shared.tolist(), strict=True)),
@@ -147,7 +168,11 @@ def measure(
         "protocol": {
             **protocol(study),
             **smaller_subsets(study, reference, len(images.files)),
-            "reference": {"name": folders["reference"].path.name, "n": statistics.n, "sha256": statistics.sha256},
+            "reference": {
+                "name": readable(folders["reference"].path.name),
+                "n": statistics.n,
+                "sha256": statistics.sha256,
+            },
         },
         "folders": {role: folder.report() for role, folder in folders.items()},
         "unpaired": {} if shared is None else {"originals": shared.only_first, "images": shared.only_second},
@@ -165,7 +190,7 @@ def read_folder(run: Run, images: ImageFolder, study: Study) -> Path:
     ids = torch.arange(len(images.files))
 
     def make(folder: Path) -> None:
-        reading = read_images(partial(_pieces, images), ids, study, title=f"reading {images.path.name}")
+        reading = read_images(partial(_pieces, images), ids, study, title=f"reading {readable(images.path.name)}")
         save_file(reading.tensors(), folder / "reading.safetensors")
 
     with run.stage("read"):

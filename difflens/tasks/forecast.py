@@ -27,6 +27,7 @@ from difflens.models.load import find_pipeline
 from difflens.models.model import GUIDANCE, DiffusionModel
 from difflens.models.random_pipeline import read_architecture
 from difflens.sae.losses import Objective
+from difflens.store.errors import BuildError
 from difflens.store.targets import build
 from difflens.study.values import built, plain
 from difflens.study.workbench import SHARED
@@ -356,7 +357,7 @@ def measure_floor(cfg: DictConfig, shape: Shape, sae: tuple[int, int]) -> tuple[
     step, image = shape.operations * shape.rows / per_second, 0.0
     how = f"counted: {shape.operations * shape.rows / 1e9:,.0f} GFLOP per image and step at {per_second / 1e9:,.0f} GFLOP/s"
     if step * cfg.model.micro_batch < LONG:
-        with suppress(ValueError):  # its weights are not here
+        with suppress(BuildError):  # its weights are not here
             (step, image), how = _sampled(cfg), "measured"
     train, encode = _token(cfg, sae)
     numbers = torch.ones(2**24)
@@ -368,9 +369,11 @@ def measure_floor(cfg: DictConfig, shape: Shape, sae: tuple[int, int]) -> tuple[
 @torch.inference_mode()
 def _sampled(cfg: DictConfig) -> tuple[float, float]:
     """Seconds per image and step, and per image beside its steps, of the model itself: from three steps and from one."""
-    spent = []
+    spent, size = [], cfg.model.micro_batch
+    if not torch.cuda.is_available():
+        size = min(size, 16)  # a processor is busy with these already
     for steps in (1, 3):
-        few = OmegaConf.merge(cfg, {"model": {"steps": steps}})
+        few = OmegaConf.merge(cfg, {"model": {"steps": steps, "micro_batch": size}})
         assert isinstance(few, DictConfig)
         model = built(few, "model")
         ids = torch.arange(model.micro_batch)
@@ -414,7 +417,7 @@ def _reading(cfg: DictConfig, key: str, images: int = 32) -> float:
     """Seconds per image of a judge or an extractor; 0 where its weights are not here."""
     try:
         reader = built(cfg, key)
-    except (ValueError, OSError):
+    except BuildError:
         return 0.0
     size = getattr(reader, "drawn_size", None) or 256
     pixels = torch.rand(images, 3, size, size)

@@ -11,9 +11,10 @@ from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from difflens.cli.products import register_products
+from difflens.config import check_settings
+from difflens.store.run import resolve
 from difflens.store.targets import check_targets, find_targets
 from difflens.study.attributes import class_words, read_attribute
-from difflens.study.settings import check_settings
 from difflens.vocabulary import Attribute
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -68,7 +69,7 @@ def test_every_job_of_an_experiment_composes_on_the_miniature_that_its_file_name
     assert len(made) == {"ablation_width": 3, "fig_bias_level": 5, "fig_dose_response": 7}.get(path.stem, 1)
     for job in made:
         cfg = resolved(job)
-        check_settings(cfg)
+        check_settings(resolve(cfg))
         places = [cfg.model.get("folder") or cfg.model.source, cfg.judge.scores.folder, cfg.metric.extractor.folder]
         assert all(place.startswith("package:") for place in places)
 

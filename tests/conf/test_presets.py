@@ -7,11 +7,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from difflens.config import check_settings
 from difflens.data.mixing import buffer_sizes
 from difflens.judges.faces import WholeImage
 from difflens.judges.fairface import FairFaceJudge
 from difflens.judges.inception import InceptionFeatures
-from difflens.study.settings import check_buffer, check_settings
+from difflens.store.run import resolve
+from difflens.study.checks import check_buffer
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -110,7 +112,7 @@ MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 def test_any_level_of_bias_can_be_asked_of_every_model(model: str, attribute: str) -> None:
     cfg = composed("experiment=fig_bias_level", f"model={model}", f"attribute={attribute}")
     assert (cfg.mitigation.strength, cfg.mitigation.assignment) == ("auto", "affinity")
-    check_settings(cfg)
+    check_settings(resolve(cfg))
 
 
 def test_doses_start_without_any_edit() -> None:

@@ -1,5 +1,6 @@
 """Every file of a folder is read, converted or refused by name, in bounded memory."""
 
+import json
 import os
 import struct
 import tracemalloc
@@ -197,3 +198,14 @@ def test_a_file_spoilt_between_scan_and_use_is_named(tmp_path: Path) -> None:
         list(found.batches())
     with pytest.raises(RefusedFileError, match="corrupt"):
         decode(b"\x89PNG\r\n\x1a\n", tmp_path / "x.png")
+
+
+def test_a_name_that_is_no_utf8_is_read_and_told_readably(tmp_path: Path) -> None:
+    for name in (b"f\xfcr.png", "für.png".encode()):
+        Image.new("L", (6, 4), 9).save(tmp_path / "x.png")
+        os.rename(os.fsencode(tmp_path / "x.png"), os.fsencode(tmp_path) + b"/" + name)
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt")).write_text("x")
+    found = scan_folder(tmp_path)
+    assert list(found.files) == ["f\\xfcr", "für"] and found.refused == {"not an image": ("\\xff.txt",)}
+    assert len(list(found.batches(1))) == 2
+    assert "f\\xfcr.png" in json.dumps(found.report(), ensure_ascii=False).encode().decode().replace("\\\\", "\\")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -129,6 +130,26 @@ def test_openais_archives_and_plain_checkpoints_are_read(tiny: str, tmp_path: Pa
         for name in ("openai.pt", "plain.pt")
     ]
     assert found[0].std() > 0 and torch.equal(*found)
+
+
+class Harm:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "optimizer"])
+def test_a_pt_file_runs_nothing(tiny: str, tmp_path: Path, key: str) -> None:
+    network = random_weights(tiny, tmp_path / "weights.safetensors")
+    trace, path = tmp_path / "was here", tmp_path / "weights.pt"
+    torch.save({"state_dict": network.state_dict()} | {key: Harm(trace)}, path)
+    with pytest.raises(ValueError, match=r"holds no weights of open_clip's tiny-test.*[Ww]eights.only") as caught:
+        load_open_clip(tiny, pretrained=str(path), folder="")
+    assert not trace.exists() and "\n" not in str(caught.value)
 
 
 def test_weights_that_are_absent_are_never_made_up(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

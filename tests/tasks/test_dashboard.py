@@ -10,7 +10,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from program import Program
-from sweep_folder import write_job
+from sweep_folder import MEASURES, write_job
 
 from difflens.stages import tracked
 from difflens.tasks.dashboard import TABLES, describe_workspace
@@ -49,7 +49,7 @@ def test_fairness_of_prompts_is_the_mean_of_theirs(tmp_path: Path) -> None:
     for prompts, fd in (({"a nurse": {"fd_hard": 0.2}}, "fd_hard_prompt_mean"), ({}, "fd_hard")):
         row = {"method": "difflens", "fd_hard": 0.1, "fid": 3.0, "prompts": prompts}
         text = (
-            describe_workspace("s", [{"rows": [row]}], entity="e", project="p")
+            describe_workspace("s", [{"rows": [row], "measures": MEASURES}], entity="e", project="p")
             ._to_model()
             .model_dump_json(by_alias=True)
         )

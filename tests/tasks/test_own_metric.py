@@ -90,6 +90,7 @@ def test_a_users_own_metric_is_in_metrics_report_tables_comparison_and_sweep(pro
         assert {key: value for key, value in row.items() if key not in ("brightness", "change")} == old
     page = (sweep / "1" / "report.html").read_text()
     assert "twice the brightness ↑" in page and f"<td>{original['brightness']:.2f} lx</td>" in page
+    assert program("task=aggregate", f"sweep={sweep}").code == 0, "which needs the user's package no longer"
     table, comparison = ((sweep / f"table.{kind}").read_text() for kind in ("md", "html"))
     assert "change of pixels ↓" in table and f"{edited['brightness']:.2f} lx" in comparison
     assert "FD and change of pixels" in (sweep / "report.html").read_text()

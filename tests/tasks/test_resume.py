@@ -149,7 +149,7 @@ def damage(folder: Path, how: str) -> None:
             (folder / {"no list": "files.json", "no spec": "spec.json"}[how]).unlink()
 
 
-@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize("first", [0, 6])
 def test_damage_of_any_kind_in_every_kind_of_artifact_is_told_and_made_good(tmp_path: Path, first: int) -> None:
     program = undisturbed().copied(tmp_path / "study")
     damaged = {folder: DAMAGES[(first + i) % len(DAMAGES)] for i, folder in enumerate(program.artifacts())}
@@ -159,5 +159,6 @@ def test_damage_of_any_kind_in_every_kind_of_artifact_is_told_and_made_good(tmp_
     assert ended.code == 0, ended.err
     for folder, how in damaged.items():
         assert (f"{folder.parent.name} {folder.name} is made anew" in ended.out) == (how != "stray")
-        (folder / "shard-99999.safetensors").unlink(missing_ok=True)
+        for stray in folder.glob("shard-99999*"):
+            stray.unlink()
     assert results(program) == results(undisturbed())
