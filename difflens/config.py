@@ -424,17 +424,17 @@ def _line(model: type[BaseModel], error: ErrorDetails, where: str) -> str:
         above = key.rpartition(".")[0]
         known = [f"{above}.{name}".lstrip(".") for name in group.model_fields]
         return f"nothing reads {key!r}; take it away.{nearest(key, known)}"
-    if error["type"].endswith("less_than_equal") and (field is None or isinstance(value, float)):
+    # What is said of a list is not said of its entries, nor what a number must be where it is merely too large.
+    told = field.description if field and not path[-1].isdigit() else None
+    if error["type"] == "less_than_equal" and (told is None or isinstance(value, float)):
         return f"{key} must be at most {error['ctx']['le']:g}, got {value!r}."
     wanted = PLAIN.get(error["type"], error["msg"].removeprefix("Input should be "))
-    # What is said of a list is not said of its entries.
-    told = field.description if field and not path[-1:][0].isdigit() else None
     return f"{key} must be {told or wanted}, got {value!r}."
 
 
 PLAIN = {
     "bool_type": "true or false",
-    "string_type": "a text",
+    "string_type": "a text (in quotes, where it may be taken for something else)",
     "list_type": "a list",
     "dict_type": "a group of settings",
     "model_type": "a group of settings; leave it as the configuration has it",

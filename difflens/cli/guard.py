@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -34,7 +35,11 @@ def guard_hydra() -> None:
         check_places(config)
         return config
 
-    def checked(self: FileConfigSource, config_path: str) -> Any:
+    Plugins.instance()  # which loads its own copy of the class that reads files
+    source: Any = SourcesRegistry.instance().resolve("file")
+    read = source.load_config
+
+    def checked(self: Any, config_path: str) -> Any:
         path = Path(self.path) / self._normalize_file_name(config_path)
         check_encoding(path)
         try:
@@ -44,9 +49,8 @@ def guard_hydra() -> None:
             spaces = "; indent with spaces" if "\\t" in str(error.problem) else ""
             raise UserError(f"{path}, line {line}: {error.problem}{spaces}.") from error
 
-    read = FileConfigSource.load_config
     guarded.guarded = True  # type: ignore[attr-defined]
-    ConfigLoaderImpl.load_configuration, FileConfigSource.load_config = guarded, checked
+    ConfigLoaderImpl.load_configuration, source.load_config = guarded, checked
 
 
 def check_encoding(path: Path) -> None:

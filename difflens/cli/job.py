@@ -9,7 +9,7 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -44,7 +44,7 @@ def check_preset(chosen: str | None, overrides: list[str], folders: tuple[Path, 
         raise UserError(f"preset={chosen}: no such preset; available: {', '.join(known)}.{nearest(str(chosen), known)}")
 
 
-def check_mappings(overrides: list[str], classes: list[str]) -> None:
+def check_mappings(overrides: list[str], classes: list[Any]) -> None:
     """Refuse mappings that Hydra would merge into what is there, where the user means them to take its place.
 
     Raises:
