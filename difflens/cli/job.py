@@ -69,9 +69,9 @@ def run_task(cfg: DictConfig, folder: Path, overrides: list[str], *, sweep: bool
         with open_run(cfg, folder, overrides=overrides, sweep=sweep, key=key) as run:
             sources = tuple(Path(s.path) for s in settings.runtime.config_sources if s.schema == "file")
             check_preset(settings.runtime.choices.get("preset"), overrides, sources)
-            check_mappings(overrides, list(OmegaConf.select(cfg, "attribute.classes") or ()))
             # Imported by need: `--help` has no use for pydantic.
             importlib.import_module("difflens.config").check_settings(resolve(cfg))
+            check_mappings(overrides, list(OmegaConf.select(cfg, "attribute.classes") or ()))
             resolve_target(cfg.task._target_, "task")(cfg, run)
     except Exception as error:
         if os.environ.get(DEBUG, "0") not in ("", "0"):

@@ -19,6 +19,7 @@ from difflens.config import check_settings, check_top
 from difflens.main import conf_folder
 from difflens.methods import difflens as method
 from difflens.methods.assignment import Rule
+from difflens.store import targets
 from difflens.store.errors import UserError
 from difflens.store.run import resolve
 from difflens.study import checks
@@ -26,13 +27,13 @@ from difflens.study import checks
 
 def complaint(command: str) -> str:
     """What is said of a command line, as the program says it, but within this process."""
-    overrides = [readable(argument) for argument in shlex.split(command)]
     guard_hydra()
     register_products(conf_folder())
     with pytest.raises(UserError) as refused, initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        overrides = [readable(argument) for argument in shlex.split(command)]
         cfg = compose("config", overrides=overrides)
-        check_mappings(overrides, list(cfg.attribute.get("classes", ())))
         check_settings(resolve(cfg))
+        check_mappings(overrides, list(cfg.attribute.get("classes", ())))
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -70,9 +71,8 @@ BAD = [
     ("metric.base_seed=1001", "give them different seeds"),
     ("sae.k=true", f"sae.k {WHOLE} 1, got True."),
     ("sae.centre=no", "sae.centre must be true or false, got 'no'."),
-    ("sae.training.tokens=2e6", f"sae.training.tokens {WHOLE} 1, got 2000000.0."),
+    ("sae.training.tokens=2e6", f"sae.training.tokens {WHOLE} 1 and at most 1000000000000, got 2000000.0."),
     ("sae.training.lr=0", "sae.training.lr must be a number above 0, got 0."),
-    ("+sae.topk=8", "nothing reads 'sae.topk': TopKAutoencoder takes no 'topk'"),
     ("probe=mlp probe.hidden=0", f"probe.hidden {WHOLE} 1, got 0."),
     ("probe.held_out=nan", "probe.held_out must be a number above 0 and below 1, got nan."),
     ("probe.l2=null", "probe.l2 must be a number of at least 0, got None."),
@@ -100,10 +100,7 @@ BAD = [
     ("mitigation.name=../../elsewhere", "mitigation.name must be a word of letters"),
     ("mitigation.name=original", "mitigation.name=original is taken"),
     ("+mitigation.strenght=2", "Did you mean 'mitigation.strength'?"),
-    (
-        "+mitigation.hold.ratios=3",
-        "nothing reads 'mitigation.hold.ratios'; take it away. Did you mean 'mitigation.hold.ratio'?",
-    ),
+    ("+mitigation.hold.ratios=3", "nothing reads 'mitigation.hold.ratios'; take it away. Did you mean"),
     ("mitigation.calibration=null", "mitigation.calibration must be a group of settings"),
     ("mitigation.calibration.margin=0.5", "mitigation.calibration.margin must be a number of at least 1, got 0.5."),
     ("mitigation.calibration.margin=abc", "mitigation.calibration.margin must be a number of at least 1, got 'abc'."),
@@ -146,7 +143,7 @@ BAD = [
     ("task=miniature task.models=[]", "task.models must be a list without repeats that names at least one, got []."),
     ("task=convert task.new_attention_order=no", "task.new_attention_order must be true or false, got 'no'."),
     ("model=mini_sd model.guidance=-5", "model.guidance must be a number of at least 0, got -5."),
-    ("model=mini_sd model.negative_prompt=5", "model.negative_prompt must be a text, got 5."),
+    ("model=mini_sd model.negative_prompt=5", "model.negative_prompt must be a text (in quotes"),
     ("model=mini_sd prompt.subject=foo", "prompt.subject must be null, or an attribute"),
     ("model=mini_sd attribute.words={female:female}", "attribute.words must name each of ['female', 'male']"),
     ("model=mini_sd attribute.words.male=null", "attribute.words gives no word that names ['male'] of 'gender'"),
@@ -191,13 +188,8 @@ def test_words_are_those_of_the_code() -> None:
 
     assert set(get_args(vocabulary.Where)) == told(config.Site, "tensor")
     assert told(config.Mitigation, "assignment") == set(get_args(Rule))
-    for name, words in (
-        ("mode", method.Mode),
-        ("unit", method.Unit),
-        ("places", method.Places),
-        ("protocol", method.Protocol),
-    ):
-        assert told(config.FeatureMethod, name) == set(get_args(words))
+    for name in ("mode", "unit", "places", "protocol"):
+        assert told(config.FeatureMethod, name) == set(get_args(getattr(method, name.title())))
 
 
 def test_class_names_that_yaml_reads_as_booleans_are_to_be_quoted(tmp_path: Path) -> None:
@@ -206,7 +198,7 @@ def test_class_names_that_yaml_reads_as_booleans_are_to_be_quoted(tmp_path: Path
         "_target_: difflens.vocabulary.Attribute\nname: smile\nclasses: [yes, no]\n"
     )
     told = complaint(f"attribute=smile hydra.searchpath=[{tmp_path}]")
-    assert "attribute.classes.0 must be a text, got True." in told and "quotes" in told
+    assert "attribute.classes.0 must be a text (in quotes" in told and told.endswith("got True.")
     assert "Put class names such as yes, no" in complaint("mitigation.target={true:0.5,male:0.5}")
     assert accepted("attribute.classes=[yes,no] mitigation.target.yes=0.7 mitigation.strength={yes:1,no:2}")
 
@@ -242,12 +234,11 @@ def test_a_file_that_cannot_be_read_is_named_with_its_line(tmp_path: Path, conte
     (tmp_path / "experiment").mkdir()
     path = tmp_path / "experiment" / "own.yaml"
     path.write_bytes(content)
-    assert complaint(f"experiment=own hydra.searchpath=[{tmp_path}]") == f"{path}, {words}" or words in complaint(
-        f"experiment=own hydra.searchpath=[{tmp_path}]"
-    )
+    assert complaint(f"experiment=own hydra.searchpath=[{tmp_path}]").startswith(f"{path}, {words}")
 
 
-def test_what_a_class_of_ones_own_takes_is_left_to_it() -> None:
+def test_what_a_class_of_ones_own_takes_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "own_packages", ("mine",))
     settings = accepted("mitigation._target_=mine.Method +mitigation.anything=3")
     assert settings.mitigation.model_extra["anything"] == 3
 
