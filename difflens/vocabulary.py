@@ -71,8 +71,8 @@ class Attribute:
     def target(self, shares: Mapping[str, Any] | None) -> Float[Tensor, "classes"]:
         """The target distribution q (float64), uniform if `shares` is None.
 
-        Classes left out share evenly what the others leave. A product takes shares of its classes, or part → class → share, and
-        is then their product; parts left out are uniform.
+        Classes left out share evenly what the others leave. A product takes shares of its classes, or part → class → share,
+        and is then their product; parts left out are uniform.
 
         Raises:
             ValueError: a class is unknown or left nothing, a share is negative, or the shares do not sum to 1.
