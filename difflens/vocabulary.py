@@ -71,10 +71,11 @@ class Attribute:
     def target(self, shares: Mapping[str, Any] | None) -> Float[Tensor, "classes"]:
         """The target distribution q (float64), uniform if `shares` is None.
 
-        A product takes shares of its classes, or part → class → share, and is then their product; parts left out are uniform.
+        Classes left out share evenly what the others leave. A product takes shares of its classes, or part → class → share,
+        and is then their product; parts left out are uniform.
 
         Raises:
-            ValueError: a class is unknown or missing, a share is negative, or the shares do not sum to 1.
+            ValueError: a class is unknown or left nothing, a share is negative, or the shares do not sum to 1.
         """
         if shares is None:
             return torch.full((len(self.classes),), 1 / len(self.classes), dtype=torch.float64)
@@ -86,9 +87,12 @@ class Attribute:
         for name in shares:
             self.index(name)
         missing = [name for name in self.classes if name not in shares]
-        if missing:
-            raise ValueError(f"the target of {self.name!r} lacks a share for {missing}.")
-        q = torch.tensor([float(shares[name]) for name in self.classes], dtype=torch.float64)
+        given = {name: float(share) for name, share in shares.items()}
+        left = 1 - sum(given.values())
+        if missing and left <= 1e-6:
+            raise ValueError(f"the target of {self.name!r} lacks a share for {missing}, and the others leave none.")
+        given |= dict.fromkeys(missing, left / max(1, len(missing)))
+        q = torch.tensor([given[name] for name in self.classes], dtype=torch.float64)
         if (q < 0).any() or abs(float(q.sum()) - 1) > 1e-6:
             raise ValueError(f"the target of {self.name!r} must be non-negative and sum to 1, got {dict(shares)}.")
         return q

@@ -105,6 +105,16 @@ def test_a_class_without_images_says_what_to_do(program: Program) -> None:
         ("mitigation.hold.attributes=[age,age]", "mitigation.hold.attributes must be a list without repeats"),
         ("mitigation.calibration=null", "mitigation.calibration must be a group of settings"),
         ("mitigation.calibration.margin=0.5", "mitigation.calibration.margin must be a number of at least 1"),
+        (
+            "mitigation.calibration.images=1000000000",
+            "mitigation.calibration.images must be a whole number of at least 1",
+        ),
+        ("mitigation.target.female=1.5", "lacks a share for ['male'], and the others leave none"),
+        ("metric.kid_subset=1000000000", "metric.kid_subset must be a whole number of at least 2 and at most"),
+        ("data.site.branch=cond", "data.site.branch must be none, since mini_ddpm takes no prompts"),
+        ("attribution.baseline=contrast", "attribution.baseline=contrast needs prompts"),
+        ("published=5", "published must be null or numbers of a paper by name, got 5"),
+        ("+model.negative_prompt=5", "model.negative_prompt must be a text or null, got 5"),
         ("data.images=99999999999999999999999", "data.images must be a whole number of at least 2"),
         (
             "data.base_seed=18446744073709551616",
@@ -140,6 +150,21 @@ def test_a_mistake_in_the_configuration_is_told_before_the_first_stage(
     if override != "attribute=gendr":
         assert elsewhere.json("status.json")["exit_code"] == 2
         assert not elsewhere.json("manifest.json")["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data={}"], "data={} changes nothing"),
+        (["task=miniature", "task.models=[]"], "task.models must name at least one of judge"),
+        (["task=convert", "task.checkpoint=/etc/passwd"], "/etc/passwd is no checkpoint that can be read safely"),
+    ],
+)
+def test_what_would_do_nothing_or_read_anything_is_refused(
+    elsewhere: Program, overrides: list[str], words: str
+) -> None:
+    ended = elsewhere(*overrides)
+    assert ended.code == 2 and words in ended.complaint
 
 
 def test_an_artifact_made_for_another_site_is_refused(program: Program) -> None:

@@ -7,6 +7,7 @@ AGE = Attribute("age", ("young", "adult", "old"))
 
 def test_targets_are_read_by_class_name() -> None:
     assert AGE.target(None).sum() == 1
+    assert AGE.target({"old": 0.5}).tolist() == [0.25, 0.25, 0.5]
     assert AGE.target({"old": 0.5, "young": 0.25, "adult": 0.25}).tolist() == [0.25, 0.25, 0.5]
 
 

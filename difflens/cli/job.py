@@ -44,6 +44,8 @@ def check_places(arguments: list[str]) -> None:
         value = value.strip("'\"")
         if equals and key in ("name", "model.name", "task.name", "attribute.name") and {"/", "\\"} & {*value}:
             raise UserError(f"{key} must be a name without '/', since it names the run's folder, got {value!r}.")
+        if equals and value == "{}":
+            raise UserError(f"{key}={{}} changes nothing, since values are merged into the group; leave it out.")
         if equals and key in ("paths.outputs", "paths.artifacts") and value in ("", "null", "~"):
             raise UserError(f"{key} must be a folder, got {value!r}; leave it out for {key.partition('.')[2]}/.")
 
@@ -58,6 +60,11 @@ def check_preset(chosen: str | None, overrides: list[str], folders: tuple[Path, 
     known = sorted(path.stem for folder in folders for path in (folder / "preset").glob("*.yaml"))
     if named and chosen not in (None, *known):
         raise UserError(f"preset={chosen}: no such preset; available: {', '.join(known)}.{nearest(str(chosen), known)}")
+
+
+def added(argument: str) -> str:
+    """An override, as Hydra takes one of a key that is null by default: `mitigation.target.female=0.75` adds the class."""
+    return f"++{argument}" if argument.startswith("mitigation.target.") else argument
 
 
 def flags_first(arguments: list[str]) -> list[str]:
@@ -117,7 +124,7 @@ def run_program(conf: Path) -> tuple[int, str]:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(usage(conf))
         return 0, ""
-    sys.argv[1:] = flags_first(sys.argv[1:])
+    sys.argv[1:] = flags_first([added(argument) for argument in sys.argv[1:]])
     # A log that cannot be written (a full disk) is no reason for a traceback next to the error's line.
     logging.raiseExceptions = False
     read_environment()

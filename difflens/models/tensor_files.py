@@ -86,7 +86,7 @@ def read_state_dict(path: Path, *, part: str | None = None) -> dict[str, Tensor]
     _refuse_other_files(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, UnicodeDecodeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, UnicodeDecodeError, LookupError, AttributeError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"{path} is no checkpoint that can be read safely (weights_only): {reason}") from error
     if not isinstance(state, Mapping):

@@ -27,6 +27,9 @@ def check(bench: "Workbench") -> None:
     bench.goals, bench.per_prompt  # noqa: B018
     built(cfg, "attribution.scorer")
     held = bench.held()
+    bench.site  # noqa: B018
+    if cfg.attribution.baseline == "contrast" and bench.prompts is None:
+        raise ValueError(f"attribution.baseline=contrast needs prompts, and {bench.model.name} takes none; use zero.")
     bench.model.check_update(method.update)
     if bench.prompts is not None:
         bench.words  # noqa: B018

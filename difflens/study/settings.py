@@ -66,7 +66,7 @@ NUMBERS: Mapping[str, Range] = {
     "attribution.images_per_class": _whole(1),
     "attribution.statistics_images": _whole(1),
     "mitigation.suppress": FINITE,
-    "mitigation.calibration.images": _whole(1),
+    "mitigation.calibration.images": _whole(1, 10**6),
     "mitigation.calibration.first": FINITE,
     "mitigation.calibration.largest": FINITE,
     "mitigation.calibration.tolerance": NOT_NEGATIVE,
@@ -76,7 +76,7 @@ NUMBERS: Mapping[str, Range] = {
     "metric.images": _whole(2),
     "metric.base_seed": SEED,
     "metric.reference.images": _whole(2),
-    "metric.kid_subset": _whole(2),
+    "metric.kid_subset": _whole(2, 10**6),
     "metric.cards": _whole(1, 1000),
     "mitigation.calibration.margin": Range("a number of at least 1", lambda value: value >= 1),
     "probe.hidden": _whole(1),
@@ -157,6 +157,11 @@ def check_shape(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key, default=...)
         if value is not ... and not (OmegaConf.is_dict(value) and len(value)):
             raise ValueError(f"{key} must be a group of settings, got {value!r}; leave it as the configuration has it.")
+    if cfg.get("published") is not None and not OmegaConf.is_dict(cfg.published):
+        raise ValueError(f"published must be null or numbers of a paper by name, got {cfg.published!r}.")
+    negative = OmegaConf.select(cfg, "model.negative_prompt", default=None)
+    if negative is not None and not isinstance(negative, str):
+        raise ValueError(f"model.negative_prompt must be a text or null, got {negative!r}; put it in quotes: '\"5\"'.")
     for key in LISTS:
         value = OmegaConf.select(cfg, key, default=...)
         if value is ...:

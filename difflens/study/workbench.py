@@ -95,6 +95,10 @@ class Workbench:
     def site(self) -> Site:
         """Where activations are read and edited; a branch left open is the model's own."""
         site: Site = built(self.cfg, "data.site")
+        if site.branch != "none" and self.model.default_branch == "none":
+            raise ValueError(
+                f"data.site.branch must be none, since {self.model.name} takes no prompts, got {site.branch!r}; leave it out."
+            )
         return replace(site, branch=self.model.default_branch) if site.branch == "none" else site
 
     @property

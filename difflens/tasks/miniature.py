@@ -48,6 +48,10 @@ def _check_names(settings: Mapping[str, Any], kind: type, what: str) -> None:
 
 def miniature(cfg: DictConfig, run: Run) -> None:
     """Fit and export every model named in `task.models`, in that order, resuming what a stopped run left."""
+    if not OmegaConf.is_list(cfg.task.models) or not cfg.task.models:
+        raise ValueError(
+            f"task.models must name at least one of {', '.join(cfg.task.recipes)}, got {cfg.task.models!r}."
+        )
     if unknown := [name for name in cfg.task.models if name not in cfg.task.recipes]:
         raise ValueError(f"task.models names {unknown[0]!r}; the recipes are {list(cfg.task.recipes)}.")
     for name in cfg.task.models:
