@@ -26,11 +26,10 @@ def main() -> None:
     """Print every number beside its golden value; exit 1 if one is off."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", type=Path, default=Path("outputs/latest"), help="the run's folder")
-    folder = parser.parse_args().run
-    try:
-        metrics = json.loads((newest_having(folder, "metrics.json") / "metrics.json").read_text())
-    except (OSError, ValueError) as error:
-        parser.error(f"{error} Make one with `uv run difflens`.")
+    file = newest_having(parser.parse_args().run, "metrics.json") / "metrics.json"
+    if not file.is_file():
+        parser.error(f"there is no {file}; make it with `uv run difflens`.")
+    metrics = json.loads(file.read_text())
     off = 0
     for path, (value, tolerance) in json.loads(GOLDEN.read_text()).items():
         found = look_up(metrics, path)

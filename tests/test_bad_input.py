@@ -157,7 +157,7 @@ def test_a_mistake_in_the_configuration_is_told_before_the_first_stage(
     [
         (["data={}"], "data={} changes nothing"),
         (["task=miniature", "task.models=[]"], "task.models must name at least one of judge"),
-        (["task=convert", "task.checkpoint=/etc/passwd"], "/etc/passwd is no checkpoint that can be read safely"),
+        (["task=convert", "task.checkpoint=/etc/passwd"], "/etc/passwd is nothing that torch.save wrote"),
     ],
 )
 def test_what_would_do_nothing_or_read_anything_is_refused(
@@ -207,7 +207,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_on_a_full_disk_the_run_says_so_and_goes_on_when_there_is_space(small_disk: Path) -> None:
     program = Program(small_disk / "study", heard=small_disk.parent)  # which is not full
-    assert "4.0 MiB will not fit" in refused(program, "task=steer", code=1)
+    assert "4.0 MiB will not fit" in refused(program, "task=steer", code=2)
     # The activations fit, and what comes next fills the disk behind the program's back.
     subprocess.run(["mount", "-o", "remount,size=4500k", str(small_disk)], check=True)
     line = refused(program, "task=steer", code=1)

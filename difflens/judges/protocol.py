@@ -19,12 +19,32 @@ OTHER = "other"
 
 @runtime_checkable
 class Judge(Protocol):
-    """Reads attributes off images: `classes` maps each attribute's name to its ordered class names.
+    """Reads attributes off images. A judge of one's own is a class with these four members and a YAML file that names it.
 
-    A call turns images [N, 3, H, W] in [0, 1] into attribute → logits [N, C]. The row of an image in which the judge
-    finds no face is NaN throughout.
+    - `name` is what tables and the report call it.
+    - `fingerprint` changes whenever its answers could: a hash of the weights and of all settings. What it read is stored
+      under it, so that a judge that changed under the same fingerprint would be given its old answers.
+    - `classes` maps each attribute's name to its classes in the order of the logits' columns. Names are those of
+      `conf/attribute` (`gender: [female, male]`); the order is its own, and a class `other` takes what fits none.
+    - A call turns images [N, 3, H, W], RGB in [0, 1], of any size and never in a batch of a certain size, into attribute →
+      logits [N, C]: float32, on the images' device, their softmax the probabilities. An image's row may not depend on the
+      other images. A row of NaN says that there is no face; any other NaN or infinity is refused.
+
+    If it has `free()`, that is called whenever its memory is needed for another network; it must work again afterwards.
+    Networks are best built there and then: a judge is made before it is known whether it will be asked.
+
+    A classifier in an ONNX file needs no class (`OnnxJudge`, `conf/judge/network/onnx.yaml`). For any other, with a file
+    `conf/judge/mine.yaml` in a folder of one's own,
+
+        scores: {_target_: mine.Judge, threshold: 0.5}    # measures; the constructor takes what stands here
+        labels: {_target_: mine.Other}                    # labels and calibrates: not the same network
+        others: [gender]                                  # attributes on which leakage is measured
+
+    and `DIFFLENS_ALLOW_TARGETS=mine difflens --config-dir=conf judge=mine`.
     """
 
+    name: str
+    fingerprint: str
     classes: Mapping[str, tuple[str, ...]]
 
     def __call__(self, images: Float[Tensor, "images 3 height width"]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -87,7 +88,9 @@ def read_state_dict(path: Path, *, part: str | None = None) -> dict[str, Tensor]
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, UnicodeDecodeError, LookupError, AttributeError) as error:
-        reason = str(error).split("\n")[0]
+        # torch explains itself on twenty lines; what it met is one word of them.
+        met = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds {met[1]}, which is no tensor" if met else str(error).split("\n")[0]
         raise ValueError(f"{path} is no checkpoint that can be read safely (weights_only): {reason}") from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} holds a {type(state).__name__} instead of a state dict of named tensors.")
@@ -116,6 +119,10 @@ def _refuse_other_files(path: Path) -> None:
     for sign, what in INSTEAD.items():
         if start.startswith(sign):
             raise ValueError(f"{path} is {what}.")
+    if not start.startswith((b"pk\3\4", b"\x80")):
+        raise ValueError(
+            f"{path} is nothing that torch.save wrote; it begins with {start[:16].decode('ascii', 'replace')!r}."
+        )
     if start.startswith(b"pk\3\4") and not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is cut off; download it again.")
 

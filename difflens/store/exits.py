@@ -3,10 +3,11 @@
 import difflib
 import errno
 import re
+import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from difflens.store.errors import INTERRUPTED, BuildError, one_line, was_interrupted
@@ -61,6 +62,16 @@ def about_key(error: ConfigCompositionException, groups: Sequence[str]) -> str:
     return f"{key}=…: the configuration has no {key!r}.{nearest(key, known)} `difflens --cfg job` prints all of it."
 
 
+def about_quotes(override: str) -> str:
+    """The line for an argument that the configuration's grammar cannot read, with its value quoted as it should be."""
+    key, _, value = override.partition("=")
+    inner = value.replace("\\", "\\\\").replace('"', '\\"')
+    shown = shlex.quote(f'{key}="{inner}"')
+    return (
+        f"{override!r} cannot be read; quote a value with unusual signs twice, the second time for the shell: {shown}"
+    )
+
+
 def about_object(error: BuildError) -> Ending:
     """The ending for an object that could not be built: the configuration's fault if it was given wrong values."""
     cause, line = error.__cause__, str(error)
@@ -106,6 +117,12 @@ def ending(error: BaseException, *, stage: str | None = None, groups: Sequence[s
             return Ending(2, f"{key}: {text}" if key and key not in text else text)
         case RuntimeError() if 'Could not detect "srun"' in str(error):
             return Ending(2, NO_SLURM)
+        case OverrideParseException(override=override):
+            return Ending(2, about_quotes(override))
+        case UnicodeEncodeError(object=text, start=start, end=end) if any(
+            "\udc80" <= sign <= "\udcff" for sign in text[start:end]
+        ):
+            return Ending(2, "a name on the command line is no UTF-8; give the file or folder another name.")
         case HydraException():
             return Ending(2, " ".join(str(error).split()))
     code = getattr(error, "exit_code", 2 if isinstance(error, ValueError) and stage is None else 1)

@@ -9,8 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from difflens.store.errors import UserError
-
 TEMPORARY = ".partial"
 """Suffix of files and folders that are still being written."""
 
@@ -87,12 +85,12 @@ def room_for(folder: Path, needed_bytes: int, *, there: bool = False) -> None:
         there: whether it may lie there already, so that only what is larger than the whole disk is refused.
 
     Raises:
-        UserError: it does not fit.
+        ValueError: it does not fit.
     """
     total, free = disk_space(folder)
     room, word = (total, "has") if there else (free, "has free")
     if needed_bytes > room:
-        raise UserError(
+        raise ValueError(
             f"{human_size(needed_bytes)} will not fit under {folder}, whose disk {word} {human_size(room)}; "
             "free some space, set paths.artifacts to a larger disk or ask for less."
         )

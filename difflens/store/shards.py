@@ -56,5 +56,5 @@ def is_finished(folder: Path, name: str) -> bool:
 def shards_of(folder: Path) -> list[Path]:
     """The shards of a folder in the order of their names: of a finished artifact those that it lists and no stray file."""
     listed = folder / FILES
-    there = json.loads(listed.read_bytes()) if listed.is_file() else [path.name for path in folder.iterdir()]
+    there = json.loads(listed.read_bytes()) if listed.is_file() else [path.name for path in folder.glob("*")]
     return sorted(folder / name for name in there if name.startswith("shard-") and name.endswith(SUFFIX))

@@ -15,6 +15,8 @@ from difflens.vocabulary import Attribute
 class Oracle:
     """A judge of four races and two genders."""
 
+    name, fingerprint = "oracle", "0"
+
     classes: Mapping[str, tuple[str, ...]] = {
         "race": ("white", "black", "latino", "asian"),
         "gender": ("male", "female"),

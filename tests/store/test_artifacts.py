@@ -237,7 +237,7 @@ def test_what_does_not_fit_is_refused_in_human_units(tmp_path, caplog):
     room_for(tmp_path / "not" / "there" / "yet", 3 * 2**19)
     assert "1.5 MiB to write" in caplog.text
     for there in (False, True):
-        with pytest.raises(UserError, match=r"1024\.0 TiB will not fit .* whose disk has"):
+        with pytest.raises(ValueError, match=r"1024\.0 TiB will not fit .* whose disk has"):
             room_for(tmp_path, 2**50, there=there)
 
 

@@ -61,7 +61,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Workbench:
     made = Workbench.__new__(Workbench)
     cfg = OmegaConf.create({"task": {"images": 3, "size": 1}, "mitigation": {"update": "symmetric"}})
     made.__dict__.update(cfg=cfg, attribute=GENDER, site=Site(), model=None, method=HDirection(update="symmetric"))
-    monkeypatch.setattr(Workbench, "trainer", lambda self, **_: None)
+    monkeypatch.setattr(Workbench, "trainer", lambda self, *_, **__: None)
     monkeypatch.setattr(Workbench, "labels", lambda self, h: (h[:, :2, 0, 0].argmax(1), h))
     return made
 

@@ -1,10 +1,12 @@
 """`task=evaluate` on folders as people leave them."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from judges.test_onnx import write
 from PIL import Image
 from program import Program
 
@@ -100,8 +102,56 @@ def test_every_odd_file_is_told_and_what_is_measured_is_exact(tmp_path: Path) ->
         (("images=nowhere", "reference=nowhere"), "no folder of images at 'nowhere'"),
         (("images=nowhere",), "reference is not given"),
         (("images=x", "reference=x", "judge.others=[age,mood]"), "'mood'"),
+        (("images=[a,b]", "reference=x"), "images is one folder, got ['a', 'b']"),
+        (("images=a", "reference=a", "originals=true"), "originals is one folder, got True"),
+        (("images=one", "reference=one"), "images needs 2 images at least"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+    faces(tmp_path / "one", seed=1, count=1)
     ended = Program(tmp_path)("task=evaluate", *overrides)
     assert ended.code == 2 and message in ended.complaint
+
+
+def test_paths_are_taken_as_people_write_them(tmp_path: Path) -> None:
+    program = Program(tmp_path)
+    for name in ("a=b", "Köln ß (1), [2]"):
+        faces(tmp_path / name, seed=1, count=2)
+        quoted = program("task=evaluate", f'images="{name}"', f'reference="{name}"')
+        assert quoted.code == 0, quoted.err
+        bare = program("task=evaluate", f"images={name}", f"reference={name}")
+        assert bare.code == 2 and f"'images=\"{name}\"'" in bare.complaint
+    (tmp_path / "a=b" / "00.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/a=b/\xff.png"))
+    odd = program("task=evaluate", 'images="a=b"', 'reference="a=b"')
+    assert odd.code == 0, odd.err
+    foreign = program("task=evaluate", 'images="\udcff"', "reference=x")
+    assert foreign.code == 2 and "no UTF-8" in foreign.complaint
+
+
+def test_a_classifier_of_ones_own_scores_by_its_yaml_alone(tmp_path: Path) -> None:
+    faces(tmp_path / "images", seed=2, count=6)
+    redness = np.array([[0.0, 30.0], [0.0, 0.0], [0.0, 0.0]], dtype=np.float32)
+    write(tmp_path / "red.onnx", {"skin": redness}, then="Softmax", shape=(1, 3, 32, 32))
+    (tmp_path / "conf" / "judge").mkdir(parents=True)
+    (tmp_path / "conf" / "judge" / "mine.yaml").write_text(f"""
+scores:
+  _target_: difflens.judges.onnx.OnnxJudge
+  file: {tmp_path}/red.onnx
+  mean: 0.5
+  outputs: {{gender: {{output: skin, values: probabilities, classes: [male, female]}}}}
+others: []
+""")
+    program = Program(tmp_path)
+    given = ("task=evaluate", "images=images", "reference=images", "originals=null", "--config-dir=conf")
+    ended = program(*given, "judge=mine")
+    assert ended.code == 0, ended.err
+    metrics = program.json("metrics.json")
+    images = [np.asarray(Image.open(path)).mean((0, 1))[0] for path in (tmp_path / "images").iterdir()]
+    female = np.mean([red / 255 > 0.5 for red in images])
+    assert 0 < female < 1 and metrics["protocol"]["judge"] == "red"
+    assert metrics["rows"][0]["shares"]["female"]["share"] == pytest.approx(female)
+    outputs = "judge.scores.outputs={gender:{values:probabilities,classes:[male,female]}}"
+    chosen = ("judge=fairface", "judge/network@judge.scores=onnx", "judge.scores.file=red.onnx", "judge.others=[]")
+    same = program(*given[:-1], *chosen, "judge.scores.mean=0.5", outputs)
+    assert same.code == 0, same.err
+    assert program.json("metrics.json")["rows"] == metrics["rows"]

@@ -27,7 +27,7 @@ GENDER = Attribute("gender", ("female", "male"))
 class Judge:
     """Reads race off the first channel's brightness (White, Black, other), gender off the second; no face if all is black."""
 
-    name = "made up"
+    name, fingerprint = "made up", "0"
     classes = {"race": ("White", "Black", "other"), "gender": ("female", "male")}  # noqa: RUF012
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
