@@ -246,7 +246,7 @@ class Metric(Group):
     extractor: dict[str, Any] = GROUP
     reference_name: str
     reference: dict[str, Any] = GROUP
-    kid_subset: int = whole(2, 10**5)
+    kid_subset: int = whole(2, 10**6)
     cards: int = whole(1, 1000)
     measures: dict[str, Any] = Field(default_factory=dict)
 
@@ -671,7 +671,10 @@ def check_prompts(settings: Settings) -> None:
         }
         for setting, (is_set, remedy) in needing.items():
             if is_set:
-                raise UserError(f"{setting} needs prompts, and {settings.model.name} takes none; {remedy}.")
+                raise UserError(
+                    f"{setting} needs prompts, and there are none: {remedy}, or choose some (prompt=workplace) for a model "
+                    "that takes them."
+                )
         return
     for part in list(settings.attribute.parts.values()) or [settings.attribute]:
         if missing := [name for name in part.classes if not isinstance((part.words or {}).get(name), str)]:

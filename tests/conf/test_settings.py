@@ -62,7 +62,7 @@ BAD = [
     ("model.name=null", "model.name must be a name"),
     ("name=../../../../x", "name must be a name without '/'"),
     ("name=a/b", "name must be a name without '/'"),
-    ("data.site.branch=cond", "data.site.branch=cond needs prompts, and mini_ddpm takes none; use none."),
+    ("data.site.branch=cond", "data.site.branch=cond needs prompts, and there are none: use none, or"),
     ("data.site.tensor=outptu", "data.site.tensor must be 'output', 'input' or 'update', got 'outptu'."),
     ("data.base_seed=18446744073709551616", f"data.base_seed {WHOLE} 0 and at most 4294967295"),
     ("seed=1180591620717411303424", f"seed {WHOLE} 0 and at most 4294967295"),
@@ -79,7 +79,7 @@ BAD = [
     ("+probe.iteration=4", "Did you mean 'probe.iterations'?"),
     (
         "attribution.baseline=contrast",
-        "attribution.baseline=contrast needs prompts, and mini_ddpm takes none; use zero.",
+        "attribution.baseline=contrast needs prompts, and there are none: use zero, or",
     ),
     ("mitigation.strength=true", "mitigation.strength must be auto, a number"),
     ("mitigation.strength=1e30", "got 1e+30."),

@@ -12,7 +12,7 @@ def test_a_failed_check_is_a_finished_run_and_a_redone_job_replaces_its_own(tmp_
     program = Program(tmp_path)
     found: list[list[str]] = []
     for _ in range(2):
-        ended = program(*OFFLINE, "mitigation.mode=louder,softer", "-m")
+        ended = program(*OFFLINE, "sae.k=998,999", "-m")
         assert ended.code == 2, ended.err
         jobs = [records(folder) for folder in sorted(tmp_path.glob("outputs/sweeps/*/[01]"))]
         assert [job["exit"][0].exit_code for job in jobs] == [2, 2]

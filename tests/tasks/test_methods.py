@@ -108,7 +108,7 @@ def test_a_users_own_method_is_what_runs_under_its_name(program: Program) -> Non
             ["mitigation._target_=difflens.methods.base.Window"],
             "_target_ of mitigation is 'difflens.methods.base.Window'; it must be one of difflens.methods.difflens",
         ),
-        (["+mitigation.strenght=2"], "nothing reads 'mitigation.strenght'; take it away. Did you mean"),
+        (["+mitigation.strenght=2"], "got an unexpected keyword argument 'strenght'"),
         (["mitigation.window.start=2"], "mitigation.window needs 0 ≤ start < stop ≤ 1"),
     ],
 )
