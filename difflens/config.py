@@ -57,6 +57,11 @@ def not_negative(**more: Any) -> Any:
     return number("a number of at least 0", ge=0, **more)
 
 
+def folder() -> Any:
+    """The name of a folder, or none."""
+    return Field(None, description="one folder (measure several one after the other with -m images=<folder>,<folder>)")
+
+
 def share() -> Any:
     """A part of a whole, neither nothing nor all of it."""
     return number("a number above 0 and below 1", gt=0, lt=1)
@@ -108,7 +113,8 @@ class Paths(Group):
 class Judge(Group):
     """Who labels, and who scores."""
 
-    labels: dict[str, Any] = GROUP
+    labels: dict[str, Any] = Field(default_factory=dict, description=GROUP.description)
+    """Not needed where images are only scored."""
     scores: dict[str, Any] = GROUP
     others: Distinct = words()
 
@@ -365,9 +371,9 @@ class Settings(Group):
     trainer: Trainer = Field(default_factory=Trainer)
     logger: dict[str, Any] | None = None
     # Of task=evaluate, and of task=aggregate and task=dashboard.
-    images: str | None = None
-    reference: str | None = None
-    originals: str | None = None
+    images: str | None = folder()
+    reference: str | None = folder()
+    originals: str | None = folder()
     pairs: Literal["all", "intersect"] = "all"
     sweep: str | None = None
 

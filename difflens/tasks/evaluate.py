@@ -59,17 +59,12 @@ def read_places(cfg: DictConfig) -> dict[str, str]:
     """The folders by their roles.
 
     Raises:
-        ValueError: one is not given, or is something else than the name of a folder.
+        ValueError: one is not given.
     """
     places = {role: plain(cfg[role]) for role in ("images", "reference", "originals")}
     for role, place in places.items():
         if place in (None, "") and role != "originals":
             raise ValueError(f"{role} is not given; name a folder: {role}=<folder>.")
-        if isinstance(place, bool | list | dict):
-            raise ValueError(
-                f"{role} is one folder, got {place}; put what belongs together into subfolders of one folder, or measure "
-                "one after the other with -m images=<folder>,<folder>."
-            )
     return {role: str(place) for role, place in places.items() if place not in (None, "")}
 
 

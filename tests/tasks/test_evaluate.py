@@ -102,8 +102,8 @@ def test_every_odd_file_is_told_and_what_is_measured_is_exact(tmp_path: Path) ->
         (("images=nowhere", "reference=nowhere"), "no folder of images at 'nowhere'"),
         (("images=nowhere",), "reference is not given"),
         (("images=x", "reference=x", "judge.others=[age,mood]"), "'mood'"),
-        (("images=[a,b]", "reference=x"), "images is one folder, got ['a', 'b']"),
-        (("images=a", "reference=a", "originals=true"), "originals is one folder, got True"),
+        (("images=[a,b]", "reference=x"), "images must be one folder (measure several one after the other"),
+        (("images=a", "reference=a", "originals=true"), "originals must be one folder"),
         (("images=one", "reference=one"), "images needs 2 images at least"),
     ],
 )
@@ -120,7 +120,7 @@ def test_paths_are_taken_as_people_write_them(tmp_path: Path) -> None:
         quoted = program("task=evaluate", f'images="{name}"', f'reference="{name}"')
         assert quoted.code == 0, quoted.err
         bare = program("task=evaluate", f"images={name}", f"reference={name}")
-        assert bare.code == 2 and f"'images=\"{name}\"'" in bare.complaint
+        assert bare.code == 0 if name == "a=b" else bare.code == 2 and f"'images=\"{name}\"'" in bare.complaint
     (tmp_path / "a=b" / "00.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/a=b/\xff.png"))
     odd = program("task=evaluate", 'images="a=b"', 'reference="a=b"')
     assert odd.code == 0, odd.err
