@@ -15,7 +15,8 @@ from rich.table import Table
 from torch import Tensor
 
 from difflens.miniature.faces import FACTORS
-from difflens.miniature.population import named_population, render_population
+from difflens.miniature.population import named_population
+from difflens.miniature.reference import render_population
 from difflens.models.sampling import image_generator, normal
 from difflens.store.locations import locate
 from difflens.store.progress import progress

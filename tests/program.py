@@ -46,7 +46,7 @@ PRELOADED = [
     "difflens.models.model",
     "difflens.miniature.judges",
     "difflens.miniature.clip",
-    "difflens.miniature.population",
+    "difflens.miniature.reference",
 ]
 PATIENCE = 600
 """Seconds after which a program counts as hanging."""

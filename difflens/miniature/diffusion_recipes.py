@@ -24,14 +24,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from difflens.miniature.captions import build_tokenizer, prompts
 from difflens.miniature.faces import PROFESSIONS, WORKPLACE_FACTORS, render
 from difflens.miniature.fit import FitSettings, Recipe, batch_indices
-from difflens.miniature.population import (
-    NAMEABLE,
-    Population,
-    PromptedFaces,
-    draw_prompted_faces,
-    render_population,
-    without_bias,
-)
+from difflens.miniature.population import NAMEABLE, Population, PromptedFaces, draw_prompted_faces, without_bias
+from difflens.miniature.reference import render_population
 from difflens.models.devices import fast_autocast
 from difflens.store.locations import locate
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from difflens.methods.assignment import largest_remainder
 from difflens.miniature.captions import prompts
-from difflens.miniature.faces import FACTORS, PROFESSIONS, WORKPLACE_FACTORS, render
+from difflens.miniature.faces import FACTORS, PROFESSIONS, WORKPLACE_FACTORS
 
 NAMEABLE = ("gender", "age", "race")
 """Attributes that a prompt may name beside the profession."""
@@ -221,15 +221,3 @@ def without_bias(population: Population, names: tuple[str, ...]) -> Population:
         shares={name: shares for name, shares in population.shares.items() if name not in names},
         conditional={name: rule for name, rule in population.conditional.items() if name not in names},
     )
-
-
-def render_population(images: int, population: Population | str, *, seed: int = 4) -> Tensor:
-    """`images` renders of a population, or of the one of that name, uint8 [N, 3, 32, 32].
-
-    Raises:
-        ValueError: there is no population of that name.
-    """
-    population = named_population(population) if isinstance(population, str) else population
-    factors = population.sample(images, seed=seed)
-    chunks = torch.arange(images).split(256)
-    return torch.cat([(render({k: v[rows] for k, v in factors.items()}) * 255).round().byte() for rows in chunks])

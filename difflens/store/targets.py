@@ -104,7 +104,7 @@ SLOTS: Mapping[str, Slot] = {
     "metric.extractor.embeddings": EXTRACTOR,
     "metric.measures.*": Slot((), "torchmetrics.Metric"),
     "metric.reference": Slot(
-        ("difflens.data.folder.scan_folder", "difflens.miniature.population.render_population"), ""
+        ("difflens.data.folder.scan_folder", "difflens.miniature.reference.render_population"), ""
     ),
     "metric.reference.population": POPULATION,
     "logger": Slot(_all("training", "loggers.csv_tracker", "loggers.tensorboard_tracker", "loggers.wandb_tracker"), ""),

@@ -12,8 +12,8 @@ from difflens.miniature.population import (
     PromptedFaces,
     draw_prompted_faces,
     named_population,
-    render_population,
 )
+from difflens.miniature.reference import render_population
 
 JOBS = WORKPLACE_FACTORS["profession"]
 BIASED, WORKPLACE = POPULATIONS["biased"], POPULATIONS["workplace"]
