@@ -26,8 +26,7 @@ from difflens.methods.holding import Holding
 from difflens.models.model import DiffusionModel
 from difflens.probes.linear import LinearProbe
 from difflens.sae.topk import TopKAutoencoder
-from difflens.study.attributes import read_attribute
-from difflens.study.values import plain
+from difflens.study.values import plain, read_attribute
 from difflens.vocabulary import UNTOUCHED, Attribute, FeatureSet, GenerationPlan, Site
 
 PRESETS = ("gender", "age", "race")

@@ -29,7 +29,7 @@ from difflens.methods.difflens import FeatureEdit
 from difflens.models.devices import return_memory_at_once
 from difflens.models.model import DiffusionModel, UnconditionalPipeline
 from difflens.probes.linear import LinearProbe, fit_linear_probe
-from difflens.report.svg import save_plot
+from difflens.report.figures import save_plot
 from difflens.sae.losses import Objective
 from difflens.sae.topk import TopKAutoencoder
 from difflens.training.attribution_module import AttributionModule, LabelledMaps

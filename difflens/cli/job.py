@@ -14,10 +14,10 @@ from typing import Any, cast
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from difflens.cli.arguments import flags_first, readable
 from difflens.cli.guard import guard_hydra
 from difflens.cli.products import register_products
 from difflens.cli.sweeps import close_sweep, job_to_do, sweep_ending, sweep_name
@@ -27,6 +27,49 @@ from difflens.store.exits import Ending, ending, nearest
 from difflens.store.ranks import TRACEBACK, process_rank, rank_prefix
 from difflens.store.run import open_run, resolve
 from difflens.store.targets import read_environment, resolve_target
+
+SWITCHES = ("-m", "--multirun", "-r", "--run", "--resolve", "--hydra-help", "--version", "--info")
+"""Flags that take no value."""
+
+MEANT = set("[]{}()'\",")
+"""Characters by which somebody means a list, a mapping or a text of Hydra's grammar; values without them are quoted."""
+
+SHARE = "mitigation.target."
+"""Shares of single classes, which the configuration has none of by itself."""
+
+
+def flags_first(arguments: list[str]) -> list[str]:
+    """The arguments with all flags before the overrides: argparse takes overrides in one piece only.
+
+    They stay as they are where a flag's value stands by itself (`-c job`).
+    """
+    together = all(not each.startswith("-") or "=" in each or each in SWITCHES for each in arguments)
+    return sorted(arguments, key=lambda each: not each.startswith("-")) if together else arguments
+
+
+def readable(argument: str) -> str:
+    """One argument as Hydra can read it.
+
+    Raises:
+        UserError: it cannot be made so.
+    """
+    key, equals, value = argument.partition("=")
+    if not equals or argument.startswith("-"):
+        return argument
+    if key.startswith(SHARE):
+        key = f"++{key}"
+    if value.startswith("~/"):
+        value = str(Path(value).expanduser())
+    for text in (value, *([] if MEANT & {*value} else [f"'{value}'"])):
+        try:
+            OverridesParser.create().parse_override(f"{key}={text}")
+            return f"{key}={text}"
+        except HydraException:
+            continue
+    raise UserError(
+        f"{argument} cannot be read; put its value into quotes, and all of it into others: '{key}=\"{value}\"'."
+    )
+
 
 DEBUG = "DIFFLENS_DEBUG"
 """The variable that says, also to the workers of a sweep and to other ranks, whether the user asked for tracebacks."""

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet34  # type: ignore[import-untyped]
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
-from difflens.judges.faces import FaceCropper, WholeImage
-from difflens.judges.pixels import read_faces
+from difflens.judges.faces import FaceCropper, WholeImage, read_faces
 from difflens.judges.weights import OnDemand, find_weights, load_weights
 from difflens.metrics.official import OUTPUTS
 from difflens.models.base import weights_fingerprint

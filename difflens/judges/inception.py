@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from difflens.judges.clip import OpenClipModel
-from difflens.judges.pixels import as_photographs
+from difflens.judges.faces import as_photographs
 from difflens.judges.protocol import FeatureExtractor
 from difflens.judges.weights import OnDemand, find_weights, free
 from difflens.models.devices import check_device

@@ -12,8 +12,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from difflens.judges.faces import FaceCropper, WholeImage, import_extra
-from difflens.judges.pixels import read_faces
+from difflens.judges.faces import FaceCropper, WholeImage, import_extra, read_faces
 from difflens.judges.weights import OnDemand, find_weights
 from difflens.models.devices import check_device
 from difflens.store.files import sha256_of

@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from difflens.judges.clip import OpenClipModel
-from difflens.judges.faces import FaceCropper, WholeImage
-from difflens.judges.pixels import read_faces
+from difflens.judges.faces import FaceCropper, WholeImage, read_faces
 from difflens.store.fingerprints import fingerprint
 
 

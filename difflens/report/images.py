@@ -9,8 +9,8 @@ from typing import NamedTuple
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
+from difflens.report.figures import EDITED, INK, UNTOUCHED
 from difflens.report.run_folder import Edit
-from difflens.report.svg import EDITED, INK, UNTOUCHED
 
 SMALL_SIDE = 64
 """Images up to this side are shown with visible pixels."""

@@ -7,10 +7,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from difflens.report.images import draw_grid, select_pairs
-from difflens.report.measures import fairness
+from difflens.report.measures import METHOD_NAMES, count, fairness, method_name, number, percent, seconds
 from difflens.report.run_folder import Json, RunFolder, baseline, edited_rows, mitigated, read_run
 from difflens.report.sections import render, sections_of
-from difflens.report.wording import METHOD_NAMES, count, method_name, number, percent, seconds
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from difflens.report.measures import Measure, measures_of
+from difflens.report.measures import METHOD_NAMES, NONE, Measure, measures_of, signed
 from difflens.report.run_folder import Json, RunFolder, rows_of
-from difflens.report.wording import METHOD_NAMES, NONE, signed
 
 INSTRUMENTS = {
     "judge": ("judge", "judge_protocol", "faces", "missing_faces"),

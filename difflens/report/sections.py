@@ -10,12 +10,12 @@ from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from difflens.report import figures
+from difflens.report.figures import inline_svg
 from difflens.report.images import embed, pairs_of, select_pairs
+from difflens.report.measures import METHOD_NAMES, method_name, number, percent, points
 from difflens.report.published import beside_published
 from difflens.report.run_folder import Json, RunFolder, edited_rows, rows_of
-from difflens.report.svg import inline_svg
 from difflens.report.tables import protocol_sentence, summary_lines
-from difflens.report.wording import METHOD_NAMES, method_name, number, percent, points
 
 Content = Mapping[str, Any]
 

@@ -1,21 +1,213 @@
 """What is written about a sweep: tidy CSV, the comparison in four formats, plots, and one page that holds all of it."""
 
+import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from difflens.report.comparison import compare, points_of, responses_of
-from difflens.report.figures import dose_panels, doses_size, draw_dose, draw_doses, draw_trade
-from difflens.report.measures import measures_of, prices
+from difflens.report.figures import Point, dose_panels, doses_size, draw_dose, draw_doses, draw_trade, inline_svg
+from difflens.report.measures import (
+    FD,
+    METHOD_NAMES,
+    NONE,
+    WORST_LEAKAGE,
+    Measure,
+    count,
+    fairest,
+    fairness,
+    measures_of,
+    prices,
+    seconds,
+)
 from difflens.report.page import read_template, template_of
-from difflens.report.svg import inline_svg
-from difflens.report.sweep import Job, as_csv, tidy_rows
-from difflens.report.wording import count, seconds
+from difflens.report.run_folder import Json, rows_of
+from difflens.report.sweep import (
+    Job,
+    as_csv,
+    factors_of,
+    moves_originals,
+    seeds_of,
+    spread_sentence,
+    strength_axis,
+    strength_of,
+    tidy_rows,
+)
+from difflens.report.tables import Grid, inside
 from difflens.store.files import write_text
+
+Setting = tuple[str, ...]
+"""The values of the factors, then the method."""
+
+
+@dataclass
+class Cell:
+    """What one setting gave: the jobs that were asked for it, and the results by seed."""
+
+    jobs: list[Job] = field(default_factory=list)
+    rows: dict[tuple[str, ...], Json] = field(default_factory=dict)
+
+    def values(self, measure: Measure) -> list[float]:
+        """The measure of every seed."""
+        return _known(measure.read(row) for row in self.rows.values())
+
+    def mean(self, measure: Measure) -> float | None:
+        """The measure's mean over seeds; None if it was not measured."""
+        return _mean(self.values(measure))
+
+    def shown(self, measure: Measure) -> str:
+        """Mean ± standard deviation over seeds (of a sample; none for one seed)."""
+        values = self.values(measure)
+        return measure.shown([_mean(values), statistics.stdev(values) if len(values) > 1 else None])
+
+
+def _known(values: Any) -> list[float]:
+    return [float(value) for value in values if value is not None]
+
+
+def _mean(values: Any) -> float | None:
+    known = _known(values)
+    return statistics.fmean(known) if known else None
+
+
+def cells_of(jobs: Sequence[Job]) -> dict[Setting, Cell]:
+    """The results by setting: seeds are pooled, and the unmitigated images stand once for all that cannot change them.
+
+    A job without results gives a cell without rows, whose method is empty, unless another seed of its setting has some.
+    """
+    factors, seeds = factors_of(jobs), seeds_of(jobs)
+    cells: dict[Setting, Cell] = {}
+    for job in sorted(jobs, key=lambda job: not job.metrics):
+        for row in rows_of(job.metrics) or [{}]:
+            method = str(row.get("method", ""))
+            asked = {key: value for key, value in job.overrides.items() if method != "original" or moves_originals(key)}
+            setting = (*(asked.get(key, NONE) for key in factors), method)
+            same = [cells[other] for other in cells if other[:-1] == setting[:-1] and other[-1] != "original"]
+            for cell in same if not row and same else [cells.setdefault(setting, Cell())]:
+                cell.jobs.append(job)
+                if row:
+                    cell.rows.setdefault(tuple(asked.get(key, "") for key in seeds), row)
+    return cells
+
+
+def compare(jobs: Sequence[Job]) -> Grid:
+    """The table of all settings: factors, method, measures that at least one setting has, and how many seeds."""
+    cells, measures = cells_of(jobs), measures_of(*(job.metrics for job in jobs))
+    header = [*factors_of(jobs), "method", *(measure.heading for measure in measures), "runs"]
+    rows = [[*_named(setting), *_body(cell, measures)] for setting, cell in sorted(cells.items(), key=_order)]
+    return Grid(header, rows, numbers=len(measures) + 1, caption=spread_sentence(jobs))
+
+
+def _order(item: tuple[Setting, Cell]) -> tuple[int, int]:
+    """Settings in the order of their jobs, the unmitigated images first."""
+    (*_, method), cell = item
+    first = min(int(job.name) if job.name.isdigit() else 0 for job in cell.jobs)
+    return first, int(method != "original")
+
+
+def _named(setting: Setting) -> list[str]:
+    *values, method = setting
+    return [*values, METHOD_NAMES.get(method, method) or "missing"]
+
+
+def _body(cell: Cell, measures: Sequence[Measure]) -> list[str]:
+    if not cell.rows:
+        return [*["missing"] * len(measures), "; ".join(f"job {job.name}: {job.status}" for job in cell.jobs)]
+    asked = len({job.name for job in cell.jobs})
+    lacking = sum(not job.metrics for job in cell.jobs)
+    runs = f"{asked - lacking} of {asked}" if lacking else f"{len(cell.rows)}"
+    return [*(cell.shown(measure) for measure in measures), runs]
+
+
+def split_strength(factors: Sequence[str], setting: Setting) -> tuple[Setting, float | None]:
+    """A setting without its strength; a strength that is no number, such as `auto`, stays in the setting."""
+    axis = strength_axis(factors)
+    strength = None if axis is None else strength_of(setting[factors.index(axis)])
+    others = (found for key, found in zip((*factors, "method"), setting, strict=True) if key != axis)
+    return (setting, None) if strength is None else (tuple(others), strength)
+
+
+def points_of(jobs: Sequence[Job], measure: Measure) -> list[Point]:
+    """The settings that have both hard FD and the measure, line by line in the order of strength."""
+    factors, fair = factors_of(jobs), fairest(measures_of(*(job.metrics for job in jobs))) or FD
+    cells = {setting: cell for setting, cell in cells_of(jobs).items() if cell.rows}
+    several = len({method for *_, method in cells} - {"original"}) > 1
+    points = []
+    for setting, cell in cells.items():
+        x, y = cell.mean(fair), cell.mean(measure)
+        if x is not None and y is not None:
+            line, strength = split_strength(factors, setting)
+            attribute, method = cell.jobs[0].attribute, setting[-1]
+            name = f"{attribute}, {METHOD_NAMES.get(method, method)}" if several else attribute
+            points.append(Point(line, name, attribute, method == "original", strength or 0.0, x, y))
+    return sorted(points, key=lambda point: (point.line, point.strength))
+
+
+class Response(NamedTuple):
+    """One attribute under one setting of everything but the strength.
+
+    Attributes:
+        title: the attribute and the setting.
+        data: what `draw_doses` draws: `axis`, `classes`, `measures`, and `rows` in the order of strength, means over seeds.
+    """
+
+    title: str
+    data: Json
+
+
+def responses_of(jobs: Sequence[Job]) -> list[Response]:
+    """A response for each attribute, method and setting that was measured at two strengths or more."""
+    factors = factors_of(jobs)
+    axis = strength_axis(factors)
+    found: dict[tuple[str, ...], list[tuple[float, Cell]]] = {}
+    for setting, cell in cells_of(jobs).items():
+        line, strength = split_strength(factors, setting)
+        if strength is not None and cell.rows:
+            found.setdefault((cell.jobs[0].attribute, *line), []).append((strength, cell))
+    others = [key for key in factors if key != axis]
+    return [
+        Response(_title(others, name), {"axis": axis, **_response(sorted(line, key=lambda item: item[0]))})
+        for name, line in found.items()
+        if len({strength for strength, _ in line}) > 1
+    ]
+
+
+def _title(others: Sequence[str], name: Sequence[str]) -> str:
+    attribute, *values, method = name
+    named = [f"{key}={value}" for key, value in zip(others, values, strict=True) if key != "attribute"]
+    return ", ".join([attribute, METHOD_NAMES.get(method, method), *named])
+
+
+def _response(line: Sequence[tuple[float, Cell]]) -> dict[str, Any]:
+    """Means over seeds, shaped as rows of metrics.json are."""
+    metrics = [job.metrics for _, cell in line for job in cell.jobs]
+    # The leakage of every attribute has a panel of its own.
+    measures = [measure for measure in prices(measures_of(*metrics)) if measure != WORST_LEAKAGE]
+    rows = [
+        {
+            "dose": strength,
+            **{key: _mean(fairness(row, key) for row in cell.rows.values()) for key in ("fd_hard", "fd_chance")},
+            **{measure.column: cell.mean(measure) for measure in measures},
+            "shares": _means(cell, "shares", "share"),
+            "leakage": _means(cell, "leakage", "flip_rate"),
+        }
+        for strength, cell in line
+    ]
+    return {
+        "classes": list(metrics[0].get("classes") or []),
+        "measures": [vars(each) for each in measures],
+        "rows": rows,
+    }
+
+
+def _means(cell: Cell, group: str, key: str) -> Mapping[str, Json]:
+    """The mean of a number of every class, or of every other attribute."""
+    names = dict.fromkeys(name for row in cell.rows.values() for name in row.get(group) or {})
+    return {name: {key: _mean(inside(row, group, name).get(key) for row in cell.rows.values())} for name in names}
 
 
 class Plot(NamedTuple):

@@ -12,9 +12,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from difflens.report.measures import largest_possible, measures_of
+from difflens.report.measures import NONE, count, interval, largest_possible, measures_of, method_name, number, percent
 from difflens.report.run_folder import Json, rows_of
-from difflens.report.wording import NONE, count, interval, method_name, number, percent
 
 LATEX = {
     **{mark: f"\\{mark}" for mark in "&%$#_{}"},

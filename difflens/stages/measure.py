@@ -10,7 +10,7 @@ from torch import Tensor
 
 from difflens.data.folder import ImageFolder
 from difflens.data.reference import Reference, collect_reference
-from difflens.judges.pixels import float_pieces
+from difflens.judges.faces import float_pieces
 from difflens.judges.protocol import ReferenceStatistics
 from difflens.judges.weights import free
 from difflens.stages.listed import listed_measures, measure_own, metrics_spec, own_metrics

@@ -107,9 +107,7 @@ SLOTS: Mapping[str, Slot] = {
         ("difflens.data.folder.scan_folder", "difflens.miniature.reference.render_population"), ""
     ),
     "metric.reference.population": POPULATION,
-    "logger": Slot(
-        _all("training", "loggers.csv_tracker", "loggers.tensorboard_tracker", "wandb_tracker.wandb_tracker"), ""
-    ),
+    "logger": Slot(_all("training", "loggers.csv_tracker", "loggers.tensorboard_tracker", "loggers.wandb_tracker"), ""),
     "task.scheduler": Slot(("diffusers.DDIMScheduler",)),
     # Hydra's own objects, which it builds before any task begins.
     "hydra.callbacks.*": Slot(_all("cli.sweeps", "SweepCallback")),

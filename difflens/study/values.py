@@ -1,6 +1,7 @@
 """Values of the configuration: as plain containers, and who is to blame for one that does not work."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from difflens.store.errors import one_line
 from difflens.store.targets import build
+from difflens.vocabulary import Attribute, product
 
 
 @contextmanager
@@ -37,3 +39,36 @@ def built(cfg: DictConfig, key: str, *args: Any, **more: Any) -> Any:
     """The object that the configuration describes at a dotted key (see `build`), None where it describes none."""
     described = plain(OmegaConf.select(cfg, key))
     return None if described is None else build(described, key, *args, **more)
+
+
+Described = Mapping[str, Any]
+
+
+def read_attribute(described: Described) -> Attribute:
+    """The attribute of a file, or the product of those under `parts`."""
+    if "parts" in described:
+        return product([read_attribute(part) for part in described["parts"].values()])
+    return Attribute(described["name"], tuple(described["classes"]))
+
+
+def class_words(described: Described) -> tuple[str, ...]:
+    """How prompts name each class; the words of a product's parts stand in the order of their `place`: `old female`.
+
+    Raises:
+        ValueError: a file does not name its classes.
+    """
+    parts = list(described.get("parts", {"": described}).values())
+    words = [_words_of(part) for part in parts]
+    order = sorted(range(len(parts)), key=lambda i: parts[i].get("place") or 0)
+    return tuple(" ".join(combination[i] for i in order) for combination in itertools.product(*words))
+
+
+def _words_of(described: Described) -> list[str]:
+    words = described.get("words") or {}
+    missing = [name for name in described["classes"] if not words.get(name)]
+    if missing:
+        raise ValueError(
+            f"attribute.words gives no word that names {missing} of {described['name']!r} in a prompt; add it to "
+            "the attribute's file."
+        )
+    return [words[name] for name in described["classes"]]

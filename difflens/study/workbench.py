@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 import lightning
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from difflens.config import read_strength
 from difflens.data.prompts import PromptSet, fill
-from difflens.judges.pixels import float_pieces
+from difflens.judges.faces import float_pieces
 from difflens.judges.protocol import FeatureExtractor, Judge, faces_found, missing_faces, read_classes, select_classes
 from difflens.methods.assignment import Goals, read_goals
 from difflens.methods.base import Method
@@ -23,13 +23,10 @@ from difflens.sae.base import SparseAutoencoder
 from difflens.store.progress import progress
 from difflens.store.run import Run
 from difflens.store.targets import build
-from difflens.study.attributes import class_words, read_attribute
 from difflens.study.checks import check
-from difflens.study.devices import trainer_settings
-from difflens.study.tracking import open_tracker
-from difflens.study.values import blaming, built, plain
+from difflens.study.values import blaming, built, class_words, plain, read_attribute
 from difflens.training.callbacks import OwnSigterm, StageProgress
-from difflens.training.loggers import Tracker
+from difflens.training.loggers import RunIdentity, Tracker
 from difflens.vocabulary import NO_FACE, Attribute, Site
 
 __all__ = ["Workbench", "blaming", "plain"]
@@ -275,3 +272,54 @@ class Workbench:
             "attribute": {"name": attribute.name, "classes": list(attribute.classes)},
             "judge": self.labelling_judge.fingerprint,  # type: ignore[attr-defined]
         }
+
+
+def trainer_settings(cfg: DictConfig, *, alone: bool) -> dict[str, Any]:
+    """The configured arguments of `lightning.Trainer`; without `trainer.accelerator` it computes where the model runs.
+
+    Args:
+        cfg: the configuration.
+        alone: one process on one device, however many are configured.
+
+    Raises:
+        ValueError: `model.device` names one of several GPUs and `trainer.devices` asks for more than that.
+    """
+    described: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+    if alone:
+        described |= {"devices": 1, "strategy": "auto"}
+    if described.get("accelerator") is not None:
+        return described
+    device = torch.device(cfg.model.get("device") or "cpu")
+    described["accelerator"] = device.type
+    if device.type != "cpu" and device.index is not None:
+        if described.get("devices", 1) != 1:
+            raise ValueError(
+                f"model.device={device} is one device and trainer.devices={described['devices']} asks for others; "
+                f"use model.device={device.type}."
+            )
+        described["devices"] = [device.index]
+    return described
+
+
+def open_tracker(cfg: DictConfig, run: Run) -> Tracker:
+    """The tracker, closed when the run ends, with its artifacts and its exit code; one that keeps nothing on other ranks.
+
+    Raises:
+        ValueError: the logger cannot be had.
+    """
+    make = None if run.rank else built(cfg, "logger")
+    if make is None:
+        return Tracker()
+    tags = [str(name) for name in (cfg.model.name, cfg.attribute.name, cfg.mitigation.name) if name]
+    with blaming("logger"):
+        identity = RunIdentity(cfg.name, run.group, cfg.task.name, tags, plain(cfg), run.id)
+        tracker: Tracker = make(run.folder, identity)
+
+    def close(exit_code: int) -> None:
+        try:
+            tracker.artifacts(run.used)
+        finally:
+            tracker.close(exit_code)
+
+    run.at_end(close)
+    return tracker

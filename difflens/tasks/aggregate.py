@@ -8,9 +8,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from difflens.report.comparison import compare
 from difflens.report.sweep import read_jobs
-from difflens.report.sweep_page import write_sweep
+from difflens.report.sweep_page import compare, write_sweep
 from difflens.store.past_run import newest_having
 from difflens.store.run import Run
 

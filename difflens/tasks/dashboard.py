@@ -16,7 +16,7 @@ from difflens.store.files import write_text
 from difflens.store.past_run import newest_having
 from difflens.store.run import Run
 from difflens.tasks.aggregate import asked_overrides
-from difflens.training.wandb_tracker import STEP
+from difflens.training.loggers import STEP
 
 TABLES = ("dose_response", "images", "features")
 """Names of the tables that a run logs."""

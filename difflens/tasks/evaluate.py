@@ -20,8 +20,7 @@ from difflens.stages.listed import listed_measures, measure_own, own_metrics
 from difflens.stages.reading import Reading, Study, protocol, read_images
 from difflens.store.progress import Progressing
 from difflens.store.run import Run
-from difflens.study.attributes import read_attribute
-from difflens.study.values import built, plain
+from difflens.study.values import built, plain, read_attribute
 from difflens.vocabulary import Attribute
 
 AT_ONCE = 16

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from difflens.report.svg import save_plot
+from difflens.report.figures import save_plot
 from difflens.store.run import Run
 
 

@@ -1,13 +1,19 @@
 """Where a run's curves and figures go besides its folder: one tracker per run, closed with the run's exit code."""
 
-from collections.abc import Mapping, Sequence
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+import numpy as np
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from difflens.store.artifacts import Artifact
+from difflens.store.errors import one_line
 
 
 @dataclass(frozen=True)
@@ -80,3 +86,153 @@ def tensorboard_tracker(folder: Path, _: RunIdentity) -> Tracker:
         raise ValueError(
             "logger=tensorboard needs `pip install 'difflens[tensorboard]'`; or take logger=csv."
         ) from error
+
+
+STEP = "denoising_step"
+SECONDS_TO_CONNECT = 20.0
+MODES = ("online", "offline", "disabled")
+"""How the service may be used."""
+
+log = logging.getLogger(__name__)
+
+
+class WandbTracker(Tracker):
+    """A run of Weights & Biases.
+
+    Args:
+        run: what `wandb.init` gave.
+        images: whether pictures are uploaded; without them tables hold their paths.
+        held: what ends with the run.
+    """
+
+    def __init__(self, run: Any, *, images: bool, held: ExitStack) -> None:
+        super().__init__(WandbLogger(experiment=run))
+        self.run, self.images, self.held = run, images, held
+
+    def curve(self, name: str, values: Sequence[float | None]) -> None:
+        """See `Tracker.curve`; the axis is the denoising step."""
+        self.run.define_metric(name, step_metric=STEP)
+        for step, value in enumerate(values):
+            if value is not None:
+                self.run.log({name: float(value), STEP: step})
+
+    def histogram(self, name: str, counts: Sequence[int], edges: Sequence[float]) -> None:
+        """See `Tracker.histogram`."""
+        import wandb
+
+        self.run.log({name: wandb.Histogram(np_histogram=(np.asarray(counts), np.asarray(edges)))})
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """See `Tracker.table`."""
+        import wandb
+
+        def shown(cell: Any) -> Any:
+            picture = isinstance(cell, Path) and self.images and cell.is_file()
+            return wandb.Image(str(cell)) if picture else str(cell) if isinstance(cell, Path) else cell
+
+        self.run.log({name: wandb.Table(columns=list(columns), data=[[shown(cell) for cell in row] for row in rows])})
+
+    def artifacts(self, artifacts: Sequence[tuple[Artifact, bool]]) -> None:
+        """References to the local artifacts, which are not uploaded, with what each was made from.
+
+        Online, a reused one is an input of this run and a made one an output; offline, wandb knows outputs only.
+        """
+        import wandb
+
+        last = {artifact.fingerprint: (artifact, reused) for artifact, reused in artifacts}
+        for artifact, reused in last.values():
+            words = json.dumps(artifact.spec)
+            others = [other for other, _ in last.values() if f'"{other.fingerprint}"' in words]
+            about = {"spec": artifact.spec, "files": dict(artifact.files), "reused": reused}
+            about["made_from"] = [shown_name(other) for other in others]
+            entry = wandb.Artifact(shown_name(artifact), artifact.kind, metadata=about)
+            entry.add_reference(artifact.folder.resolve().as_uri(), checksum=False)
+            is_input = reused and not self.run.settings._offline
+            (self.run.use_artifact if is_input else self.run.log_artifact)(entry)
+
+    def close(self, exit_code: int) -> None:
+        """End the run with its exit code: left open, it would swallow the next job's curves."""
+        with self.held:
+            self.run.finish(exit_code=exit_code)
+
+
+def shown_name(artifact: Artifact) -> str:
+    """An artifact's name in Weights & Biases."""
+    return f"{artifact.kind}-{artifact.fingerprint}"
+
+
+def wandb_tracker(
+    folder: Path,
+    identity: RunIdentity,
+    *,
+    project: str = "difflens",
+    entity: str | None = None,
+    mode: str | None = None,
+    tags: Sequence[str] = (),
+    images: bool = True,
+) -> Tracker:
+    """A run of Weights & Biases, kept under the run folder too; offline where there is no key or no network.
+
+    Args:
+        folder: the run folder.
+        identity: group, job type, tags and configuration.
+        project: of Weights & Biases.
+        entity: user or team; None for the key's own.
+        mode: `online`, `offline` or `disabled`; None for online where WANDB_API_KEY is set and offline elsewhere.
+        tags: further tags.
+        images: whether pictures are uploaded.
+
+    Raises:
+        ValueError: the mode is unknown, or wandb is not installed.
+    """
+    mode = mode or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+    if mode not in MODES:
+        raise ValueError(f"logger.mode={mode!r} is not one of {', '.join(MODES)}.")
+    if mode == "disabled":
+        return Tracker()
+    about: dict[str, Any] = {"id": identity.id, "name": identity.name, "group": identity.group}
+    about |= {
+        "job_type": identity.task,
+        "tags": [*identity.tags, *tags],
+        "config": dict(identity.config),
+        "dir": str(folder),
+    }
+    with ExitStack() as held:
+        held.enter_context(_surroundings(folder.resolve() / "wandb"))
+        run = _start(mode, {**about, "project": project, "entity": entity}, folder)
+        return WandbTracker(run, images=images, held=held.pop_all())
+
+
+@contextmanager
+def _surroundings(folder: Path) -> Iterator[None]:
+    """The environment that wandb reads while a run is open, and nothing after it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # What wandb stages would lie in the home folder otherwise; its reports of errors would leave the machine when offline.
+    wanted = {"WANDB_DATA_DIR": str(folder), "WANDB_ARTIFACT_DIR": str(folder), "WANDB_ERROR_REPORTING": "false"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
+
+
+def _start(mode: str, about: Mapping[str, Any], folder: Path) -> Any:
+    """A run of wandb's in this mode, or else offline; it never becomes the process's global one."""
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise ValueError("logger=wandb needs `pip install wandb`; or take logger=csv.") from error
+    quiet: dict[str, Any] = {"silent": True, "console": "off"}
+    if mode == "online":
+        # A job that is done again goes on with the run of its earlier attempt; offline wandb knows of none.
+        asked = {**about, "resume": "allow" if about["id"] else None}
+        settings = wandb.Settings(**quiet, init_timeout=SECONDS_TO_CONNECT)
+        try:
+            return wandb.init(mode="online", reinit="create_new", settings=settings, **asked)
+        except (wandb.errors.Error, OSError) as error:
+            why = one_line(error).rstrip(".")
+            log.info("W&B: %s. This run is kept offline; send it later: wandb sync %s/wandb/offline-run-*", why, folder)
+    return wandb.init(mode="offline", reinit="create_new", settings=wandb.Settings(**quiet), **about)

@@ -1,5 +1,6 @@
 """Training of a sparse autoencoder: losses from `difflens.sae.losses`, dead latents counted, decoder rows kept unit."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -13,7 +14,6 @@ from difflens.sae.base import SparseAutoencoder
 from difflens.sae.codes import SparseCodes
 from difflens.sae.health import HealthMeter, require_finite, token_statistics
 from difflens.sae.losses import Objective, TrainingLoss, token_variance
-from difflens.training.schedule import sae_learning_rate, trapezoid
 
 Variance = Literal["dataset", "batch", "step"]
 Batch = Sequence[Tensor]
@@ -191,3 +191,15 @@ class SaeModule(L.LightningModule):
         l0 = (found.codes.values > 0).sum(1).float().mean()
         figures = {"fvu": fvu, "l0": l0, "dead_share": self.dead.float().mean(), **found.parts}
         self.log_dict({f"train/{name}": value for name, value in figures.items()}, sync_dist=True)
+
+
+def sae_learning_rate(width: int) -> float:
+    """`2e-4 · √(2¹⁴ / M)` for `M` latents (Gao et al. 2024, section A.3)."""
+    return 2e-4 * math.sqrt(2**14 / width)
+
+
+def trapezoid(update: int, updates: int, *, warmup: int, decay: float) -> float:
+    """Factor of the learning rate: linear rise over `warmup` updates, linear fall to 0 over the last `decay` share."""
+    rise = (update + 1) / warmup if warmup else 1.0
+    fall = (updates - update) / (decay * updates) if decay else 1.0
+    return max(0.0, min(1.0, rise, fall))

@@ -14,7 +14,7 @@ from difflens.cli.products import register_products
 from difflens.config import check_settings
 from difflens.store.run import resolve
 from difflens.store.targets import check_targets, find_targets
-from difflens.study.attributes import class_words, read_attribute
+from difflens.study.values import class_words, read_attribute
 from difflens.vocabulary import Attribute
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

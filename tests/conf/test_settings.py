@@ -11,9 +11,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from difflens import config, vocabulary
-from difflens.cli.arguments import readable
 from difflens.cli.guard import guard_hydra
-from difflens.cli.job import check_mappings
+from difflens.cli.job import check_mappings, readable
 from difflens.cli.products import register_products
 from difflens.config import check_settings, check_top
 from difflens.main import conf_folder

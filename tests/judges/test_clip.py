@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from difflens.judges import clip as module
 from difflens.judges.clip import OpenClipModel, _plain, load_open_clip
-from difflens.judges.pixels import as_photographs
+from difflens.judges.faces import as_photographs
 from difflens.judges.protocol import Judge
 from difflens.judges.zero_shot import ZeroShotJudge
 from difflens.metrics import PromptSimilarity

@@ -9,8 +9,7 @@ import torch
 from second_device import second_device
 from torch import Tensor, nn
 
-from difflens.judges.clip import OpenClipModel
-from difflens.judges.clip_weights import ClipWeights
+from difflens.judges.clip import ClipWeights, OpenClipModel
 from difflens.judges.fairface import FairFaceJudge
 from difflens.judges.inception import InceptionFeatures, load_inception
 from difflens.judges.weights import OnDemand

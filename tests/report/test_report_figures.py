@@ -12,11 +12,21 @@ import pytest
 from matplotlib.figure import Figure
 
 from difflens.report import figures, sections
-from difflens.report.figures import draw_density, draw_dose, draw_leakage, draw_probe, draw_sae_steps, draw_shares
+from difflens.report.figures import (
+    MARKERS,
+    OKABE_ITO,
+    class_styles,
+    draw_density,
+    draw_dose,
+    draw_leakage,
+    draw_probe,
+    draw_sae_steps,
+    draw_shares,
+    inline_svg,
+)
 from difflens.report.page import template_of
 from difflens.report.run_folder import read_run
 from difflens.report.sections import verdict
-from difflens.report.svg import MARKERS, OKABE_ITO, class_styles, inline_svg
 
 CLASSES = ["female", "male"]
 HALF = {"female": 0.5, "male": 0.5}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from difflens.report.figures import EDITED
 from difflens.report.images import cell_size, draw_grid, embed, select_pairs
 from difflens.report.run_folder import Edit
-from difflens.report.svg import EDITED
 
 EDITS = {5: Edit(5, "male", "female"), 2: Edit(2, "male", "female")}
 

@@ -13,11 +13,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from sweep_folder import MEASURES, write_job
 
-from difflens.report.comparison import cells_of, compare, points_of, responses_of
 from difflens.report.figures import Point, draw_doses, front
 from difflens.report.measures import FD, measures_of
 from difflens.report.sweep import as_csv, moves_originals, read_jobs, strength_of, tidy_rows
-from difflens.report.sweep_page import write_sweep
+from difflens.report.sweep_page import cells_of, compare, points_of, responses_of, write_sweep
 from difflens.report.tables import Grid
 
 FID = next(each for each in measures_of({"rows": [{"fid": 1.0}], "measures": MEASURES}) if each.key == "fid")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from difflens.study.devices import trainer_settings
+from difflens.study.workbench import trainer_settings
 
 
 def settings(device: str | None, *, alone: bool = False, **trainer: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from difflens.data.reference import Reference
-from difflens.judges.pixels import float_pieces
+from difflens.judges.faces import float_pieces
 from difflens.judges.protocol import ReferenceStatistics
 from difflens.methods.assignment import Goals, read_goals
 from difflens.stages.generate import Steered
@@ -100,7 +100,7 @@ def test_a_missing_face_ends_the_measurement_where_that_is_asked_for() -> None:
 
 def test_nothing_depends_on_the_pieces_that_images_come_in(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = row(IMAGES, prompts=["a", "b"] * 3)
-    monkeypatch.setattr("difflens.judges.pixels.AT_ONCE", 2 * 4 * 4)
+    monkeypatch.setattr("difflens.judges.faces.AT_ONCE", 2 * 4 * 4)
     assert len(list(float_pieces(IMAGES))) == 3
     assert row(IMAGES, prompts=["a", "b"] * 3) == whole
     assert [found["n"] + found["missing_faces"] for found in whole["prompts"].values()] == [3, 3]
@@ -195,7 +195,7 @@ class Heavy(Judge):
 
 
 def test_a_network_that_can_give_its_memory_back_reads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("difflens.judges.pixels.AT_ONCE", 2 * 4 * 4)
+    monkeypatch.setattr("difflens.judges.faces.AT_ONCE", 2 * 4 * 4)
     judge = Heavy()
     asked = study(judge=judge)
     found = read_images(partial(float_pieces, IMAGES), IDS, asked, title="x")

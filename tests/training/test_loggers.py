@@ -13,8 +13,14 @@ from PIL import Image
 from wandb_file import history, records
 
 from difflens.store.artifacts import ArtifactStore
-from difflens.training.loggers import RunIdentity, Tracker, csv_tracker, tensorboard_tracker
-from difflens.training.wandb_tracker import WandbTracker, wandb_tracker
+from difflens.training.loggers import (
+    RunIdentity,
+    Tracker,
+    WandbTracker,
+    csv_tracker,
+    tensorboard_tracker,
+    wandb_tracker,
+)
 
 IDENTITY = RunIdentity("pipeline_mini", "sweep_1", "pipeline", ["mini_ddpm", "gender", "difflens"], {"sae": {"k": 32}})
 

@@ -19,8 +19,7 @@ from difflens.sae.batch_topk import BatchTopKAutoencoder
 from difflens.sae.jumprelu import JumpReLUAutoencoder
 from difflens.sae.matryoshka import MatryoshkaAutoencoder
 from difflens.sae.topk import TopKAutoencoder
-from difflens.training.sae_module import SaeModule
-from difflens.training.schedule import sae_learning_rate, trapezoid
+from difflens.training.sae_module import SaeModule, sae_learning_rate, trapezoid
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
