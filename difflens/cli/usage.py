@@ -3,6 +3,8 @@
 import textwrap
 from pathlib import Path
 
+from difflens.cli.products import REGISTERED
+
 PLUMBING = ("hydra", "paths", "population", "recipe")
 """Groups that a newcomer does not choose from."""
 
@@ -56,7 +58,9 @@ def config_groups(conf: Path) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for path in sorted(conf.glob("*/**/*.yaml")):
         groups.setdefault(path.parent.relative_to(conf).as_posix(), []).append(path.stem)
-    return groups
+    for group, names in REGISTERED.items():
+        groups[group] = [*groups.get(group, []), *names]
+    return dict(sorted(groups.items()))
 
 
 def usage(conf: Path) -> str:
