@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 from difflens.main import conf_folder
 
 TASKS = """
@@ -54,8 +56,6 @@ def hangs(cfg, run):
 CONFIG = """
 defaults:
   - _self_
-  - paths: default
-  - hydra: default
   - task: quiet
   - attribute: gender
 name: ${task.name}
@@ -69,9 +69,9 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.conf = folder / "conf"
-        for group in ("hydra", "paths"):
-            shutil.copytree(conf_folder() / group, self.conf / group)
-        (self.conf / "config.yaml").write_text(CONFIG)
+        shutil.copytree(conf_folder() / "hydra", self.conf / "hydra")
+        real = yaml.safe_load((conf_folder() / "config.yaml").read_text("utf-8"))
+        (self.conf / "config.yaml").write_text(CONFIG + yaml.safe_dump({key: real[key] for key in ("paths", "hydra")}))
         (folder / "difflens_testing_tasks.py").write_text(TASKS)
         for task in ("quiet", "fails", "shares", "refuses", "hangs"):
             self.option("task", task, f"name: {task}\n_target_: difflens_testing_tasks.{task}\n")

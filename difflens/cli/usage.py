@@ -3,8 +3,7 @@
 import textwrap
 from pathlib import Path
 
-PLUMBING = ("hydra", "paths", "population", "recipe")
-"""Groups that a newcomer does not choose from."""
+from difflens.cli.products import choices
 
 HEADER = """\
 difflens: where inside a diffusion model does a social bias live, and can it be
@@ -56,16 +55,18 @@ def config_groups(conf: Path) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for path in sorted(conf.glob("*/**/*.yaml")):
         groups.setdefault(path.parent.relative_to(conf).as_posix(), []).append(path.stem)
-    return groups
+    for group, named in choices(conf).items():
+        groups[group] = [*named, *groups.get(group, [])]
+    return dict(sorted(groups.items()))
 
 
 def usage(conf: Path) -> str:
     """The help text."""
     lines = []
-    for group, choices in config_groups(conf).items():
-        if group not in PLUMBING and "/" not in group:
+    for group, names in config_groups(conf).items():
+        if "/" not in group:
             lines += textwrap.wrap(
-                f"{group:<12} {', '.join(choices)}",
+                f"{group:<12} {', '.join(names)}",
                 width=79,
                 initial_indent="  ",
                 subsequent_indent=" " * 15,

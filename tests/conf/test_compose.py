@@ -7,28 +7,26 @@ import hydra
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import MissingConfigException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from difflens.cli.products import register_products
+from difflens.cli.usage import config_groups
 from difflens.config import check_settings
+from difflens.store.exits import ending
 from difflens.store.run import resolve
 from difflens.store.targets import check_targets, find_targets
 from difflens.study.values import class_words, read_attribute
 from difflens.vocabulary import Attribute
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-NO_CHOICE = {"hydra", "recipe", "population"}
-
-
-def choices() -> list[str]:
-    """Every `group=option` of the primary config."""
-    files = (path for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in NO_CHOICE)
-    return [f"{path.parent.name}={path.stem}" for path in files]
+GROUPS = {group: names for group, names in config_groups(CONF).items() if "/" not in group}
 
 
 @pytest.fixture(autouse=True)
 def configuration() -> Iterator[None]:
+    register_products(CONF)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
 
@@ -41,7 +39,7 @@ def resolved(overrides: list[str]) -> DictConfig:
     return cfg
 
 
-@pytest.mark.parametrize("choice", choices())
+@pytest.mark.parametrize("choice", [f"{group}={name}" for group, names in GROUPS.items() for name in names])
 def test_every_choice_composes_and_names_targets_that_exist(choice: str) -> None:
     cfg = resolved([choice])
     for where, target in find_targets(OmegaConf.to_container(cfg, resolve=True)):
@@ -83,9 +81,9 @@ def test_the_headline_overrides_reach_their_place() -> None:
     assert (cfg.sae.expansion, cfg.sae.k, cfg.mitigation.strength) == (4, 16, 1.5)
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "attribution").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_scorer_takes_the_settings_of_its_file(path: Path) -> None:
-    assert callable(instantiate(resolved([f"attribution={path.stem}"]).attribution.scorer))
+@pytest.mark.parametrize("name", GROUPS["attribution"])
+def test_every_scorer_takes_its_settings(name: str) -> None:
+    assert callable(instantiate(resolved([f"attribution={name}"]).attribution.scorer))
 
 
 @pytest.mark.parametrize("name", ["gender", "age", "race"])
@@ -99,9 +97,10 @@ def test_attributes_are_what_the_judges_read(name: str) -> None:
 
 
 def test_every_task_has_its_module_and_its_config() -> None:
-    for path in (CONF / "task").glob("*.yaml"):
-        cfg = resolved([f"task={path.stem}"])
-        assert cfg.task.name == path.stem
+    assert len(GROUPS["task"]) == 20
+    for name in GROUPS["task"]:
+        cfg = resolved([f"task={name}"])
+        assert cfg.task.name == name
         assert get_method(cfg.task._target_)
 
 
@@ -121,9 +120,20 @@ def test_a_foreign_target_is_refused() -> None:
 
 
 def test_several_attributes_are_composed_of_the_files_of_each() -> None:
-    register_products(CONF)
     described = OmegaConf.to_container(resolved(["attribute=gender+age"]).attribute)
     both = read_attribute(described)
     assert (both.name, len(both.classes)) == ("gender+age", 6)
     words = dict(zip(both.classes, class_words(described), strict=True))
     assert words["female+old"] == "old female"
+
+
+@pytest.mark.parametrize(("name", "expansion"), [("x1", 1), ("x6", 6), ("x32", 32)])
+def test_any_whole_width_can_be_asked_for(name: str, expansion: int) -> None:
+    assert resolved([f"width={name}"]).sae.expansion == expansion
+
+
+@pytest.mark.parametrize("name", ["x0", "x33", "x-4", "xx"])
+def test_no_other_width_can(name: str) -> None:
+    with pytest.raises(MissingConfigException) as refused:
+        compose("config", overrides=[f"width={name}"])
+    assert ending(refused.value).line.startswith(f"width={name}: no such width; available: ")

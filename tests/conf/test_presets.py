@@ -7,6 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from difflens.cli.products import register_products
+from difflens.cli.usage import config_groups
 from difflens.config import check_settings
 from difflens.data.mixing import buffer_sizes
 from difflens.judges.faces import WholeImage
@@ -19,6 +21,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def composed(*overrides: str) -> DictConfig:
+    register_products(CONF)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=list(overrides))
 
@@ -115,6 +118,22 @@ def test_any_level_of_bias_can_be_asked_of_every_model(model: str, attribute: st
     check_settings(resolve(cfg))
 
 
+@pytest.mark.parametrize(
+    ("table", "attribute", "rows"),
+    [
+        ("p2", "gender", [0.226, 0.002]),
+        ("p2", "race", []),
+        ("sd", "age", [0.752, 0.049]),
+        ("sd", "race", [0.558, 0.401]),
+    ],
+)
+def test_a_table_holds_what_was_published_of_its_attribute(table: str, attribute: str, rows: list[float]) -> None:
+    for asked in ([f"experiment=table_{table}_{attribute}"], [f"experiment=table_{table}", f"attribute={attribute}"]):
+        cfg = composed(*asked)
+        assert cfg.attribute.name == attribute
+        assert [row.get("fd_official", row.get("fd_official_prompt_mean")) for row in cfg.published.rows] == rows
+
+
 def test_doses_start_without_any_edit() -> None:
     params = OmegaConf.load(CONF / "experiment" / "fig_dose_response.yaml").hydra.sweeper.params
     assert str(params["mitigation.times"]).split(",")[0] == "0"
@@ -145,16 +164,15 @@ def test_a_table_is_measured_as_published_but_for_its_reference(table: str) -> N
     assert here == {**published, **calibrated}
 
 
-EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("experiment", config_groups(CONF)["experiment"])
 @pytest.mark.parametrize("real", [True, False])
-def test_every_experiment_composes_as_it_is_and_on_the_miniature(path: Path, real: bool) -> None:
-    small, large = ("mini_sd", "sd15") if "table_sd" in path.stem else ("mini_ddpm", "p2_celebahq")
-    given = [f"experiment={path.stem}", *([] if real else [f"model={small}"])]
-    sweep = OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params", default={})
-    assert bool(sweep) == (not path.stem.startswith("table"))
+def test_every_experiment_composes_as_it_is_and_on_the_miniature(experiment: str, real: bool) -> None:
+    small, large = ("mini_sd", "sd15") if "table_sd" in experiment else ("mini_ddpm", "p2_celebahq")
+    given = [f"experiment={experiment}", *([] if real else [f"model={small}"])]
+    path = CONF / "experiment" / f"{experiment}.yaml"
+    file = OmegaConf.load(path) if path.is_file() else {}
+    sweep = OmegaConf.select(OmegaConf.create(file), "hydra.sweeper.params", default={})
+    assert bool(sweep) == (not experiment.startswith("table"))
     swept = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in sweep.items()])
     jobs = [f"{each.key_or_group}={value}" for each in swept for value in each.sweep_string_iterator()]
     assert len(jobs) != 1
@@ -162,8 +180,8 @@ def test_every_experiment_composes_as_it_is_and_on_the_miniature(path: Path, rea
         cfg = composed(*given, job)
         assert cfg.model.name == (large if real else small)
         assert ("miniature" in cfg.judge.labels["_target_"]) != real
-        if path.stem.startswith("table"):
-            assert path.stem.endswith(cfg.attribute.name) and cfg.published.protocol.model == large
+        if experiment.startswith("table"):
+            assert experiment.split("_")[2:] in ([], [cfg.attribute.name]) and cfg.published.protocol.model == large
 
 
 @pytest.mark.parametrize(

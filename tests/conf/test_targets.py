@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from difflens.cli.guard import check_hydra, guard_hydra
+from difflens.cli.products import choices
 from difflens.main import conf_folder
 from difflens.store import targets
 from difflens.store.errors import BuildError, UserError
@@ -56,6 +57,12 @@ def test_everything_on_the_lists_exists() -> None:
 def test_every_target_of_a_file_is_on_some_list(path: Path) -> None:
     known = {name for slot in SLOTS.values() for name in slot.allowed}
     assert {target for _, target in find_targets(yaml.safe_load(path.read_text("utf-8")) or {})} <= known
+
+
+def test_every_target_of_a_choice_without_a_file_is_on_its_groups_list() -> None:
+    for group, named in choices(conf_folder()).items():
+        for node in named.values():
+            check_targets({group: node})
 
 
 @pytest.mark.parametrize(
