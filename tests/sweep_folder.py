@@ -7,7 +7,7 @@ import yaml
 
 from difflens.main import conf_folder
 
-LIST = yaml.safe_load((conf_folder() / "config.yaml").read_text(encoding="utf-8"))["metric"]["measures"]
+LIST = yaml.safe_load((conf_folder() / "metric" / "measures.yaml").read_text(encoding="utf-8"))["measures"]
 MEASURES = [{"key": key, **entry} for key, entry in LIST.items()]
 """What metrics.json lists."""
 

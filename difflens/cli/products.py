@@ -11,6 +11,7 @@ LARGEST = 3
 """Attributes of one product at most; the classes multiply."""
 
 TASKS = {
+    "pipeline": "pipeline.pipeline",
     "activations": "stages.activations.activations",
     "sae": "stages.sae.sae",
     "probe": "stages.probe.probe",
@@ -20,7 +21,7 @@ TASKS = {
     "report": "stages.present.report",
     "doctor": "tasks.doctor.doctor",
 }
-"""Tasks without settings: the stages of a study, and what it needs."""
+"""Tasks without settings: the whole study (the default), its stages, and what it needs."""
 
 SCORERS = {
     "gradient_times_activation": "GradientTimesActivation",

@@ -51,9 +51,12 @@ interrupted (run it again to go on)."""
 
 
 def config_groups(conf: Path) -> dict[str, list[str]]:
-    """The choices of every config group by the group's name; a group inside a group is `outer/inner`."""
+    """The choices of every config group by the group's name; a group inside a group is `outer/inner`.
+
+    The list of measures is no choice: every configuration has it.
+    """
     groups: dict[str, list[str]] = {}
-    for path in sorted(conf.glob("*/**/*.yaml")):
+    for path in sorted(set(conf.glob("*/**/*.yaml")) - {conf / "metric" / "measures.yaml"}):
         groups.setdefault(path.parent.relative_to(conf).as_posix(), []).append(path.stem)
     for group, named in choices(conf).items():
         groups[group] = [*named, *groups.get(group, [])]

@@ -13,8 +13,6 @@ import pytest
 from PIL import Image
 from program import Program, undisturbed
 
-from difflens.main import conf_folder
-
 MINE = '''
 import torch
 from torchmetrics import Metric
@@ -155,4 +153,3 @@ def test_every_shipped_number_is_one_that_the_package_measures() -> None:
 
     for row in json.loads((undisturbed().latest / "metrics.json").read_text())["rows"]:
         assert set(row) <= {*MEASURED, *GROUPED}
-    assert (conf_folder() / "metric" / "measures.yaml").is_file()
