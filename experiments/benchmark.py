@@ -4,6 +4,9 @@ Each figure is the median of several repetitions on otherwise quiet cores, with 
 """
 
 import argparse
+import contextlib
+import importlib
+import itertools
 import json
 import statistics
 import time
@@ -27,23 +30,29 @@ from difflens.models.model import DiffusionModel
 from difflens.probes.linear import LinearProbe
 from difflens.sae.topk import TopKAutoencoder
 from difflens.study.values import plain, read_attribute
+from difflens.training.sae_module import SaeModule
 from difflens.vocabulary import UNTOUCHED, Attribute, FeatureSet, GenerationPlan, Site
 
 PRESETS = ("gender", "age", "race")
 """Attributes studied on the miniature, each at the site, in the window and with the latents of its preset."""
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call."""
-    start = time.perf_counter()
+Clock = Callable[[], float]
+
+
+def seconds(work: Callable[[], object], clock: Clock = time.perf_counter) -> float:
+    """Seconds of one call, by the wall's clock unless another is given."""
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def ratio(work: Callable[[], object], reference: Callable[[], object], repeats: int) -> dict[str, float]:
+def ratio(
+    work: Callable[[], object], reference: Callable[[], object], repeats: int, clock: Clock = time.perf_counter
+) -> dict[str, float]:
     """Medians of both, taken in turn after one warm-up each, and the median of the ratios."""
     work(), reference()
-    pairs = [(seconds(work), seconds(reference)) for _ in range(repeats)]
+    pairs = [(seconds(work, clock), seconds(reference, clock)) for _ in range(repeats)]
     return {
         "seconds": statistics.median(a for a, _ in pairs),
         "reference_seconds": statistics.median(b for _, b in pairs),
@@ -139,11 +148,57 @@ def decoding(channels: int) -> dict[str, dict[str, float]]:
     return found
 
 
+SHAPES = ({"channels": 512, "width": 4096, "k": 32}, {"channels": 1280, "width": 10240, "k": 64})
+"""Autoencoders of the sizes that are trained on real networks, in `training`."""
+
+
+def training(channels: int, width: int, k: int, *, batch: int = 2048, repeats: int = 7) -> dict[str, dict[str, float]]:
+    """One step of SAE training over the dense product `x @ W_enc` alone, and over a step of `dictionary_learning`.
+
+    The step is that of `difflens.training.sae_module`, optimiser and constraints included. Time is the processor's, of all
+    threads. The second ratio is there where `dictionary_learning` (Marks et al.) can be imported.
+    """
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(channels, channels, generator=generator) / channels**0.5
+    x = torch.randn(batch, channels, generator=generator) @ mixing
+    sae = TopKAutoencoder(channels, expansion=width / channels, k=k)
+    module = SaeModule(sae, steps=1, tokens=10**9, batch=batch)
+    module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
+    step = torch.zeros(batch, dtype=torch.int64)
+    module.calibrate_input(x, step)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-4, fused=True)
+    encoder = sae.w_enc.detach().clone()
+
+    def ours() -> None:
+        optimizer.zero_grad()
+        module.training_step((x, step), 0).backward()
+        sae.remove_parallel_gradient()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimizer.step()
+        sae.normalise_decoder()
+
+    cases: dict[str, Callable[[], object]] = {"x @ W_enc": lambda: torch.nn.functional.linear(x, encoder)}
+    with contextlib.suppress(ImportError):
+        theirs = importlib.import_module("dictionary_learning.trainers.top_k").TopKTrainer(
+            steps=10**6,
+            activation_dim=channels,
+            dict_size=width,
+            k=k,
+            layer=0,
+            lm_name="none",
+            device="cpu",
+            warmup_steps=10,
+        )
+        counted = itertools.count(1)
+        cases["dictionary_learning"] = lambda: theirs.update(next(counted), x)
+    return {name: ratio(ours, work, repeats, clock=time.process_time) for name, work in cases.items()}
+
+
 def main() -> None:
     """Run everything, print it, and keep it in `outputs/benchmark.json`."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     model: DiffusionModel = instantiate(settings_of(PRESETS[0]).model)
-    shape = model.site_shape(Site())
+    bottleneck = model.site_shape(Site())
     steered = {}
     for name in PRESETS:
         cfg = settings_of(name)
@@ -152,8 +207,9 @@ def main() -> None:
     found = {
         "threads": torch.get_num_threads(),
         "sampling with an edit / plain": steered,
-        "official attribution / closed form": attribution(shape),
-        "dense decode / sparse": decoding(shape[0]),
+        "official attribution / closed form": attribution(bottleneck),
+        "dense decode / sparse": decoding(bottleneck[0]),
+        "SAE training step over": {str(shape): training(**shape) for shape in SHAPES},
     }
     path = Path("outputs") / "benchmark.json"
     path.parent.mkdir(exist_ok=True)

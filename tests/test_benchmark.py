@@ -1,4 +1,4 @@
-"""The benchmark steers each preset where, when and with as many latents as its study does."""
+"""The benchmark steers each preset where, when and with as many latents as its study does, and times whole training steps."""
 
 import importlib.util
 from pathlib import Path
@@ -46,3 +46,8 @@ def test_the_presets_are_those_of_the_miniature_and_lie_apart(benchmark: ModuleT
     assert benchmark.PRESETS == PRESETS
     sites = {str(benchmark.settings_of(name).data.site.module) for name in PRESETS}
     assert len(sites) == len(PRESETS), "a preset was not composed"
+
+
+def test_a_training_step_is_timed_over_its_own_dense_product(benchmark: ModuleType) -> None:
+    found = benchmark.training(16, 64, 4, batch=32, repeats=3)
+    assert found["x @ W_enc"]["ratio"] > 1

@@ -31,7 +31,7 @@ SCORERS = {
 }
 """Scorers with the settings of `integrated_gradients`."""
 
-STRENGTHS = {
+STRENGTHS: Mapping[str, Mapping[str, Any]] = {
     "calibrated": {"strength": "auto", "times": 1.0},
     "none": {"times": 0.0},
     "half": {"times": 0.5},
