@@ -15,7 +15,7 @@ from torch import Tensor
 
 from difflens.attribution.statistics import CodeStatistics
 from difflens.methods.assignment import Quota, fewest_pushes
-from difflens.methods.base import Given, LocatedFeatures, Method, SiteEdit, Window
+from difflens.methods.base import Given, LocatedFeatures, Method, Steering, Window
 from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult
 from difflens.models.steered import edited_pipeline
 from difflens.probes.base import Probe
@@ -46,7 +46,7 @@ class Features:
         natural: share [C] of each class among the run's unedited images; None if it was not measured, or differs by prompt.
     """
 
-    mitigation: SiteEdit
+    mitigation: Steering
     timesteps: tuple[float, ...]
     natural: Tensor | None = None
 
@@ -75,12 +75,12 @@ def load_features(run: str | Path) -> Features:
     chain = RunArtifacts(run, "steered")
     steered = _steered(chain)
     fitted = chain.read("fit", steered.spec["fit"])
-    activations = chain.read("activations", fitted.spec["activations"])
     attribute = Attribute(fitted.spec["attribute"]["name"], tuple(fitted.spec["attribute"]["classes"]))
-    timesteps = tuple(activations.spec["model"]["timesteps"])
+    timesteps = tuple(chain.read("images", steered.spec["originals"]).spec["model"]["timesteps"])
+    site = chain.read("activations", fitted.spec["activations"]).spec["site"] if "activations" in fitted.spec else {}
     given = Given(
         attribute,
-        Site(**activations.spec["site"]),
+        Site(**site),
         len(timesteps),
         probe=_probe(chain, fitted.spec["probe"]),
         located=_located(chain, fitted.spec, attribute),
@@ -186,6 +186,11 @@ def steer(
             know the update.
     """
     mitigation, attribute = features.mitigation, features.attribute
+    if mitigation.before_call:
+        raise ValueError(
+            f"{type(mitigation).__name__} changes what a pipeline is called with, so it cannot act inside a call of yours; "
+            "use the features of another method."
+        )
     shares = attribute.target(target)
     if strength is not None:
         wanted = [strength.get(name, mitigation.neutral) for name in attribute.classes]
@@ -197,7 +202,7 @@ def steer(
         yield pipeline
 
 
-def _quota(target: Tensor, mitigation: SiteEdit, natural: Tensor | None, seed: int) -> Quota:
+def _quota(target: Tensor, mitigation: Steering, natural: Tensor | None, seed: int) -> Quota:
     """Every image gets a class, or, where some class has no strength, only as many as must."""
     inert = mitigation.strength == mitigation.neutral
     if not bool((inert & (target > 0)).any()):

@@ -205,6 +205,7 @@ class Calibration(Group):
 
     per_prompt: bool
     images: int = whole()
+    base_seed: int = seed()
     first: float = number("a number")
     largest: float = number("a number")
     tolerance: float = not_negative()
@@ -539,11 +540,17 @@ def check_study(settings: Settings) -> None:
         UserError: they do not.
     """
     data, metric, method = settings.data, settings.metric, settings.mitigation
-    if data.base_seed == metric.base_seed:
-        raise UserError(
-            f"data.base_seed and metric.base_seed are both {data.base_seed}; "
-            "evaluation images must never have been used before: give them different seeds."
-        )
+    seeds = {
+        "data.base_seed": data.base_seed,
+        "metric.base_seed": metric.base_seed,
+        "mitigation.calibration.base_seed": method.calibration.base_seed,
+    }
+    for (first, one), (second, other) in itertools.combinations(seeds.items(), 2):
+        if one == other:
+            raise UserError(
+                f"{first} and {second} are both {one}; the images that teach, those that choose the strength and those that "
+                "measure must be different ones: give them different seeds."
+            )
     if round(data.images * data.validation) >= data.images:
         raise UserError(
             f"data.validation={data.validation} of data.images={data.images} leaves no image to train on; "

@@ -20,10 +20,11 @@ def pipeline(cfg: DictConfig, run: Run) -> None:
     study = Workbench(cfg, run)  # model, attribute, prompts, judges, method: checked before anything is computed
     check_measures(study)
 
-    collect(study)  # images of the model itself, and the site's activations at every denoising step
+    if study.method.needs:
+        collect(study)  # images of the model itself, and the site's activations at every denoising step
     if "attribution" in study.method.needs:
         train(study)  # dissect: a sparse autoencoder on those activations
-    if study.method.needs:
+    if study.method.needs & {"probe", "attribution"}:
         fit_probe(study)  # one classifier per step, on labels of the first judge
     if "attribution" in study.method.needs:
         locate_features(study)  # locate: the latents that drive the probe

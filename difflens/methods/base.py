@@ -6,23 +6,29 @@ is fitted once per study, then calibrated, held, measured and reported by the sa
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from difflens.attribution.statistics import CodeStatistics
-from difflens.models.base import Update
+from difflens.models.base import Batch, Update
 from difflens.models.devices import placed
+from difflens.models.model import DiffusionModel
 from difflens.probes.base import Probe
 from difflens.sae.base import SparseAutoencoder
 from difflens.vocabulary import EVERY_CLASS, UNTOUCHED, Attribute, FeatureSet, PerImage, Site
 
-Need = Literal["probe", "attribution"]
-"""What the pipeline makes for a method beside activations and labels; `attribution` brings the SAE and the probe."""
+Need = Literal["activations", "probe", "attribution"]
+"""What the pipeline makes for a method: the site's activations of labelled images, the probe, the SAE's latents; each
+brings what stands before it."""
+
+
+Same = TypeVar("Same", bound="Steering")
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,10 @@ class Given:
         labels: class of each of these images [N], negative where it is unknown.
         probe: where the method needs it.
         located: where the method needs the attribution.
+        model: under study; None where a fitted method is only read again.
+        prompts: those of the study with a slot for a class's word; none for an unconditional model.
+        words: how prompts name each class [C].
+        classify: images (uint8 [n, 3, H, W]) → the class [n] that the labelling judge sees in each, negative for none.
     """
 
     attribute: Attribute
@@ -90,6 +100,10 @@ class Given:
     labels: Callable[[], Tensor] | None = None
     probe: Probe | None = None
     located: LocatedFeatures | None = None
+    model: DiffusionModel | None = None
+    prompts: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    classify: Callable[[Tensor], Tensor] | None = None
 
 
 class Method(ABC):
@@ -97,6 +111,12 @@ class Method(ABC):
 
     update: str = "symmetric"
     """Which noise estimate the edit serves (see `models.sampling.ddim_step`)."""
+
+    couples: ClassVar[bool] = False
+    """Whether an image depends on the others of its micro-batch: intervals then count micro-batches, not images."""
+
+    dial: ClassVar[bool] = True
+    """Whether it can be given a strength, which is then calibrated; without one it acts fully or not at all."""
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -108,7 +128,7 @@ class Method(ABC):
         return {}
 
     @abstractmethod
-    def edit(self, given: Given, learnt: Mapping[str, Tensor]) -> "SiteEdit":
+    def edit(self, given: Given, learnt: Mapping[str, Tensor]) -> "Steering":
         """The edit towards the classes of `given.attribute`, at the strength that changes nothing."""
 
     def holder(self, given: Given, learnt: Mapping[str, Tensor]) -> "SiteEdit":
@@ -122,19 +142,15 @@ class Method(ABC):
         )
 
 
-class SiteEdit(ABC):
-    """A change of the activations at one site, (h, step, images) → h′ (it fulfils `models.base.Edit`).
+class Steering(ABC):
+    """What a fitted method does to images while a model makes them (it fulfils `models.base.Attachable`).
 
-    It reads coordinates z off the activations (an SAE's codes, or the activations themselves), changes them, and writes the
-    change back. What is written here once for all methods: strengths per class or per prompt and class, images that
-    nothing may touch, edits towards all classes at once, and edits that share their coordinates with those that hold.
+    What is written here once for all methods: which attribute, the edited steps, and strengths per class or per prompt and
+    class.
 
     Args:
         attribute: whose classes images are pushed towards.
-        site: where.
-        update: `asymmetric` or `symmetric`.
         window: the edited steps.
-        gate: a probe of the attribute, whose reading weakens the edit.
     """
 
     neutral: float = 0.0
@@ -143,14 +159,17 @@ class SiteEdit(ABC):
     held: ClassVar[tuple[Attribute, ...]] = ()
     """Attributes whose classes in the unedited image the edit must be told (`PerImage.shown`)."""
 
-    def __init__(
-        self, attribute: Attribute, *, site: Site, update: str, window: Window, gate: Probe | None = None
-    ) -> None:
-        check_update(update)
-        self.attribute, self.site, self.window, self.gate = attribute, site, window, gate
-        self.update: Update = update  # type: ignore[assignment]
+    before_call: ClassVar[bool] = False
+    """Whether it changes what the pipeline is called with, which comes too late in a call that a user makes."""
+
+    def __init__(self, attribute: Attribute, *, window: Window) -> None:
+        self.attribute, self.window = attribute, window
         self.prompts: tuple[str, ...] = ()
         self._table = torch.zeros(1, len(attribute.classes))
+
+    @abstractmethod
+    def attach(self, model: DiffusionModel, batch: Batch) -> AbstractContextManager[None]:
+        """Entered around one call of the model's pipeline (see `models.base.Attachable`)."""
 
     def active(self, step: int, steps: int) -> bool:
         """Whether step `step` of `steps` is edited."""
@@ -161,13 +180,13 @@ class SiteEdit(ABC):
         """The strength of each class, or of each prompt's classes one prompt after the other."""
         return self._table[: max(1, len(self.prompts))].flatten()
 
-    def for_prompts(self, prompts: Sequence[str]) -> "SiteEdit":
+    def for_prompts(self: Same, prompts: Sequence[str]) -> Same:
         """The same with strengths [P·C] of its own for each of these prompts, the classes of the first prompt first."""
         other = copy(self)
         other.prompts = tuple(prompts)
         return other
 
-    def with_strength(self, strength: Float[Tensor, "slots"]) -> "SiteEdit":
+    def with_strength(self: Same, strength: Float[Tensor, "slots"]) -> Same:
         """The same at another strength per class, or per prompt and class.
 
         An image of a prompt that has no strength of its own gets, per class, the mean over those that are not neutral.
@@ -190,6 +209,34 @@ class SiteEdit(ABC):
             number = {prompt: row for row, prompt in enumerate(self.prompts)}
             rows = torch.tensor([number.get(text, len(number)) for text in images.prompt], device=rows.device)
         return table[rows, images.target.clamp_min(0)]
+
+
+class SiteEdit(Steering):
+    """A change of the activations at one site, (h, step, images) → h′ (it fulfils `models.base.Edit`).
+
+    It reads coordinates z off the activations (an SAE's codes, or the activations themselves), changes them, and writes the
+    change back. What is written here once for all methods of this kind: images that nothing may touch, edits towards all
+    classes at once, and edits that share their coordinates with those that hold.
+
+    Args:
+        attribute: whose classes images are pushed towards.
+        site: where.
+        update: `asymmetric` or `symmetric`.
+        window: the edited steps.
+        gate: a probe of the attribute, whose reading weakens the edit.
+    """
+
+    def __init__(
+        self, attribute: Attribute, *, site: Site, update: str, window: Window, gate: Probe | None = None
+    ) -> None:
+        check_update(update)
+        super().__init__(attribute, window=window)
+        self.site, self.gate = site, gate
+        self.update: Update = update  # type: ignore[assignment]
+
+    def attach(self, model: DiffusionModel, batch: Batch) -> AbstractContextManager[None]:
+        """See `Steering.attach`."""
+        return model.editing(self, batch.images)
 
     def __call__(
         self, h: Float[Tensor, "images channels height width"], step: int, images: PerImage

@@ -34,7 +34,7 @@ class HDirection(Method):
     @property
     def needs(self) -> frozenset[Need]:
         """See `Method.needs`."""
-        return frozenset(["probe"] if self.gate else [])
+        return frozenset(("activations", "probe")) if self.gate else frozenset(("activations",))
 
     def learn(self, given: Given) -> dict[str, Tensor]:
         """The directions [classes, steps, D, H, W] (float32).

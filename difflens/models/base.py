@@ -45,12 +45,14 @@ class Batch:
         images: what is known of each, padded to the micro-batch, on the model's device.
         latents: the initial noise [n, C, H, W].
         prompts: one for each image, None for an unconditional model.
+        generators: of the noise that the sampler adds to each image, where a call of this model's own is made.
         settings: further arguments of the pipeline's call, such as `prompt_embeds` (with `prompts` set to None).
     """
 
     images: PerImage
     latents: Tensor
     prompts: list[str] | None = None
+    generators: list[torch.Generator] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
 

@@ -266,7 +266,7 @@ class DiffusionModel:
         generators = [image_generator(plan.base_seed, image_id) for image_id in padded.image_ids.tolist()]
         images = PerImage(torch.full((full,), UNTOUCHED)) if method is None else padded.per_image()
         latents = normal(generators, self.latent_shape, device=self.device)
-        batch = Batch(images.to(self.device), latents, self._prompts(padded))
+        batch = Batch(images.to(self.device), latents, self._prompts(padded), generators)
         recorded: list[Tensor] = []
         with ExitStack() as stack:
             stack.enter_context(self._autocast())
@@ -275,9 +275,15 @@ class DiffusionModel:
                 stack.enter_context(self.hooks(record, images=full, read=read))
             if method is not None:
                 stack.enter_context(self.attached(method, batch))
-            made = self._call(batch, generator=generators)
+            made = self._call(batch, generator=batch.generators)
         activations = torch.stack(recorded, 1) if record is not None else None
         return Generated(plan.image_ids, made[:n].float().cpu(), activations)
+
+    @torch.no_grad()
+    def make(self, batch: Batch) -> Float[Tensor, "images 3 height width"]:
+        """The images in [0, 1] that a call of the pipeline gives now; the batch's generators stay as they are."""
+        assert batch.generators is not None
+        return self._call(batch, generator=[generator.clone_state() for generator in batch.generators])
 
     def attached(self, method: Attachable | Edit, batch: Batch) -> AbstractContextManager[None]:
         """The method attached for one call; an edit that is no method is attached at its site."""

@@ -63,6 +63,9 @@ class SparseAutoencoder(nn.Module, ABC):
         self.w_dec = nn.Parameter(directions)
         self.b_dec = nn.Parameter(torch.zeros(self.dim))
 
+    trains: ClassVar[bool] = True
+    """Whether anything is learnt beside the mean of the activations, `b_dec`."""
+
     only_selects: ClassVar[bool] = False
     """Whether each value that `select` gives is the pre-activation itself or 0, so that its gradient can be sparse too."""
 

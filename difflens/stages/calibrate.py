@@ -14,19 +14,18 @@ from torch import Tensor
 
 from difflens.data.sampled import Shards
 from difflens.methods.assignment import assign_batches, assign_by_affinity, assign_exact, assign_iid, check_rule
-from difflens.methods.base import SiteEdit
+from difflens.methods.base import Steering
 from difflens.methods.calibration import Calibration, Dose, read_dose
 from difflens.methods.calibration import calibrate as find_strength
-from difflens.stages.activations import open_store
 from difflens.stages.attribution import Located
 from difflens.stages.fit import fit
-from difflens.stages.plans import groups, learning_plan, named_classes
+from difflens.stages.plans import calibration_plan, groups, originals
 from difflens.stages.tracked import track_calibration
 from difflens.store.artifacts import Artifact, fingerprint, is_finished, read_shard, write_shard
 from difflens.store.run import Run
 from difflens.study.workbench import Workbench, plain
 from difflens.training.steering_module import sample
-from difflens.vocabulary import EVERY_CLASS, NO_FACE, UNNAMED, UNTOUCHED, GenerationPlan
+from difflens.vocabulary import EVERY_CLASS, NO_FACE, UNTOUCHED, GenerationPlan
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Prepared:
     `own` is its edit of the attribute under study alone, of no strength; `located` None where it asked for no attribution.
     """
 
-    mitigation: SiteEdit
-    own: SiteEdit
+    mitigation: Steering
+    own: Steering
     strength: Tensor
     calibration: Calibration | None
     spec: dict[str, Any]
@@ -66,6 +65,10 @@ def prepare(bench: Workbench) -> Prepared:
     fitted = fit(bench)
     mitigation, spec = fitted.edit, dict(fitted.spec)
     times, neutral = bench.cfg.mitigation.times, mitigation.neutral
+    if not bench.method.dial:
+        strength = torch.full((len(bench.attribute.classes),), neutral + 1, dtype=torch.float64)
+        edit = mitigation.with_strength(strength)
+        return Prepared(edit, fitted.own, strength, None, spec, fitted.located, attached=times != 0)
     if bench.fixed_strength is not None:
         strength = neutral + times * (bench.fixed_strength - neutral)
         spec["strength"] = strength.tolist()
@@ -118,7 +121,7 @@ def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int)
 
 
 def aimed(
-    bench: Workbench, mitigation: SiteEdit, plan: GenerationPlan, images: Tensor, targets: Tensor
+    bench: Workbench, mitigation: Steering, plan: GenerationPlan, images: Tensor, targets: Tensor
 ) -> GenerationPlan:
     """The plan of the images that have a target class, with what the mitigation must be told of each.
 
@@ -131,17 +134,16 @@ def aimed(
     return plan.towards(targets, shown).take((targets != UNTOUCHED).nonzero()[:, 0])
 
 
-def _calibrated(bench: Workbench, mitigation: SiteEdit, spec: dict[str, Any]) -> tuple[Artifact, Calibration]:
+def _calibrated(bench: Workbench, mitigation: Steering, spec: dict[str, Any]) -> tuple[Artifact, Calibration]:
     settings = plain(bench.cfg.mitigation.calibration)
-    activations, store = open_store(bench)
-    full = {**spec, "activations": activations.fingerprint, "calibration": settings}
+    plan = calibration_plan(bench)
+    source, images = originals(bench, plan, stage="calibrate")
+    full = {**spec, "originals": source.fingerprint, "calibration": settings}
 
     def make(folder: Path) -> None:
-        rows = (named_classes(bench) == UNNAMED).nonzero()[: settings["images"], 0]
-        plan = learning_plan(bench).take(rows)
         wanted = [bench.goals.of(prompt) for prompt in bench.per_prompt] or [bench.goals.pooled(plan.prompts)]
         found = find_strength(
-            dose_meter(bench, mitigation, store.images[rows], plan, folder=folder / "doses"),
+            dose_meter(bench, mitigation, images, plan, folder=folder / "doses"),
             torch.cat(wanted),
             neutral=mitigation.neutral,
             first=settings["first"],
@@ -165,7 +167,7 @@ def _calibrated(bench: Workbench, mitigation: SiteEdit, spec: dict[str, Any]) ->
 
 
 def dose_meter(
-    bench: Workbench, mitigation: SiteEdit, images: Tensor, plan: GenerationPlan, *, folder: Path
+    bench: Workbench, mitigation: Steering, images: Tensor, plan: GenerationPlan, *, folder: Path
 ) -> Callable[[Tensor], Dose]:
     """A function from strength per class to what it does to these images, which the plan gave without an edit.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from difflens.methods.base import Given, LocatedFeatures, Method, SiteEdit
+from difflens.methods.base import Given, LocatedFeatures, Method, Steering
 from difflens.methods.holding import Holding
 from difflens.stages import probe as probe_stage
 from difflens.stages.activations import open_store
@@ -30,8 +30,8 @@ class Fitted:
         spec: what decides the edit apart from its strength, for artifact specs.
     """
 
-    edit: SiteEdit
-    own: SiteEdit
+    edit: Steering
+    own: Steering
     located: Located | None
     spec: dict[str, Any]
 
@@ -55,7 +55,7 @@ def _fit(bench: Workbench) -> Fitted:
         other, others_given, others_learnt = _learn(bench, attribute, features, gated=True)
         holders.append(method.holder(others_given, others_learnt))
         held[attribute.name] = other.fingerprint
-    if holders:
+    if holders and isinstance(own, SiteEdit):
         edit = Holding(own, holders, ratio=settings.hold.ratio)
     goals = {prompt: q.tolist() for prompt, q in bench.goals.own.items()}
     spec: dict[str, Any] = {
@@ -72,23 +72,27 @@ def _learn(
     bench: Workbench, attribute: Attribute, located: Located | None, *, gated: bool
 ) -> tuple[Artifact, Given, Mapping[str, Any]]:
     """What the method learns of an attribute, as an artifact, and what it was given for that."""
-    activations, store = open_store(bench)
+    activations, store = open_store(bench) if bench.method.needs else (None, None)
     probe_artifact, probe = (None, None) if not gated else probe_stage.fit(bench, attribute)[:2]
     found = None if located is None else LocatedFeatures(located.autoencoder, located.features, located.statistics)
     given = Given(
         attribute,
         bench.site,
-        store.steps,
-        maps=store.at_step,
-        labels=partial(learning_labels, bench, store, attribute),
+        bench.model.steps,
+        maps=None if store is None else store.at_step,
+        labels=None if store is None else partial(learning_labels, bench, store, attribute),
         probe=probe,
         located=found,
+        model=bench.model,
+        prompts=() if bench.prompts is None else (*bench.prompts.studied, *bench.prompts.unseen),
+        words=bench.words if attribute == bench.attribute else (),
+        classify=lambda images: bench.labels(images, attribute)[0],
     )
     spec = {
         "method": described(bench.method, plain(bench.method_settings)),
         **bench.attribute_spec(attribute),
         **bench.label_spec(),
-        "activations": activations.fingerprint,
+        **({} if activations is None else {"activations": activations.fingerprint}),
         "probe": None if probe_artifact is None else probe_artifact.fingerprint,
         "statistics": None if located is None else located.artifact.fingerprint,
         "latents": None if located is None else {name: list(group) for name, group in located.features.latents.items()},

@@ -14,7 +14,7 @@ from difflens.data.sampled import Shards
 from difflens.report import summary_table
 from difflens.stages.calibrate import Prepared, aimed, assign, prepare
 from difflens.stages.measure import check_measures, evaluate
-from difflens.stages.plans import evaluation_plan, plan_spec
+from difflens.stages.plans import evaluation_plan, originals
 from difflens.store.artifacts import Artifact
 from difflens.store.run import Run
 from difflens.study.workbench import Workbench
@@ -52,18 +52,6 @@ def steer(cfg: DictConfig, run: Run) -> None:
     metrics = evaluate(bench, generate_pairs(bench, prepared))
     if run.speaks:
         Console().print(summary_table(metrics))
-
-
-def originals(bench: Workbench, plan: GenerationPlan) -> tuple[Artifact, Tensor]:
-    """The plan's images without mitigation; shared by every attribute and method."""
-    spec = {"model": bench.model.spec(), "base_seed": plan.base_seed, "images": len(plan.image_ids), **plan_spec(plan)}
-
-    def make(folder: Path) -> None:
-        sample(bench.trainer("originals"), bench.model, plan, Shards(folder))
-
-    with bench.run.stage("originals"):
-        artifact = bench.run.artifact("images", spec, make, resumable=True, together=True)
-    return artifact, Shards(artifact.folder).images(plan.image_ids)
 
 
 def generate_pairs(bench: Workbench, prepared: Prepared, *, unseen: bool = False) -> Steered:

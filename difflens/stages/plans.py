@@ -1,5 +1,6 @@
-"""Which images a run asks its model for: those it learns from, and those it is measured on."""
+"""Which images a run asks its model for: those it learns from, those that choose a strength, those it is measured on."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,7 +8,10 @@ from torch import Tensor
 
 from difflens.data.activations import ActivationStore
 from difflens.data.prompts import neutral_plan, study_plan
+from difflens.data.sampled import Shards
+from difflens.store.artifacts import Artifact
 from difflens.study.workbench import Workbench
+from difflens.training.steering_module import sample
 from difflens.vocabulary import UNNAMED, Attribute, GenerationPlan
 
 
@@ -33,6 +37,15 @@ def contrast_plan(bench: Workbench) -> GenerationPlan:
     return plan.take((labels != UNNAMED).nonzero()[:, 0])
 
 
+def calibration_plan(bench: Workbench) -> GenerationPlan:
+    """The images that choose the strength, and nothing else: about `calibration.images`, as many of every studied prompt."""
+    settings = bench.cfg.mitigation.calibration
+    if bench.prompts is None:
+        return GenerationPlan(settings.base_seed, torch.arange(settings.images))
+    prompts = bench.prompts.studied
+    return neutral_plan(prompts, -(-settings.images // len(prompts)), base_seed=settings.base_seed)
+
+
 def evaluation_plan(bench: Workbench, *, unseen: bool = False) -> GenerationPlan:
     """The evaluation images: `metric.images`, or so many of every prompt; `unseen` takes the prompts kept for that."""
     metric = bench.cfg.metric
@@ -43,6 +56,18 @@ def evaluation_plan(bench: Workbench, *, unseen: bool = False) -> GenerationPlan
         first = len(prompts) * metric.images
         prompts = bench.prompts.unseen
     return neutral_plan(prompts, metric.images, base_seed=metric.base_seed, first_id=first)
+
+
+def originals(bench: Workbench, plan: GenerationPlan, *, stage: str = "originals") -> tuple[Artifact, Tensor]:
+    """The plan's images without mitigation, uint8 [N, 3, H, W]; shared by every attribute and method."""
+    spec = {"model": bench.model.spec(), "base_seed": plan.base_seed, "images": len(plan.image_ids), **plan_spec(plan)}
+
+    def make(folder: Path) -> None:
+        sample(bench.trainer(stage), bench.model, plan, Shards(folder))
+
+    with bench.run.stage(stage):
+        artifact = bench.run.artifact("images", spec, make, resumable=True, together=True)
+    return artifact, Shards(artifact.folder).images(plan.image_ids)
 
 
 def plan_spec(plan: GenerationPlan) -> dict[str, Any]:

@@ -153,6 +153,8 @@ def _fit(
     stream["capacity"] = sizes.capacity
     sample = next(mixed_batches(source, **{**stream, "batch": sizes.sample, "batches": 1}))
     module.calibrate_input(sample.tokens, sample.steps)
+    if not module.sae.trains:
+        return module.fold_scale().eval()
     checkpoint = workspace / "last.ckpt"
     first = updates_done(checkpoint)
     interval = max(1, min(500, module.updates // 20))

@@ -77,7 +77,7 @@ SLOTS: Mapping[str, Slot] = {
     "sae": Slot(
         (
             *_all("sae", "topk.TopKAutoencoder", "batch_topk.BatchTopKAutoencoder"),
-            *_all("sae", "matryoshka.MatryoshkaAutoencoder", "jumprelu.JumpReLUAutoencoder"),
+            *_all("sae", "matryoshka.MatryoshkaAutoencoder", "jumprelu.JumpReLUAutoencoder", "neurons.Neurons"),
         ),
         "difflens.sae.base.SparseAutoencoder",
     ),
@@ -91,7 +91,14 @@ SLOTS: Mapping[str, Slot] = {
         ),
         "difflens.attribution.scorers.Scorer",
     ),
-    "mitigation": Slot(_all("methods", "difflens.DiffLens", "h_direction.HDirection"), "difflens.methods.base.Method"),
+    "mitigation": Slot(
+        (
+            *_all("methods", "difflens.DiffLens", "h_direction.HDirection", "h_distribution.HDistribution"),
+            *_all("methods", "prompt.PromptIntervention", "attribute_switching.AttributeSwitching"),
+            *_all("methods", "redraw.Redraw", "sega.SemanticGuidance"),
+        ),
+        "difflens.methods.base.Method",
+    ),
     "mitigation.window": Slot(_all("methods.base", "Window"), "difflens.methods.base.Window"),
     "judge.labels": JUDGE,
     "judge.labels.faces": FACES,

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from difflens.methods.base import SiteEdit
+from difflens.methods.base import Steering
 from difflens.methods.difflens import FeatureEdit, SingleFeature
 from difflens.report.page import template_of
 from difflens.stages.calibrate import Prepared, prepare
@@ -122,7 +122,7 @@ class Explorer:
         return self._draw(self.edit.with_strength(table), target=index)
 
     @torch.inference_mode()
-    def _draw(self, edit: SiteEdit, *, target: int) -> bytes:
+    def _draw(self, edit: Steering, *, target: int) -> bytes:
         plan = self.plan.towards(torch.full((len(self.plan.image_ids),), target))
         with self._lock:  # hooks are on one network: one request at a time
             made = [batch.images for batch in self.model.sample(plan, method=edit)]

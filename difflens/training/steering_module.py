@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from difflens.data.sampled import as_bytes, in_order
-from difflens.models.base import Edit, Generated
+from difflens.models.base import Attachable, Edit, Generated
 from difflens.models.model import DiffusionModel
 from difflens.vocabulary import GenerationPlan, Site
 
@@ -55,7 +55,12 @@ class SteeringModule(lightning.LightningModule):
     """`Trainer.predict` over micro-batches of a plan; the images carry their ids, so the order does not matter."""
 
     def __init__(
-        self, model: DiffusionModel, keeper: Keeper, *, edit: Edit | None = None, record: Site | None = None
+        self,
+        model: DiffusionModel,
+        keeper: Keeper,
+        *,
+        edit: Attachable | Edit | None = None,
+        record: Site | None = None,
     ) -> None:
         super().__init__()
         self.model, self.keeper, self.edit, self.record = model, keeper, edit, record
@@ -96,7 +101,7 @@ def sample(
     plan: GenerationPlan,
     keeper: Keeper,
     *,
-    edit: Edit | None = None,
+    edit: Attachable | Edit | None = None,
     record: Site | None = None,
 ) -> None:
     """Have the trainer's ranks sample what the keeper does not hold of a plan; returns when all of them are done.
@@ -115,7 +120,7 @@ def sample(
 
 
 def generate(
-    trainer: lightning.Trainer, model: DiffusionModel, plan: GenerationPlan, *, edit: Edit | None = None
+    trainer: lightning.Trainer, model: DiffusionModel, plan: GenerationPlan, *, edit: Attachable | Edit | None = None
 ) -> Tensor:
     """The plan's images in memory, uint8 [N, 3, H, W], in the order of its ids.
 

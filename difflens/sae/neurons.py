@@ -1,0 +1,46 @@
+"""Raw neurons in the place of an autoencoder's latents: every channel, above and below its mean, is one.
+
+The baseline of "activation" steering: everything after the dictionary (probe, attribution, edit) stays as it is.
+"""
+
+import torch
+from torch import Tensor
+
+from difflens.sae.base import SparseAutoencoder, SparseCodes
+
+
+class Neurons(SparseAutoencoder):
+    """z = [ReLU(h − μ), ReLU(μ − h)], W_dec = [I; −I], b_dec = μ, the mean activation. Nothing is trained.
+
+    Args:
+        dim: channels of the site.
+        expansion: 2, the two directions of each.
+        token: `position`.
+        positions: of the map.
+
+    Raises:
+        ValueError: another expansion or token.
+    """
+
+    only_selects = True
+    trains = False
+
+    def __init__(
+        self, dim: int, *, expansion: int | float = 2, token: str = "position", positions: int | None = None
+    ) -> None:
+        if expansion != 2 or token != "position":
+            raise ValueError("neurons are two latents per channel and position; leave expansion=2 and token=position.")
+        super().__init__(dim, expansion=2, k=dim, positions=positions)
+        identity = torch.eye(self.dim)
+        directions = torch.cat([identity, -identity])
+        with torch.no_grad():
+            self.w_enc.copy_(directions)
+            self.w_dec.copy_(directions)
+
+    def settings(self) -> dict[str, object]:
+        """See `SparseAutoencoder`."""
+        return {"dim": self.channels}
+
+    def select(self, activations: Tensor) -> SparseCodes:
+        """All that are positive."""
+        return SparseCodes.where(activations > 0, activations)
