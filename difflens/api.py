@@ -169,7 +169,7 @@ def steer(
 
     All images of the block together get classes in exact quota, shuffled, also where each call makes few of them or one.
     Where the run knows no strength for a class that its model shows too often, because no image was ever pushed towards it
-    (`mitigation.assignment=affinity`, the default), as few images are pushed towards the others as make the target expected,
+    (`mitigation.assignment=oracle`), as few images are pushed towards the others as make the target expected,
     and the rest stay untouched: the shares then vary as those of a random sample do. A run with
     `mitigation.assignment=exact` has strengths for all classes. The pipeline is as it was after the block.
 

@@ -197,6 +197,7 @@ class Hold(Group):
     """Edits that keep other attributes."""
 
     attributes: Distinct = words()
+    by: Literal["null_space", "contrast"]
     ratio: float = not_negative()
 
 
@@ -221,7 +222,8 @@ class Mitigation(Open):
     )
     strength: Any
     times: float = not_negative()
-    assignment: Literal["affinity", "exact", "iid", "batch", "everyone"]
+    assignment: Literal["exact", "early", "oracle", "iid", "batch", "everyone"]
+    read: float = share()
     target: Any
     hold: Hold
     calibration: Calibration
@@ -728,5 +730,5 @@ def check_everyone(settings: Settings) -> None:
         if is_set:
             raise UserError(
                 f"mitigation.{setting} needs a target class for each image, and mitigation.assignment=everyone gives "
-                f"none: {remedy}, or choose another assignment, such as affinity."
+                f"none: {remedy}, or choose another assignment, such as oracle."
             )

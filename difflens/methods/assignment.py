@@ -11,7 +11,8 @@ from torch import Tensor
 
 from difflens.vocabulary import UNTOUCHED, Attribute
 
-Rule = Literal["affinity", "exact", "iid", "batch", "everyone"]
+Rule = Literal["exact", "early", "oracle", "iid", "batch", "everyone"]
+"""Who is pushed towards which class (METHOD section 6)."""
 
 
 def largest_remainder(shares: Float[Tensor, "classes"], n: int) -> Int[Tensor, "classes"]:
@@ -40,17 +41,17 @@ def assign_batches(target: Float[Tensor, "classes"], n: int, *, size: int, seed:
     return assign_iid(target, -(-n // size), seed=seed).repeat_interleave(size)[:n]
 
 
-def assign_by_affinity(
+def assign_by_nearness(
     target: Float[Tensor, "classes"],
     current: Int[Tensor, "images"],
-    affinity: Float[Tensor, "images classes"],
+    nearness: Float[Tensor, "images classes"],
 ) -> Int[Tensor, "images"]:
     """The fewest images change class under the exact quotas, and among them those nearest to their new class.
 
     Args:
         target: q.
         current: the class each original image shows.
-        affinity: how near each image is to each class, such as probe logits; larger is nearer.
+        nearness: how near each image is to each class, such as probe logits; larger is nearer.
 
     Returns:
         The new class of each moved image, `UNTOUCHED` for all others.
@@ -64,7 +65,7 @@ def assign_by_affinity(
     result = torch.full_like(current, UNTOUCHED)
     if not len(wanted):
         return result
-    gain = (affinity.gather(1, wanted.expand(len(affinity), -1)) - affinity.gather(1, current[:, None]))[rows]
+    gain = (nearness.gather(1, wanted.expand(len(nearness), -1)) - nearness.gather(1, current[:, None]))[rows]
     for image, slot in _best_moves(gain, current[rows], wanted, surplus.clamp_min(0)):
         result[rows[image]] = wanted[slot]
     return result

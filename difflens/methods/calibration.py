@@ -1,4 +1,4 @@
-"""How strongly: the smallest strength per class at which the realised shares meet the requested ones."""
+"""How strongly: the smallest strength per class at which the realised shares meet those that were assigned."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,6 +73,23 @@ def read_dose(
     return Dose(strength.clone(), success, shares, held)
 
 
+def assigned_shares(
+    targets: Int[Tensor, "images"], before: Int[Tensor, "images"], groups: Int[Tensor, "images"], *, classes: int
+) -> Float[Tensor, "slots"]:
+    """The shares (float64) that an edit which always succeeds makes of each group: what a calibration can ask for.
+
+    Args:
+        targets: class each image is pushed towards, `UNTOUCHED` where none.
+        before: class of each image without an edit, negative where it shows no face; such an image counts only if pushed.
+        groups: of each image, from 0; every one has images.
+        classes: number of classes.
+    """
+    after = torch.where(targets != UNTOUCHED, targets, before)
+    seen, slots = after >= 0, (int(groups.max()) + 1) * classes
+    counts = torch.bincount((groups * classes + after)[seen], minlength=slots).double().view(-1, classes)
+    return (counts / counts.sum(1, keepdim=True).clamp_min(1)).flatten()
+
+
 def calibrate(
     measure: Callable[[Float[Tensor, "classes"]], Dose],
     target: Float[Tensor, "classes"],
@@ -90,11 +107,11 @@ def calibrate(
 
     Args:
         measure: generates the calibration images at a strength per class and reads their classes.
-        target: requested shares q.
+        target: shares that the images were assigned (see `assigned_shares`).
         neutral: the strength that changes nothing.
         first: how far from neutral the first strength tried lies; doubled until the share is met.
         largest: how far from neutral the strongest edit allowed lies.
-        tolerance: a class meets its share where the images it holds reach q − tolerance.
+        tolerance: a class meets its share where the images it holds reach (1 − tolerance) times that share.
         refinements: bisections after bracketing.
         margin: the strength found is taken this many times as far from neutral, but never beyond `largest`: what just
             suffices for these images is too weak for about half of all other sets.
@@ -106,7 +123,7 @@ def calibrate(
         raise ValueError(f"calibration needs 0 < first ≤ largest, got {first}, {largest}.")
     if margin < 1:
         raise ValueError(f"calibration needs a margin of at least 1, got {margin}.")
-    search = _Search(measure, target - tolerance, neutral=neutral, first=neutral + first)
+    search = _Search(measure, target * (1 - tolerance), neutral=neutral, first=neutral + first)
     search.bracket(neutral + largest)
     pushed = ~search.doses[0].success.isnan()
     for _ in range(refinements if (search.done & pushed).any() else 0):

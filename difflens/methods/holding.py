@@ -1,4 +1,4 @@
-"""An edit of one attribute that holds the others where they are, whatever method makes the edits."""
+"""Edits of one attribute that hold the others where they are, whatever method makes the edits."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from difflens.methods.base import SiteEdit
+from difflens.probes.base import Probe
 from difflens.vocabulary import UNTOUCHED, Attribute, PerImage
 
 
@@ -66,4 +67,72 @@ class Holding(SiteEdit):
 
     def write(self, h: Tensor, delta: Tensor, touched: Tensor) -> Tensor:
         """The edit's own."""
+        return self.edit.write(h, delta, touched)
+
+
+class NullSpace(SiteEdit):
+    """`edit` without what the probes of other attributes would see of it: their logits of this very step stay as they are.
+
+    h′ = h + (I − Q Qᵀ) Δh with Q an orthonormal basis of the differences of the probes' rows at the step. Nothing need be
+    known of the image.
+
+    Args:
+        edit: of the attribute under study.
+        probes: linear, of the other attributes.
+
+    Raises:
+        ValueError: a probe is not linear.
+    """
+
+    def __init__(self, edit: SiteEdit, probes: Sequence[Probe]) -> None:
+        super().__init__(edit.attribute, site=edit.site, update=edit.update, window=edit.window)
+        self.edit, self.probes, self.neutral = edit, tuple(probes), edit.neutral
+        self._bases: dict[int, Tensor] = {}
+        if any(probe.affine_layer(0) is None for probe in probes):
+            raise ValueError(
+                "mitigation.hold.by=null_space reads linear classifiers; use probe=linear, or hold.by=contrast."
+            )
+
+    @property
+    def strength(self) -> Float[Tensor, "slots"]:
+        """That of the edit."""
+        return self.edit.strength
+
+    def for_prompts(self, prompts: Sequence[str]) -> "NullSpace":
+        """See `Steering.for_prompts`."""
+        return NullSpace(self.edit.for_prompts(prompts), self.probes)
+
+    def with_strength(self, strength: Float[Tensor, "slots"]) -> "NullSpace":
+        """See `Steering.with_strength`."""
+        return NullSpace(self.edit.with_strength(strength), self.probes)
+
+    def __call__(
+        self, h: Float[Tensor, "images channels height width"], step: int, images: PerImage
+    ) -> Float[Tensor, "images channels height width"]:
+        """The edited activations; rows that the edit leaves as they are come back bit for bit."""
+        edited = self.edit(h, step, images)
+        basis = self._basis(step, h.device)
+        change = (edited.float() - h.float()).flatten(1)
+        kept = (change - (change @ basis) @ basis.T).view(h.shape)
+        touched = (edited != h).flatten(1).any(1)
+        return torch.where(touched[:, None, None, None], (h.float() + kept).to(h.dtype), h)
+
+    def _basis(self, step: int, device: torch.device) -> Float[Tensor, "features rank"]:
+        if step not in self._bases:
+            layers = [probe.affine_layer(step) for probe in self.probes]
+            rows = [layer[0].double() - layer[0].double().mean(0) for layer in layers if layer is not None]
+            # A softmax does not see what all of its classes have in common: the last row follows from the others.
+            self._bases[step] = torch.linalg.qr(torch.cat([each[:-1] for each in rows]).T)[0].float()
+        return self._bases[step].to(device)
+
+    def read(self, h: Tensor) -> Tensor:
+        """The coordinates of the edit."""
+        return self.edit.read(h)
+
+    def change(self, z: Tensor, step: int, target: Tensor, strength: Tensor, shown: Tensor | None = None) -> Tensor:
+        """The edit's own, before the projection."""
+        return self.edit.change(z, step, target, strength, shown)
+
+    def write(self, h: Tensor, delta: Tensor, touched: Tensor) -> Tensor:
+        """The edit's own, before the projection."""
         return self.edit.write(h, delta, touched)

@@ -280,6 +280,32 @@ class DiffusionModel:
         return Generated(plan.image_ids, made[:n].float().cpu(), activations)
 
     @torch.no_grad()
+    def states(
+        self, plan: GenerationPlan, site: Site, step: int
+    ) -> Iterator[Float[Tensor, "images channels height width"]]:
+        """The site's activations of the plan's images at one step of their unedited trajectories, which end there."""
+        for start in range(0, len(plan.image_ids), self.micro_batch):
+            part = plan.part(start, start + self.micro_batch)
+            padded = part.take(torch.arange(self.micro_batch) % len(part.image_ids))
+            generators = [image_generator(plan.base_seed, image_id) for image_id in padded.image_ids.tolist()]
+            latents = normal(generators, self.latent_shape, device=self.device)
+            images = PerImage(torch.full((self.micro_batch,), UNTOUCHED)).to(self.device)
+            found: list[Tensor] = []
+
+            def read(now: int, h: Tensor, found: list[Tensor] = found) -> None:
+                if now == step:
+                    found.append(h.clone())
+                    raise _SiteReachedError
+
+            batch = Batch(images, latents, self._prompts(padded), generators)
+            try:
+                with self._autocast(), self.hooks(site, images=self.micro_batch, read=read):
+                    self._call(batch, generator=generators)
+            except _SiteReachedError:
+                pass
+            yield found[0][: len(part.image_ids)]
+
+    @torch.no_grad()
     def make(self, batch: Batch) -> Float[Tensor, "images 3 height width"]:
         """The images in [0, 1] that a call of the pipeline gives now; the batch's generators stay as they are."""
         assert batch.generators is not None

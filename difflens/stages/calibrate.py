@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from difflens.data.sampled import Shards
-from difflens.methods.assignment import assign_batches, assign_by_affinity, assign_exact, assign_iid, check_rule
+from difflens.methods.assignment import assign_batches, assign_by_nearness, assign_exact, assign_iid, check_rule
 from difflens.methods.base import Steering
-from difflens.methods.calibration import Calibration, Dose, read_dose
+from difflens.methods.calibration import Calibration, Dose, assigned_shares, read_dose
 from difflens.methods.calibration import calibrate as find_strength
 from difflens.stages.attribution import Located
 from difflens.stages.fit import fit
 from difflens.stages.plans import calibration_plan, groups, originals
+from difflens.stages.states import read_states
 from difflens.stages.tracked import track_calibration
 from difflens.store.artifacts import Artifact, fingerprint, is_finished, read_shard, write_shard
 from difflens.store.run import Run
@@ -98,18 +99,24 @@ def prepare(bench: Workbench) -> Prepared:
 def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int) -> tuple[Tensor, Tensor]:
     """Target class of each image under the configured rule, `UNTOUCHED` where none, and the class each shows now.
 
-    The images of each prompt meet the target by themselves. Under `affinity` an image without a face is left alone.
+    The images of each prompt meet the target by themselves. Under `oracle` an image without a face is left alone; no other
+    rule looks at finished images.
     """
     labels, logits = bench.labels(images)
+    rule = check_rule(bench.cfg.mitigation.assignment)
     targets = torch.full_like(labels, UNTOUCHED)
+    if rule == "early":
+        read = read_states(bench, plan, [bench.attribute])[bench.attribute.name]
     for number, rows in enumerate(groups(plan)):
         target = bench.goals.of(None if plan.prompts is None else plan.prompts[int(rows[0])])
-        match check_rule(bench.cfg.mitigation.assignment):
-            case "affinity":
-                seen = rows[labels[rows] != NO_FACE]
-                targets[seen] = assign_by_affinity(target, labels[seen], logits[seen])
+        match rule:
             case "exact":
                 targets[rows] = assign_exact(target, len(rows), seed=seed + number)
+            case "early":
+                targets[rows] = assign_by_nearness(target, read[rows].argmax(-1), read[rows])
+            case "oracle":
+                seen = rows[labels[rows] != NO_FACE]
+                targets[seen] = assign_by_nearness(target, labels[seen], logits[seen])
             case "iid":
                 targets[rows] = assign_iid(target, len(rows), seed=seed + number)
             case "batch":
@@ -125,12 +132,16 @@ def aimed(
 ) -> GenerationPlan:
     """The plan of the images that have a target class, with what the mitigation must be told of each.
 
-    `images` are those of the plan without an edit: what they show of the held attributes is kept.
+    What the unedited images show of the attributes that are held is read off the model's states, or under `oracle` off
+    `images`, those of the plan without an edit.
     """
     shown: dict[str, Tensor] = {}
-    if mitigation.held:
+    held = list(mitigation.held)
+    if held and bench.cfg.mitigation.assignment == "oracle":
         answers = bench.answers(images)
-        shown = {attribute.name: bench.classified(answers, attribute)[0] for attribute in mitigation.held}
+        shown = {attribute.name: bench.classified(answers, attribute)[0] for attribute in held}
+    elif held:
+        shown = {name: logits.argmax(-1) for name, logits in read_states(bench, plan, held).items()}
     return plan.towards(targets, shown).take((targets != UNTOUCHED).nonzero()[:, 0])
 
 
@@ -141,10 +152,10 @@ def _calibrated(bench: Workbench, mitigation: Steering, spec: dict[str, Any]) ->
     full = {**spec, "originals": source.fingerprint, "calibration": settings}
 
     def make(folder: Path) -> None:
-        wanted = [bench.goals.of(prompt) for prompt in bench.per_prompt] or [bench.goals.pooled(plan.prompts)]
+        measure, assigned = dose_meter(bench, mitigation, images, plan, folder=folder / "doses")
         found = find_strength(
-            dose_meter(bench, mitigation, images, plan, folder=folder / "doses"),
-            torch.cat(wanted),
+            measure,
+            assigned,
             neutral=mitigation.neutral,
             first=settings["first"],
             largest=settings["largest"],
@@ -168,9 +179,10 @@ def _calibrated(bench: Workbench, mitigation: Steering, spec: dict[str, Any]) ->
 
 def dose_meter(
     bench: Workbench, mitigation: Steering, images: Tensor, plan: GenerationPlan, *, folder: Path
-) -> Callable[[Tensor], Dose]:
-    """A function from strength per class to what it does to these images, which the plan gave without an edit.
+) -> tuple[Callable[[Tensor], Dose], Tensor]:
+    """A function from strength per class to what it does to these images, and the shares a perfect edit would make of them.
 
+    `images` are those that the plan gave without an edit.
     What is measured, and meanwhile what is sampled for it, is kept in `folder`: an interrupted calibration goes on there.
     """
     targets, labels = assign(bench, images, plan, seed=bench.cfg.seed)
@@ -202,7 +214,10 @@ def dose_meter(
         bench.run.say(f"strength {_list(strength)}: success {_list(dose.success)}, shares {_list(dose.shares)}")
         return dose
 
-    return recall
+    if bool((targets == EVERY_CLASS).any()):
+        goals = [bench.goals.of(prompt) for prompt in bench.per_prompt] or [bench.goals.pooled(plan.prompts)]
+        return recall, torch.cat(goals)
+    return recall, assigned_shares(targets, labels, parts, classes=len(bench.attribute.classes))
 
 
 def _tensors(found: Calibration) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The fit: what the method under test learns from the model's own images, and the edits that it makes of it."""
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from difflens.methods.base import Given, LocatedFeatures, Method, Steering
-from difflens.methods.holding import Holding
+from difflens.methods.base import Given, LocatedFeatures, Method, SiteEdit, Steering, Window
+from difflens.methods.holding import Holding, NullSpace
 from difflens.stages import probe as probe_stage
 from difflens.stages.activations import open_store
 from difflens.stages.attribution import Located, locate_features, locate_held
@@ -45,10 +46,15 @@ def _fit(bench: Workbench) -> Fitted:
     method, settings = bench.method, bench.cfg.mitigation
     located = locate_features(bench) if "attribution" in method.needs else None
     artifact, given, learnt = _learn(bench, bench.attribute, located, gated="probe" in method.needs)
-    own = edit = method.edit(given, learnt)
+    own = method.edit(given, learnt)
+    if settings.assignment == "early":
+        own = beginning_at(own, settings.read)
+    edit = own
     held: dict[str, str] = {}
     holders = []
-    for attribute in bench.held():
+    if settings.hold.by == "null_space":
+        edit, held = _in_null_space(bench, own)
+    for attribute in bench.held() if settings.hold.by == "contrast" else ():
         features = None
         if "attribution" in method.needs:
             features = locate_held(bench, attribute, top=getattr(method, "held_top", 24))
@@ -63,9 +69,45 @@ def _fit(bench: Workbench) -> Fitted:
         "assignment": settings.assignment,
         "target": bench.goals.shared.tolist(),
         **({"targets": goals} if goals else {}),
-        **({"hold": {"ratio": settings.hold.ratio, "fit": held}} if held else {}),
+        **({"hold": {"by": settings.hold.by, "ratio": settings.hold.ratio, "fit": held}} if held else {}),
     }
     return Fitted(edit, own, located, spec)
+
+
+def beginning_at(edit: Steering, share: float) -> Steering:
+    """The edit, of which nothing is made before this share of the steps.
+
+    Raises:
+        ValueError: it is no edit of activations, or its window ends before.
+    """
+    if not isinstance(edit, SiteEdit):
+        raise ValueError(
+            f"mitigation.assignment=early begins in the middle of the steps, which {type(edit).__name__} cannot; use exact."
+        )
+    if edit.window.stop <= share:
+        raise ValueError(
+            f"mitigation.window ends at {edit.window.stop:g}, before classes are read (mitigation.read={share:g})."
+        )
+    other = copy(edit)
+    other.window = Window(max(edit.window.start, share), edit.window.stop)
+    return other
+
+
+def _in_null_space(bench: Workbench, own: Steering) -> tuple[Steering, dict[str, str]]:
+    """The edit without what the held attributes' probes see of it, and the fingerprint of each probe.
+
+    Raises:
+        ValueError: the method edits no activations.
+    """
+    fitted = {attribute.name: probe_stage.fit(bench, attribute)[:2] for attribute in bench.held()}
+    if not fitted:
+        return own, {}
+    if not isinstance(own, SiteEdit):
+        raise ValueError(
+            f"{type(bench.method).__name__} edits no activations and holds nothing; set mitigation.hold.attributes=[]."
+        )
+    edit = NullSpace(own, [probe for _, probe in fitted.values()])
+    return edit, {name: artifact.fingerprint for name, (artifact, _) in fitted.items()}
 
 
 def _learn(

@@ -30,15 +30,16 @@ REVISIONS = {
     "activations": 1,
     "attribution": 2,
     "fit": 1,
-    "calibration": 2,
+    "calibration": 3,
     "cards": 3,
     "images": 2,
     "metrics": 5,
     "probe": 1,
     "reading": 1,
     "sae": 1,
+    "states": 1,
     "statistics": 1,
-    "steered": 3,
+    "steered": 4,
 }
 """How often the code that makes a kind of artifact has changed its numbers; a raised one leaves older artifacts unused."""
 

@@ -33,8 +33,8 @@ from difflens.study.values import built, plain
 from difflens.study.workbench import SHARED
 from difflens.vocabulary import GenerationPlan
 
-MOVED = {"affinity": 0.25}
-"""Share of images that an assignment edits, 1 for all others: a bias of a quarter under `affinity`, unknown before."""
+MOVED = {"oracle": 0.25, "early": 0.25}
+"""Share of images that an assignment edits, 1 for all others: a bias of a quarter where as few as must be are edited."""
 
 DOUBLINGS = 2
 """How often a calibration doubles its first strength, which nobody knows yet either."""
@@ -452,7 +452,7 @@ def describe_forecast(found: dict[str, Any]) -> list[str]:
     lines = [
         f"forecast: {_time(sum(spent.values()))} ({stages})",
         f"  a denoiser's step takes {1000 * found['seconds_per_image_and_step']:,.1f} ms per image ({found['floor']}); a "
-        "quarter of the images is taken to be edited under affinity, and the calibration to double its strength twice",
+        "quarter of the images is taken to be edited under early and oracle, and the calibration to double its strength",
         f"  memory at the peak, beside {LIBRARIES / gib:.1f} GiB of libraries: {peaks}; disk {found['disk'] / gib:.1f} GiB",
     ]
     if found["unread"]:

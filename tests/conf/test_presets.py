@@ -114,7 +114,7 @@ MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 @pytest.mark.parametrize("attribute", ["gender", "race"])
 def test_any_level_of_bias_can_be_asked_of_every_model(model: str, attribute: str) -> None:
     cfg = composed("experiment=fig_bias_level", f"model={model}", f"attribute={attribute}")
-    assert (cfg.mitigation.strength, cfg.mitigation.assignment) == ("auto", "affinity")
+    assert (cfg.mitigation.strength, cfg.mitigation.assignment) == ("auto", "oracle")
     check_settings(resolve(cfg))
 
 

@@ -6,7 +6,7 @@ import torch
 from difflens.methods.assignment import (
     Quota,
     assign_batches,
-    assign_by_affinity,
+    assign_by_nearness,
     assign_exact,
     assign_iid,
     check_rule,
@@ -47,7 +47,7 @@ def test_affinity_moves_the_fewest_images_and_the_nearest_ones() -> None:
     generator = torch.Generator().manual_seed(0)
     current = torch.tensor([0] * 10 + [1] * 30)
     affinity = torch.randn(40, 2, generator=generator)
-    targets = assign_by_affinity(torch.tensor([0.5, 0.5]), current, affinity)
+    targets = assign_by_nearness(torch.tensor([0.5, 0.5]), current, affinity)
     moved = targets != UNTOUCHED
     assert int(moved.sum()) == 10 and (targets[moved] == 0).all() and (current[moved] == 1).all()
     gain = affinity[:, 0] - affinity[:, 1]
@@ -58,7 +58,7 @@ def test_affinity_meets_the_quotas_of_many_classes_with_the_best_total_gain() ->
     generator = torch.Generator().manual_seed(1)
     current = torch.tensor([0] * 6 + [1] * 1 + [2] * 1)
     affinity = torch.randn(8, 3, generator=generator)
-    targets = assign_by_affinity(torch.tensor([2.0, 3.0, 3.0]) / 8, current, affinity)
+    targets = assign_by_nearness(torch.tensor([2.0, 3.0, 3.0]) / 8, current, affinity)
     after = torch.where(targets == UNTOUCHED, current, targets)
     assert torch.bincount(after).tolist() == [2, 3, 3]
     assert int((targets != UNTOUCHED).sum()) == 4
@@ -76,7 +76,7 @@ def test_affinity_meets_the_quotas_of_many_classes_with_the_best_total_gain() ->
 
 def test_a_fair_set_is_left_alone() -> None:
     current = torch.tensor([0, 1, 0, 1])
-    assert (assign_by_affinity(torch.tensor([0.5, 0.5]), current, torch.zeros(4, 2)) == UNTOUCHED).all()
+    assert (assign_by_nearness(torch.tensor([0.5, 0.5]), current, torch.zeros(4, 2)) == UNTOUCHED).all()
 
 
 def test_an_unknown_rule_is_refused() -> None:

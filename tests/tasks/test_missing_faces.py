@@ -23,7 +23,7 @@ def hide_dark_faces() -> None:
 
 def test_missing_faces_are_counted_in_every_stage(tmp_path: Path) -> None:
     program = Program(tmp_path)
-    for assignment in ("affinity", "exact"):
+    for assignment in ("oracle", "exact"):
         ended = program(f"mitigation.assignment={assignment}", prepare=hide_dark_faces)
         assert ended.code == 0, ended.err
         assert "no face in" in ended.out
