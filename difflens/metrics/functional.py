@@ -125,6 +125,30 @@ def wilson_interval(counts: Int[Tensor, "classes"], n: int, *, confidence: float
     return Interval((centre - half).clamp(min=0), (centre + half).clamp(max=1))
 
 
+def share_measures(shares: Num[Tensor, "classes"], target: Num[Tensor, "classes"]) -> dict[str, float]:
+    """The literature's other numbers that the same hard shares p give, against a target q.
+
+    Returns:
+        `deviation_ratio`: max |p − q| over its largest possible value (1 − 1/C for a uniform q; Self-discovering, Li et al.
+        2024). `entropy`: H(p)/log C. `l1`: Σ|p − q|. `kl`: Σ p log(p/q) in nats, infinite where q lacks a class of p.
+    """
+    p, q = shares.double(), valid_target(target)
+    worst = torch.maximum(1 - q, q).max()
+    return {
+        "deviation_ratio": float((p - q).abs().max() / worst),
+        "entropy": float(torch.special.entr(p).sum() / math.log(len(p))),
+        "l1": float((p - q).abs().sum()),
+        "kl": float((torch.xlogy(p, p) - torch.xlogy(p, q)).sum()),
+    }
+
+
+def unrelated_cosine(embeddings: Num[Tensor, "images dim"]) -> Float[Tensor, ""]:
+    """The mean cosine of all pairs of different images: what CLIP-I gives for images that have nothing in common."""
+    unit = torch.nn.functional.normalize(embeddings.double(), dim=-1)
+    n = len(unit)
+    return (unit.sum(0).square().sum() - n) / max(1, n * (n - 1))
+
+
 def product_probabilities(
     probabilities: Sequence[Float[Tensor, "rows _"]],
 ) -> Float[Tensor, "rows products"]:

@@ -1,11 +1,13 @@
 """Measuring a pair of image sets: one row per method, by the second judge, on images never used before."""
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from difflens.data.folder import ImageFolder
@@ -13,9 +15,10 @@ from difflens.data.reference import Reference, collect_reference
 from difflens.judges.faces import float_pieces
 from difflens.judges.protocol import ReferenceStatistics
 from difflens.judges.weights import free
+from difflens.metrics.paired import Outcomes
 from difflens.stages.listed import listed_measures, measure_own, metrics_spec, own_metrics
 from difflens.stages.reading import Reading, Study, protocol, read_images
-from difflens.stages.rows import agreement, arrival, build_row, smaller_subsets
+from difflens.stages.rows import agreement, arrival, build_row, outcomes_of, promised, smaller_subsets, with_intervals
 from difflens.stages.tracked import track_metrics
 from difflens.study.values import built
 from difflens.study.workbench import Workbench, plain
@@ -62,7 +65,9 @@ def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> d
     }
 
     def make(folder: Path) -> None:
-        (folder / "metrics.json").write_text(json.dumps(measure(bench, steered, unseen=unseen), allow_nan=True))
+        found, outcomes = measure(bench, steered, unseen=unseen)
+        (folder / "metrics.json").write_text(json.dumps(found, allow_nan=True))
+        save_file(outcomes.tensors(), folder / "outcomes.safetensors")
 
     with bench.run.stage("metrics"):
         artifact = bench.run.artifact("metrics", spec, make)
@@ -71,21 +76,30 @@ def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> d
         if bench.cfg.published:
             metrics["published"] = plain(bench.cfg.published)
         bench.run.write_json("metrics_unseen.json" if unseen else "metrics.json", metrics)
+        if not bench.run.rank:
+            name = "outcomes_unseen.safetensors" if unseen else "outcomes.safetensors"
+            shutil.copyfile(artifact.folder / "outcomes.safetensors", bench.run.folder / name)
     if not unseen:
         track_metrics(bench, metrics)
     return metrics
 
 
-def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, Any]:
-    """The content of `metrics.json`; unseen prompts have no FID and KID, whose reference shows the studied ones."""
+def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict[str, Any], Outcomes]:
+    """The content of `metrics.json`, and what the method did to each image.
+
+    Unseen prompts have no FID and KID, whose reference shows the studied ones.
+    """
     study, method = study_of(bench), bench.cfg.mitigation.name
     reference = None if unseen else bench.once("reference", lambda: read_reference(bench))
     before = read_images(partial(float_pieces, steered.before), steered.image_ids, study, title="measuring original")
     after = _read_after(before, steered, study, title=f"measuring {method}")
     prompts, edited = steered.plan.prompts, steered.edited
     own, pieces = partial(measure_own, metrics_of(bench), study=study, prompts=prompts), float_pieces
-    target = study.goals.pooled(prompts).tolist()
-    return {
+    pooled = study.goals.pooled(prompts)
+    target = pooled.tolist()
+    outcomes = outcomes_of(before, after, study, steered)
+    group = bench.model.micro_batch if bench.method.couples else 1
+    metrics = {
         "model": bench.cfg.model.name,
         "attribute": bench.attribute.name,
         "classes": list(bench.attribute.classes),
@@ -98,6 +112,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, 
             if reference is None
             else _described(reference.statistics, bench.cfg.metric.reference_name),
             "assignment": bench.cfg.mitigation.assignment,
+            "images_coupled": group,
             "steps": bench.model.steps,
             "safety_checker": getattr(bench.model, "safety_checker", None),
             "seed": bench.cfg.metric.base_seed,
@@ -108,9 +123,12 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> dict[str, 
             | own(reading=before, pieces=pieces(steered.before)),
             build_row(method, after, study, reference, original=before, edited=edited, prompts=prompts)
             | arrival(after, study, steered)
+            | promised(before, study, steered, prompts)
+            | with_intervals(outcomes, pooled, group=group)
             | own(reading=after, pieces=pieces(steered.after), originals=pieces(steered.before), edited=edited),
         ],
     }
+    return metrics, outcomes
 
 
 def _read_after(before: Reading, steered: "Steered", study: Study, *, title: str) -> Reading:

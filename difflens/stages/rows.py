@@ -15,11 +15,12 @@ from difflens.judges.protocol import OTHER, faces_found, select_classes
 from difflens.metrics.clip import ClipSimilarity, PromptSimilarity
 from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult, count_others
 from difflens.metrics.frechet import FrechetDistance, KernelDistance
-from difflens.metrics.functional import product_probabilities
+from difflens.metrics.functional import paired_cosine, product_probabilities, share_measures, unrelated_cosine
 from difflens.metrics.leakage import Leakage
 from difflens.metrics.official import OfficialDiscrepancies, official_discrepancies
+from difflens.metrics.paired import Outcomes, discrepancies, fd_interval
 from difflens.stages.reading import CROSSED, Reading, Study
-from difflens.vocabulary import NO_FACE, Attribute
+from difflens.vocabulary import EVERY_CLASS, NO_FACE, Attribute
 
 if TYPE_CHECKING:
     from difflens.stages.generate import Steered
@@ -49,7 +50,7 @@ def build_row(
         edited: which images the mitigation acted on [N].
         prompts: the prompt of each image, if they have any.
     """
-    nothing: dict[str, Any] = {"clip_i": None, "clip_i_paper": None, "leakage": {}}
+    nothing: dict[str, Any] = {"clip_i": None, "clip_i_paper": None, "clip_i_edited": None, "leakage": {}}
     return {
         "method": method,
         "n": len(reading.image_ids),
@@ -67,7 +68,7 @@ def fairness(reading: Reading, study: Study, target: Tensor) -> dict[str, Any]:
     return {
         "missing_faces": single.missing,
         "other": _outside(reading, study),
-        **_summary(single),
+        **_summary(single, target),
         "fd_squared_unbiased": single.fd_squared_unbiased,
         "fd_max": single.fd_maximum,
         **_official(reading, study, torch.ones(len(reading.image_ids), dtype=torch.bool)),
@@ -113,7 +114,9 @@ def _parts(reading: Reading, study: Study, target: Tensor) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for axis, part in enumerate(parts):
         share = joint.movedim(axis, 0).flatten(1).sum(1)
-        found[part.name] = _summary(_discrepancy(reading.logits(study.judge, part), part, share, missing=study.missing))
+        found[part.name] = _summary(
+            _discrepancy(reading.logits(study.judge, part), part, share, missing=study.missing), share
+        )
     return {"parts": found} if parts else {}
 
 
@@ -129,7 +132,7 @@ def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str
         found = _discrepancy(logits[rows], study.attribute, target, missing=study.missing)
         goal = dict(zip(study.attribute.classes, target.tolist(), strict=True))
         counted = {"n": found.n, "missing_faces": found.missing}
-        by_prompt[prompt] = {**counted, "target": goal, **_summary(found), **_official(reading, study, rows)}
+        by_prompt[prompt] = {**counted, "target": goal, **_summary(found, target), **_official(reading, study, rows)}
         if obeyed is not None:
             by_prompt[prompt]["obeyed"] = float(obeyed[rows].nanmean())
     similarity = PromptSimilarity()
@@ -185,7 +188,52 @@ def pairs(before: Reading, after: Reading, study: Study, edited: Tensor | None) 
     similarity = ClipSimilarity(before.embeddings, before.image_ids)
     similarity.update(after.embeddings, ids)
     clip = similarity.compute()
-    return {"clip_i": clip.cosine, "clip_i_paper": clip.paper, **_leakage(before, after, study, edited)}
+    changed = edited if edited is not None and bool(edited.any()) else None
+    own = None if changed is None else float(paired_cosine(before.embeddings, after.embeddings)[changed].mean())
+    return {
+        "clip_i": clip.cosine,
+        "clip_i_paper": clip.paper,
+        "clip_i_edited": own,
+        "clip_i_floor": float(unrelated_cosine(before.embeddings)),
+        **_leakage(before, after, study, edited),
+    }
+
+
+def outcomes_of(before: Reading, after: Reading, study: Study, steered: "Steered") -> Outcomes:
+    """What was done to each image, as the scoring judge reads it."""
+
+    def shown(reading: Reading, attribute: Attribute) -> Tensor:
+        logits = reading.logits(study.judge, attribute)
+        return torch.where(faces_found(logits), logits.argmax(-1), NO_FACE)
+
+    flipped = {other.name: shown(before, other) != shown(after, other) for other in study.others}
+    cosines = paired_cosine(before.embeddings, after.embeddings)
+    return Outcomes(after.image_ids, steered.targets, shown(after, study.attribute), flipped, cosines)
+
+
+def promised(before: Reading, study: Study, steered: "Steered", prompts: Sequence[str] | None) -> dict[str, Any]:
+    """`fd_perfect`: hard FD if every pushed image arrived, as the assignment alone decides; None for no single class."""
+    if bool((steered.targets == EVERY_CLASS).any()):
+        return {"fd_perfect": None}
+    logits = before.logits(study.judge, study.attribute)
+    own = torch.where(faces_found(logits), logits.argmax(-1), NO_FACE)
+    shown = torch.where(steered.targets >= 0, steered.targets, own)
+    rows = torch.arange(len(shown))[None]
+    return {"fd_perfect": float(discrepancies(shown, study.goals.pooled(prompts), rows))}
+
+
+def with_intervals(found: Outcomes, target: Tensor, *, group: int) -> dict[str, Any]:
+    """What is counted image by image: the interval of hard FD, and the edited images in which nothing else changed."""
+    low, high = fd_interval(found.shown, target, group=group)
+    edited = found.edited
+    kept = found.nothing_else[edited] if found.flipped else edited[:0]
+    flips = torch.stack([*found.flipped.values()]).double().sum(0)[edited] if found.flipped else edited[:0]
+    return {
+        "fd_low": low,
+        "fd_high": high,
+        "nothing_else": _share(kept),
+        "flips": float(flips.mean()) if len(flips) else None,
+    }
 
 
 def agreement(reading: Reading, study: Study, steered: "Steered") -> dict[str, Any]:
@@ -244,12 +292,13 @@ def _discrepancy(logits: Tensor, attribute: Attribute, target: Tensor, *, missin
     return metric.compute()
 
 
-def _summary(found: FairnessResult) -> dict[str, Any]:
+def _summary(found: FairnessResult, target: Tensor) -> dict[str, Any]:
     return {
         "fd": found.fd,
         "fd_hard": found.fd_hard,
         "fd_chance": found.fd_chance,
         "shares": {name: share._asdict() for name, share in found.shares.items()},
+        **share_measures(torch.tensor([share.share for share in found.shares.values()]), target),
     }
 
 

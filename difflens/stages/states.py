@@ -15,7 +15,7 @@ from difflens.vocabulary import Attribute, GenerationPlan
 
 
 def read_step(bench: Workbench) -> int:
-    """The step at which classes are read: `mitigation.read` under `early`, else the last of a trajectory beside the edited."""
+    """The step at which classes are read: `mitigation.read` under `early`, else the last of an unedited one beside it."""
     share = bench.cfg.mitigation.read if bench.cfg.mitigation.assignment == "early" else 1.0
     return min(int(share * bench.model.steps), bench.model.steps - 1)
 

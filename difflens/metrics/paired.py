@@ -1,0 +1,185 @@
+"""Two methods on the same images: what each did to every image, and how sure one is that one did it better.
+
+Same ids, same noise, same assigned classes: all comparisons are of pairs (METHOD section 7).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import binomtest
+from torch import Tensor
+
+DRAWS = 2000
+"""Bootstrap samples."""
+
+OTHER = "other/"
+"""Before the names of other attributes among an outcome's tensors."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What one method did to each image, read by the scoring judge.
+
+    Attributes:
+        image_ids: ids [N].
+        target: the class that each image was pushed towards [N], negative where it was left alone.
+        shown: the class that it shows afterwards [N], negative without a face.
+        flipped: other attribute → whether its class changed [N].
+        clip_i: cosine with the same id's unmitigated image [N].
+    """
+
+    image_ids: Int[Tensor, "images"]
+    target: Int[Tensor, "images"]
+    shown: Int[Tensor, "images"]
+    flipped: Mapping[str, Bool[Tensor, "images"]]
+    clip_i: Float[Tensor, "images"]
+
+    @property
+    def edited(self) -> Bool[Tensor, "images"]:
+        """Images that the method was to change."""
+        return self.target != -1
+
+    @property
+    def reached(self) -> Bool[Tensor, "images"]:
+        """Images that show the class they were pushed towards."""
+        return (self.target >= 0) & (self.shown == self.target)
+
+    @property
+    def nothing_else(self) -> Bool[Tensor, "images"]:
+        """Images in which no other attribute changed."""
+        changed = torch.stack([*self.flipped.values()]) if self.flipped else torch.zeros(1, len(self.shown))
+        return ~changed.bool().any(0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, to be stored."""
+        flips = {f"{OTHER}{name}": values for name, values in self.flipped.items()}
+        own = {name: getattr(self, name) for name in ("image_ids", "target", "shown", "clip_i")}
+        return {**own, **flips}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Outcomes":
+        """What `tensors` gave."""
+        flips = {name.removeprefix(OTHER): each.bool() for name, each in tensors.items() if name.startswith(OTHER)}
+        return cls(tensors["image_ids"], tensors["target"], tensors["shown"], flips, tensors["clip_i"])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method less the reference on the same images: a difference, its interval, and a p-value where one was computed."""
+
+    difference: float
+    low: float
+    high: float
+    p: float | None = None
+
+
+def bootstrap(statistic: Float[Tensor, "draws"], observed: float) -> tuple[float, float]:
+    """A 95 % interval of a statistic from its bootstrap draws: the percentile interval and its mirror image together.
+
+    Alone, either misses the truth too often where the statistic is biased, as distances near zero are.
+    """
+    low, high = torch.quantile(statistic.double(), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return min(low, 2 * observed - high), max(high, 2 * observed - low)
+
+
+def resamples(n: int, *, group: int = 1, draws: int = DRAWS, seed: int = 0) -> Int[Tensor, "draws images"]:
+    """Positions of images drawn with replacement, in whole groups of `group` in a row where a method couples those."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = -(-n // group)
+    drawn = torch.randint(groups, (draws, groups), generator=generator)
+    rows = (drawn[:, :, None] * group + torch.arange(group)).flatten(1)
+    # The last group may be short: what lies beyond is its own last image again.
+    return rows.clamp_max(n - 1)[:, :n]
+
+
+def shares_of(
+    shown: Int[Tensor, "images"], classes: int, rows: Int[Tensor, "draws images"]
+) -> Float[Tensor, "draws classes"]:
+    """The classes' shares of every resample; images without a face count in none."""
+    found = []
+    for part in rows.split(256):
+        labels = shown[part]
+        hits = torch.nn.functional.one_hot(labels.clamp_min(0), classes).double() * (labels >= 0)[..., None]
+        found.append(hits.sum(1) / hits.sum((1, 2)).clamp_min(1)[:, None])
+    return torch.cat(found)
+
+
+def discrepancies(
+    shown: Int[Tensor, "images"], target: Float[Tensor, "classes"], rows: Int[Tensor, "draws images"]
+) -> Float[Tensor, "draws"]:
+    """Hard FD of every resample."""
+    return (shares_of(shown, len(target), rows) - target.double()).norm(dim=1)
+
+
+def fd_interval(
+    shown: Int[Tensor, "images"], target: Float[Tensor, "classes"], *, group: int = 1, draws: int = DRAWS
+) -> tuple[float, float]:
+    """A 95 % bootstrap interval of hard FD, over images or over groups of `group`: FD ± the quantile of ‖p* − p‖.
+
+    The shares p lie within that distance of the true ones as often as asked for, so FD does not lie farther off. The usual
+    percentile interval never holds the 0 of a fair sampler, whose FD is always measured above it.
+    """
+    whole = torch.arange(len(shown))[None]
+    observed = shares_of(shown, len(target), whole)
+    drawn = shares_of(shown, len(target), resamples(len(shown), group=group, draws=draws))
+    radius = float(torch.quantile((drawn - observed).norm(dim=1), 0.95))
+    found = float((observed[0] - target.double()).norm())
+    return max(0.0, found - radius), found + radius
+
+
+def compare_fd(
+    one: Outcomes, other: Outcomes, target: Float[Tensor, "classes"], *, group: int = 1, draws: int = DRAWS
+) -> Comparison:
+    """Hard FD of one method less that of another, with a paired bootstrap interval.
+
+    Raises:
+        ValueError: the images are not the same.
+    """
+    check_pairs(one, other)
+    rows = resamples(len(one.shown), group=group, draws=draws)
+    drawn = discrepancies(one.shown, target, rows) - discrepancies(other.shown, target, rows)
+    whole = torch.arange(len(one.shown))[None]
+    observed = float(discrepancies(one.shown, target, whole) - discrepancies(other.shown, target, whole))
+    return Comparison(observed, *bootstrap(drawn, observed))
+
+
+def compare_hits(one: Bool[Tensor, "images"], other: Bool[Tensor, "images"]) -> Comparison:
+    """Difference of two shares of the same images, its interval, and the exact test of those that differ (McNemar 1947)."""
+    only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
+    discordant = only_one + only_other
+    p = float(binomtest(only_one, discordant, 0.5).pvalue) if discordant else 1.0
+    difference = one.double() - other.double()
+    observed = float(difference.mean())
+    return Comparison(observed, *bootstrap(difference[resamples(len(one))].mean(1), observed), p)
+
+
+def compare_means(one: Float[Tensor, "images"], other: Float[Tensor, "images"], *, draws: int = DRAWS) -> Comparison:
+    """Difference of two means over the same images, with a paired bootstrap interval and its two-sided p-value."""
+    difference = (one - other).double()
+    observed = float(difference.mean())
+    drawn = difference[resamples(len(one), draws=draws)].mean(1)
+    # The share of draws on the other side of zero; never 0, since draws are finite.
+    tail = min(float((drawn <= 0).double().mean()), float((drawn >= 0).double().mean()))
+    return Comparison(observed, *bootstrap(drawn, observed), min(1.0, 2 * max(tail, 1 / len(drawn))))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values adjusted so that the chance of any false claim among them stays below the level (Holm 1979)."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    adjusted, largest = [0.0] * len(values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def check_pairs(one: Outcomes, other: Outcomes) -> None:
+    """Check that two methods were given the same images.
+
+    Raises:
+        ValueError: they were not.
+    """
+    if not torch.equal(one.image_ids, other.image_ids):
+        raise ValueError("two methods are compared on the same images, and these have different ids.")
