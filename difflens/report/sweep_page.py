@@ -218,19 +218,23 @@ class Plot(NamedTuple):
     figure: Markup
 
 
-def write_sweep(sweep: Path, jobs: Sequence[Job]) -> Path:
+def write_sweep(sweep: Path, jobs: Sequence[Job], pairs: Grid | None = None) -> Path:
     """Write results.csv, table.md, table.tex, table.html, the plots and report.html into a sweep's folder.
+
+    `pairs` are the methods' paired comparisons, written likewise as paired.md and so on.
 
     Returns:
         Path of the page: one file that needs no network, no script and no other file; it links to the jobs' reports.
     """
     grid = compare(jobs)
     write_text(sweep / "results.csv", as_csv(tidy_rows(jobs)))
-    for name, text in (("md", grid.markdown()), ("tex", grid.latex()), ("html", grid.html())):
-        write_text(sweep / f"table.{name}", text)
+    for title, table in (("table", grid), ("paired", pairs)):
+        if table is not None:
+            for name, text in (("md", table.markdown()), ("tex", table.latex()), ("html", table.html())):
+                write_text(sweep / f"{title}.{name}", text)
     for plot in (*trade_plots(jobs), *response_plots(jobs)):
         write_text(sweep / f"{plot.key}.svg", standalone(plot.figure))
-    return write_text(sweep / "report.html", render_sweep(sweep, jobs))
+    return write_text(sweep / "report.html", render_sweep(sweep, jobs, pairs))
 
 
 def standalone(figure: Markup) -> str:
@@ -271,7 +275,7 @@ def dose_plots(jobs: Sequence[Job]) -> Iterator[Plot]:
         yield Plot(f"dose-{number}", f"{attribute} (job {job.name})", figure)
 
 
-def render_sweep(sweep: Path, jobs: Sequence[Job]) -> str:
+def render_sweep(sweep: Path, jobs: Sequence[Job], pairs: Grid | None = None) -> str:
     """The page as text; everything that comes from the jobs is escaped."""
     counted, grid = Counter(job.status for job in jobs), compare(jobs)
     models = dict.fromkeys(str(job.metrics["model"]) for job in jobs if job.metrics.get("model"))
@@ -285,6 +289,8 @@ def render_sweep(sweep: Path, jobs: Sequence[Job]) -> str:
         drawn=any(model.startswith("mini") for model in models),
         spread=grid.caption,
         table=grid._replace(caption="").html(),
+        pairs=None if pairs is None else pairs._replace(caption="").html(),
+        paired=None if pairs is None else pairs.caption,
         trades=[*trade_plots(jobs)],
         responses=[*response_plots(jobs)],
         doses=[*dose_plots(jobs)],

@@ -12,6 +12,7 @@ from difflens.report.sweep import read_jobs
 from difflens.report.sweep_page import compare, write_sweep
 from difflens.store.past_run import newest_having
 from difflens.store.run import Run
+from difflens.tasks.paired import paired
 
 
 def aggregate(cfg: DictConfig, run: Run) -> None:
@@ -19,8 +20,11 @@ def aggregate(cfg: DictConfig, run: Run) -> None:
     sweep = newest_having(Path(cfg.sweep), "*/metrics.json")
     jobs = read_jobs(sweep, asked_overrides(sweep))
     with run.stage("aggregate"):
-        page = write_sweep(sweep, jobs)
+        pairs = paired(jobs)
+        page = write_sweep(sweep, jobs, pairs)
     Console().print(compare(jobs).terminal(f"sweep {sweep.resolve().name}"))
+    if pairs is not None:
+        Console().print(pairs.terminal("methods in pairs"))
     run.say(f"report: {page}")
 
 

@@ -1,0 +1,107 @@
+"""The methods of a sweep against one of them, image by image: differences, intervals and adjusted p-values."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+
+from difflens.metrics.paired import Comparison, Outcomes, compare_fd, compare_hits, compare_means, holm
+from difflens.report.measures import METHOD_NAMES
+from difflens.report.sweep import Job
+from difflens.report.tables import Grid
+
+REFERENCE = "difflens"
+"""The method that all others are compared with, where the sweep has it."""
+
+COMPARED = ("FD, hard", "class reached, %", "nothing else changed, %", "CLIP-I, edited")
+
+
+class Pair(NamedTuple):
+    """One method less the reference under one setting, in the order of `COMPARED`."""
+
+    setting: tuple[str, ...]
+    method: str
+    differences: tuple[Comparison, ...]
+
+
+def paired(jobs: Sequence[Job]) -> Grid | None:
+    """A row per method and setting against `REFERENCE` on the same images; None where no two methods can be compared.
+
+    p-values are of McNemar's exact test (reached, nothing else changed) and of the bootstrap (CLIP-I), adjusted by Holm over
+    the whole table; FD has an interval alone.
+    """
+    pairs = [*_pairs(jobs)]
+    if not pairs:
+        return None
+    tested = [(i, j) for i, pair in enumerate(pairs) for j, each in enumerate(pair.differences) if each.p is not None]
+    adjusted = dict(zip(tested, holm([pairs[i].differences[j].p or 0.0 for i, j in tested]), strict=True))
+    factors = [key for key in jobs_factors(jobs) if key != "mitigation"]
+    rows = [
+        [
+            *pair.setting,
+            METHOD_NAMES.get(pair.method, pair.method),
+            *(_shown(each, adjusted.get((i, j)), scale=100 if "%" in name else 1) for j, (name, each) in _named(pair)),
+        ]
+        for i, pair in enumerate(pairs)
+    ]
+    caption = (
+        f"Each method less {METHOD_NAMES.get(REFERENCE, REFERENCE)} on the same images [95 % interval by bootstrap]; p is "
+        "adjusted over the table (Holm)."
+    )
+    return Grid([*factors, "method", *COMPARED], rows, numbers=len(COMPARED), caption=caption)
+
+
+def _named(pair: Pair) -> list[tuple[int, tuple[str, Comparison]]]:
+    return [*enumerate(zip(COMPARED, pair.differences, strict=True))]
+
+
+def jobs_factors(jobs: Sequence[Job]) -> list[str]:
+    """The keys whose values differ between jobs; seeds among them, since only equal images are pairs."""
+    keys = dict.fromkeys(key for job in jobs for key in job.overrides)
+    return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
+
+
+def _pairs(jobs: Sequence[Job]) -> list[Pair]:
+    factors = [key for key in jobs_factors(jobs) if key != "mitigation"]
+    found: dict[tuple[str, ...], dict[str, Job]] = {}
+    for job in jobs:
+        if job.metrics and (job.folder / "outcomes.safetensors").is_file():
+            setting = tuple(job.overrides.get(key, "") for key in factors)
+            method = str(job.metrics["rows"][-1]["method"])
+            found.setdefault(setting, {})[method] = job
+    pairs = []
+    for setting, by_method in found.items():
+        if REFERENCE not in by_method:
+            continue
+        reference = _outcomes(by_method[REFERENCE])
+        for method, job in by_method.items():
+            if method != REFERENCE and torch.equal(_outcomes(job).image_ids, reference.image_ids):
+                pairs.append(Pair(setting, method, _differences(_outcomes(job), reference, job.metrics)))
+    return pairs
+
+
+def _outcomes(job: Job) -> Outcomes:
+    return Outcomes.of(load_file(job.folder / "outcomes.safetensors"))
+
+
+def _differences(one: Outcomes, other: Outcomes, metrics: Mapping[str, Any]) -> tuple[Comparison, ...]:
+    target = torch.tensor([metrics["target"][name] for name in metrics["classes"]], dtype=torch.float64)
+    group = int((metrics.get("protocol") or {}).get("images_coupled") or 1)
+    both = one.edited & other.edited
+    nothing = Comparison(float("nan"), float("nan"), float("nan"))
+    if not bool(both.any()):
+        return compare_fd(one, other, target, group=group), nothing, nothing, nothing
+    return (
+        compare_fd(one, other, target, group=group),
+        compare_hits(one.reached[both], other.reached[both]),
+        compare_hits(one.nothing_else[both], other.nothing_else[both]),
+        compare_means(one.clip_i[both], other.clip_i[both]),
+    )
+
+
+def _shown(found: Comparison, p: float | None, *, scale: float) -> str:
+    digits = 1 if scale == 100 else 3
+    low, high = (f"{scale * end:+.{digits}f}" for end in (found.low, found.high))
+    text = f"{scale * found.difference:+.{digits}f} [{low}, {high}]"
+    return text if p is None else f"{text}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
