@@ -472,7 +472,7 @@ def _objects(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any
 
 
 BESIDE: Mapping[str, frozenset[str]] = {
-    "mitigation": frozenset(("name", "strength", "times", "assignment", "target", "hold", "calibration")),
+    "mitigation": frozenset(("name", "strength", "times", "assignment", "read", "target", "hold", "calibration")),
     "sae": frozenset(("training", "saved")),
     "attribute": frozenset(("words", "place", "parts")),
     "task": frozenset(("name",)),

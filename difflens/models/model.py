@@ -370,8 +370,8 @@ class DiffusionModel:
         change: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
         prompts: Sequence[str] | None = None,
-    ) -> float:
-        """Mean squared error of the denoiser on images in [0, 1] noised to `step`, the site's activations changed or not.
+    ) -> Float[Tensor, "images"]:
+        """Squared error of the denoiser on each image in [0, 1] noised to `step`, the site's activations changed or not.
 
         The noise is the same for every change. A text-to-image model needs a prompt for each image, encodes the images by its
         VAE, and measures the branch of the site.
@@ -390,7 +390,8 @@ class DiffusionModel:
             self._call_once(batch, timestep=t, guidance=self.guidance.scale)
         branch = enumerate(self.guidance.rows(self._branch(site), n))
         picked = [outputs[call][rows] for call, rows in branch if rows is not None]
-        return float(squared_error(scheduler, torch.cat(picked), int(t), noisy=noisy, noise=noise).mean())
+        errors = squared_error(scheduler, torch.cat(picked), int(t), noisy=noisy, noise=noise)
+        return errors.view(-1, n).mean(0).cpu()  # of both branches where the site has both
 
     def _call(self, batch: Batch, **more: Any) -> Tensor:
         """The pipeline's own call: images [n, 3, H, W] in [0, 1], unless `more` asks for something else."""

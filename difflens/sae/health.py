@@ -107,17 +107,41 @@ class HealthMeter(nn.Module):
         return tuple(counts.long().tolist())
 
 
+class LossRecovered(NamedTuple):
+    """Denoising loss recovered per step [steps] (float64), with the ends of its 95 % interval; all NaN where undefined."""
+
+    value: Float[Tensor, "steps"]
+    low: Float[Tensor, "steps"]
+    high: Float[Tensor, "steps"]
+
+
 def denoising_loss_recovered(
-    *, original: Float[Tensor, "steps"], reconstructed: Float[Tensor, "*saes steps"], ablated: Float[Tensor, "steps"]
-) -> Float[Tensor, "*saes steps"]:
+    *,
+    original: Float[Tensor, "steps images"],
+    reconstructed: Float[Tensor, "steps images"],
+    ablated: Float[Tensor, "steps images"],
+    draws: int = 1000,
+) -> LossRecovered:
     """`(L_ablated − L_sae) / (L_ablated − L_original)` per step: 1 if x̂ serves the denoiser as well as x.
 
+    The interval is a bootstrap over images (percentiles). Where the denominator may be zero, which is where the ablation costs
+    nothing that these images could tell from noise, the ratio is noise over noise and not defined.
+
     Args:
-        original: denoising loss per step of the untouched model.
-        reconstructed: with the site replaced by the SAE's reconstruction; one row per SAE, if several.
-        ablated: with the site ablated (replaced by its mean, or zero).
+        original: denoising loss of each image at each step, of the untouched model.
+        reconstructed: with the site replaced by the SAE's reconstruction.
+        ablated: with the site ablated (replaced by its mean).
+        draws: bootstrap samples.
     """
-    return (ablated - reconstructed) / (ablated - original)
+    gained, lost = (ablated - reconstructed).double(), (ablated - original).double()
+    images = lost.shape[1]
+    rows = torch.randint(images, (draws, images), generator=torch.Generator().manual_seed(0))
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    drawn, ratios = lost[:, rows].mean(-1), gained[:, rows].mean(-1) / lost[:, rows].mean(-1)
+    defined = torch.quantile(drawn, 0.025, dim=1) > 0
+    low, high = torch.quantile(ratios.nan_to_num(), ends, dim=1)
+    value = gained.mean(1) / lost.mean(1)
+    return LossRecovered(*(torch.where(defined, each, torch.nan) for each in (value, low, high)))
 
 
 class TokenStatistics(NamedTuple):

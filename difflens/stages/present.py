@@ -103,7 +103,8 @@ def _sae(bench: Workbench) -> dict[str, Any]:
         "width": autoencoder.width,
         "k": autoencoder.k,
         "dim": autoencoder.dim,
-        **{key: health[key] for key in ("fvu", "fvu_per_step", "loss_recovered_per_step", "l0", "dead_share")},
+        **{key: health[key] for key in ("fvu", "fvu_per_step", "l0", "dead_share")},
+        **{key: values for key, values in health.items() if key.startswith("loss_recovered")},
         "density": {"edges": health["density_edges"], "counts": health["density_histogram"]},
     }
 

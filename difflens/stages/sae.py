@@ -87,7 +87,7 @@ def _train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
         trained = load_sae(saved)
         health = measure_health(trained, store, validation)
         recovered = loss_recovered(bench, trained, store, validation)
-        report = {**asdict(health), "density_edges": list(DENSITY_EDGES), "loss_recovered_per_step": recovered}
+        report = {**asdict(health), "density_edges": list(DENSITY_EDGES), **recovered}
         (folder / "health.json").write_text(json.dumps(report))
         shutil.rmtree(workspace, ignore_errors=True)
 
@@ -222,11 +222,11 @@ def measure_health(autoencoder: SparseAutoencoder, store: ActivationStore, posit
 
 def loss_recovered(
     bench: Workbench, autoencoder: SparseAutoencoder, store: ActivationStore, positions: Any
-) -> list[float]:
-    """Denoising loss recovered per step on held-out images; the ablation puts the site's mean activation in its place."""
+) -> dict[str, list[float]]:
+    """Denoising loss recovered per step on held-out images, and its interval; the ablation puts the site's mean in its place."""
     rows = list(positions)[: bench.model.micro_batch // 2]
     images, prompts = store.images[rows].float() / 255, learning_plan(bench).take(torch.tensor(rows)).prompts
-    losses = torch.zeros(3, store.steps, dtype=torch.float64)
+    losses = torch.zeros(3, store.steps, len(rows), dtype=torch.float64)
 
     def reconstruct(h: Tensor) -> Tensor:
         return placed(autoencoder, h.device).reconstruct_map(h)
@@ -238,4 +238,6 @@ def loss_recovered(
                 images, step, site=bench.site, change=change, seed=bench.cfg.seed, prompts=prompts
             )
     original, reconstructed, ablated = losses
-    return denoising_loss_recovered(original=original, reconstructed=reconstructed, ablated=ablated).tolist()
+    found = denoising_loss_recovered(original=original, reconstructed=reconstructed, ablated=ablated)
+    named = {"": found.value, "_low": found.low, "_high": found.high}
+    return {f"loss_recovered{end}_per_step": values.tolist() for end, values in named.items()}

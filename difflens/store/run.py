@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 REVISIONS = {
     "activations": 1,
-    "attribution": 2,
+    "attribution": 3,
     "fit": 1,
     "calibration": 3,
     "cards": 3,

@@ -31,7 +31,7 @@ from difflens.vocabulary import NO_FACE, Attribute, Site
 
 __all__ = ["Workbench", "blaming", "plain"]
 
-SHARED = ("name", "strength", "times", "assignment", "target", "hold", "calibration")
+SHARED = ("name", "strength", "times", "assignment", "read", "target", "hold", "calibration")
 """What all methods share: who is moved, how strongly, and what is held."""
 
 Result = TypeVar("Result")

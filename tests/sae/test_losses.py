@@ -55,11 +55,21 @@ def test_auxk_uses_the_strongest_dead_latents_at_full_weight_and_is_zero_without
 
 
 def test_denoising_loss_recovered_is_one_for_the_original_and_zero_for_the_ablation() -> None:
-    original, ablated = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.4, 0.7])
-    recovered = denoising_loss_recovered(
-        original=original, reconstructed=torch.stack([original, ablated, (original + 3 * ablated) / 4]), ablated=ablated
-    )
-    torch.testing.assert_close(recovered, torch.tensor([[1.0], [0.0], [0.25]]).expand(3, 3))
+    original, ablated = (torch.tensor(rows).repeat(1, 8).double() for rows in ([[0.1, 0.3]], [[0.5, 0.7]]))
+    for reconstructed, expected in ((original, 1.0), (ablated, 0.0), ((original + 3 * ablated) / 4, 0.25)):
+        found = denoising_loss_recovered(original=original, reconstructed=reconstructed, ablated=ablated)
+        for each in found:
+            torch.testing.assert_close(each, torch.tensor([expected]).double())
+
+
+def test_denoising_loss_recovered_is_undefined_where_the_ablation_costs_nothing_beyond_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    original = torch.rand(2, 24, generator=generator, dtype=torch.float64)
+    noise = torch.randn(2, 24, generator=generator, dtype=torch.float64)
+    ablated = original + torch.tensor([[0.0], [1.0]]) + 0.1 * noise
+    found = denoising_loss_recovered(original=original, reconstructed=original + 0.1 * noise, ablated=ablated)
+    assert bool(found.value[0].isnan()) and bool(found.low[0].isnan())
+    assert 0.8 < found.low[1] <= found.value[1] <= found.high[1] <= 1.1
 
 
 @pytest.mark.parametrize("width", [8, 64], ids=["dense", "sparse"])
