@@ -32,7 +32,7 @@ def mean_softmax_gradient(
 ) -> Float[Tensor, "images classes"]:
     """G = ∫₀¹ p_c (e_c − p) dα along the logits ℓ(α) = start + α·change (METHOD section 4), in float64.
 
-    A softmax turns within a few units of its logits: the path is cut into pieces on which none of them differ by more, so that
+    A softmax turns within a few units of its logits: the path is cut into pieces on which they change by little more, so that
     the sum is complete for changes of any size.
     """
     points, weights = (values[:, None, None].to(start.device) for values in gauss_legendre(nodes))

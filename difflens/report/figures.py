@@ -212,9 +212,9 @@ def draw_sae_steps(figure: Figure, sae: Json) -> None:
     panels = figure.subplots(1, len(there), squeeze=False)[0]
     for axes, (title, values, perfect, color) in zip(panels, there, strict=True):
         axes.plot(series(values or []), color=color, marker="o", markersize=3)
-        ends = [sae.get(f"loss_recovered_{end}_per_step") for end in ("low", "high")] if perfect else [None]
-        if all(ends):
-            axes.fill_between(range(len(values or [])), *map(series, ends), color=color, alpha=0.2, lw=0)
+        low, high = (sae.get(f"loss_recovered_{end}_per_step") if perfect else None for end in ("low", "high"))
+        if low and high:
+            axes.fill_between(range(len(low)), series(low), series(high), color=color, alpha=0.2, lw=0)
         axes.axhline(perfect, color=FAINT, ls="--", lw=1)
         axes.set(title=title)
         axes.margins(y=0.15)
