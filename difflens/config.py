@@ -292,6 +292,7 @@ class Ablation(Open):
 
     size: int = whole()
     images: int = whole()
+    base_seed: int = seed()
 
 
 class Dose(Open):

@@ -89,29 +89,50 @@ def _counts(top: int | Mapping[str, int], attribute: Attribute, width: int) -> d
 def ablation_sets(
     scores: FeatureScores, activation: Float[Tensor, "classes latents"], *, size: int, seed: int, rank: str = "contrast"
 ) -> dict[str, dict[str, tuple[int, ...]]]:
-    """For each class, `size` latents: those of highest rank (`top`), of a score nearest 0 (`bottom`), and `random` ones.
+    """For each class, `size` latents of highest rank (`top`), and two control sets that fire as much as these together.
 
-    Bottom and random are drawn from latents that fire on images of the class and are not in `top`: ablating a silent
-    latent would prove nothing. `rank` says what they are ranked by, see `select.ranked`.
+    A set that hardly fires proves nothing when it is silenced. So `random` latents are taken in a random order, and those of
+    a score nearest 0 (`bottom`) in that order, until their activations on images of the class sum to those of `top`. Both are
+    of latents that fire and are not in `top`.
+
+    Args:
+        scores: of every latent.
+        activation: mean activation of every latent on images of each class.
+        size: number of `top` latents.
+        seed: of the random order.
+        rank: see `ranked`.
 
     Raises:
-        ValueError: fewer than 2 × `size` latents fire on images of a class.
+        ValueError: all others together fire less than the `size` of highest rank.
     """
     found = {}
     generator = torch.Generator().manual_seed(seed)
     for index, name in enumerate(scores.attribute.classes):
-        own = ranked(scores.total(), rank)[index]
+        own, mass = ranked(scores.total(), rank)[index], activation[index].double()
         top = own.argsort(descending=True)[:size]
-        candidates = (activation[index] > 0).nonzero()[:, 0]
-        candidates = candidates[~torch.isin(candidates, top)]
-        if len(candidates) < size:
+        others = (mass > 0).nonzero()[:, 0]
+        others = others[~torch.isin(others, top)]
+        wanted = float(mass[top].sum())
+        if not len(others) or float(mass[others].sum()) < wanted:
             raise ValueError(
-                f"only {len(candidates)} further latents fire on {name!r} images; lower attribution.top to them."
+                f"the {size} latents that drive {name!r} most fire more than all others together; lower task.size."
             )
-        bottom = candidates[own[candidates].abs().argsort()[:size]]
-        random = candidates[torch.randperm(len(candidates), generator=generator)[:size]]
-        found[name] = {"top": as_tuple(top), "random": as_tuple(random), "bottom": as_tuple(bottom)}
+        orders = {
+            "random": others[torch.randperm(len(others), generator=generator)],
+            "bottom": others[own[others].abs().argsort()],
+        }
+        controls = {kind: as_tuple(_until(mass, order, wanted)) for kind, order in orders.items()}
+        found[name] = {"top": as_tuple(top), **controls}
     return found
+
+
+def _until(mass: Tensor, order: Tensor, wanted: float) -> Tensor:
+    """The first latents of an order whose masses sum to what is wanted, or to the nearest that whole latents give."""
+    reached = mass[order].cumsum(0)
+    count = int((reached < wanted).sum()) + 1
+    if count > 1 and wanted - float(reached[count - 2]) < float(reached[count - 1]) - wanted:
+        count -= 1
+    return order[:count]
 
 
 def as_tuple(latents: Tensor) -> tuple[int, ...]:

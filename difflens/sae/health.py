@@ -124,8 +124,8 @@ def denoising_loss_recovered(
 ) -> LossRecovered:
     """`(L_ablated − L_sae) / (L_ablated − L_original)` per step: 1 if x̂ serves the denoiser as well as x.
 
-    The interval is a bootstrap over images (percentiles). Where the denominator may be zero, because the ablation costs nothing
-    that these images could tell from noise, the ratio is noise over noise and not defined.
+    The interval is a bootstrap over images (percentiles). Where the denominator may be zero, because the ablation costs
+    nothing that these images could tell from noise, the ratio is noise over noise and not defined.
 
     Args:
         original: denoising loss of each image at each step, of the untouched model.

@@ -223,7 +223,7 @@ def measure_health(autoencoder: SparseAutoencoder, store: ActivationStore, posit
 def loss_recovered(
     bench: Workbench, autoencoder: SparseAutoencoder, store: ActivationStore, positions: Any
 ) -> dict[str, list[float]]:
-    """Denoising loss recovered per step on held-out images, and its interval; the ablation puts the mean in the site's place."""
+    """Denoising loss recovered per step on held-out images, and its interval; the ablation puts in the site's mean."""
     rows = list(positions)[: bench.model.micro_batch // 2]
     images, prompts = store.images[rows].float() / 255, learning_plan(bench).take(torch.tensor(rows)).prompts
     losses = torch.zeros(3, store.steps, len(rows), dtype=torch.float64)

@@ -9,41 +9,58 @@ from rich.table import Table
 
 from difflens.attribution.select import ablation_sets
 from difflens.attribution.statistics import CodeStatistics
+from difflens.data.prompts import neutral_plan
 from difflens.methods.difflens import FeatureEdit, selected_latents
 from difflens.report.figures import draw_ablation
-from difflens.stages.activations import open_store
 from difflens.stages.attribution import Located, locate_features
-from difflens.stages.plans import judged_labels, learning_plan, named_classes
+from difflens.stages.plans import originals
 from difflens.store.run import Run
 from difflens.study.workbench import Workbench
 from difflens.tasks.experiment_files import keep
 from difflens.training.steering_module import generate
-from difflens.vocabulary import UNNAMED, FeatureSet
+from difflens.vocabulary import FeatureSet, GenerationPlan
 
 
 def ablation(cfg: DictConfig, run: Run) -> None:
-    """Silence the top, random and bottom latents of each class in images that show it; write `ablation.json` and a plot."""
+    """Silence latents of each class in images that show it, which nothing has seen; write `ablation.json` and a plot."""
     bench = Workbench(cfg, run)
     located = locate_features(bench)
     activation = located.result.activation.sum(1)
     rank = cfg.attribution.rank
     sets = ablation_sets(located.result.scores, activation, size=cfg.task.size, seed=cfg.seed, rank=rank)
+    plan = fresh_plan(bench)
+    labels = bench.labels(originals(bench, plan, stage="ablation")[1])[0]
+    kept: dict[str, dict[str, float]] = {}
+    mass: dict[str, dict[str, float]] = {}
     with run.stage("ablation"):
-        kept = {name: {kind: _kept(bench, located, name, group) for kind, group in sets[name].items()} for name in sets}
-    data = {"size": cfg.task.size, "images": cfg.task.images, "kept": kept, "latents": sets}
+        for index, (name, groups) in enumerate(sets.items()):
+            rows = (labels == index).nonzero()[: cfg.task.images, 0]
+            if not len(rows):
+                raise ValueError(
+                    f"none of {len(labels)} images is {name!r} ({bench.attribute.name}); raise task.images."
+                )
+            kept[name] = {kind: _kept(bench, located, name, plan.take(rows), group) for kind, group in groups.items()}
+            mass[name] = {kind: float(activation[index, list(group)].sum()) for kind, group in groups.items()}
+    data = {"size": cfg.task.size, "images": cfg.task.images, "kept": kept, "latents": sets, "activation": mass}
     Console().print(_table(kept, cfg.task.size, bench.attribute.name))
     keep(run, "ablation", data, draw_ablation, (4.6, 3.0))
 
 
-def _kept(bench: Workbench, located: Located, name: str, latents: tuple[int, ...]) -> float:
-    """Share of images of a class that still show it with these latents silenced at every step of the window."""
-    _, store = open_store(bench)
-    labels = judged_labels(bench, store, bench.attribute)
+def fresh_plan(bench: Workbench) -> GenerationPlan:
+    """Images of a seed of this task's own: three times as many of each class as are counted, if classes were equal."""
+    task, count = bench.cfg.task, 3 * bench.cfg.task.images * len(bench.attribute.classes)
+    if bench.prompts is None:
+        return GenerationPlan(task.base_seed, torch.arange(count))
+    prompts = bench.prompts.studied
+    return neutral_plan(prompts, -(-count // len(prompts)), base_seed=task.base_seed)
+
+
+def _kept(bench: Workbench, located: Located, name: str, plan: GenerationPlan, latents: tuple[int, ...]) -> float:
+    """Share of images of a class that still show it with these latents silenced at every step."""
     index = bench.attribute.index(name)
-    rows = ((labels == index) & (named_classes(bench) == UNNAMED)).nonzero()[: bench.cfg.task.images, 0]
     edit = silencer(bench, located, FeatureSet(bench.attribute, {c: latents for c in bench.attribute.classes}))
-    plan = learning_plan(bench).take(rows).towards(torch.full((len(rows),), index))
-    made = generate(bench.trainer("ablation"), bench.model, plan, edit=edit)
+    pushed = plan.towards(torch.full((len(plan.image_ids),), index))
+    made = generate(bench.trainer("ablation"), bench.model, pushed, edit=edit)
     return float((bench.labels(made)[0] == index).double().mean())
 
 

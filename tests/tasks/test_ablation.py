@@ -17,13 +17,11 @@ from difflens.store.artifacts import Artifact
 from difflens.study.workbench import Workbench
 from difflens.tasks import ablation
 from difflens.training.attribution_module import AttributionResult
-from difflens.vocabulary import UNNAMED, Attribute, FeatureScores, FeatureSet, GenerationPlan, PerImage, Site
+from difflens.vocabulary import Attribute, FeatureScores, FeatureSet, GenerationPlan, PerImage, Site
 
 GENDER = Attribute("gender", ("female", "male"))
 STEPS, WIDTH, IMAGES = 2, 8, 12
 LABELS = torch.arange(IMAGES) % 2
-ELSEWHERE = torch.arange(IMAGES) % 3 == 0
-"""Images whose prompts name a class; they are left out."""
 
 
 def planted() -> Tensor:
@@ -54,10 +52,6 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Workbench:
         return edit(planted()[plan.image_ids], 1, plan.per_image())
 
     monkeypatch.setattr(ablation, "generate", generate)
-    monkeypatch.setattr(ablation, "open_store", lambda bench: (None, None))
-    monkeypatch.setattr(ablation, "judged_labels", lambda *_: LABELS)
-    monkeypatch.setattr(ablation, "named_classes", lambda bench: torch.where(ELSEWHERE, 0, UNNAMED))
-    monkeypatch.setattr(ablation, "learning_plan", lambda bench: GenerationPlan(0, torch.arange(IMAGES)))
     made = Workbench.__new__(Workbench)
     cfg = OmegaConf.create({"task": {"images": 3, "size": 1}, "mitigation": {"update": "symmetric"}})
     made.__dict__.update(cfg=cfg, attribute=GENDER, site=Site(), model=None, method=HDirection(update="symmetric"))
@@ -79,18 +73,6 @@ def test_silencing_takes_the_latents_away_and_leaves_every_other_one(bench: Work
 def test_only_the_latent_that_decides_takes_the_class_away(bench: Workbench, name: str) -> None:
     found = located()
     sets = ablation_sets(found.result.scores, found.result.activation.sum(1), size=1, seed=0)
-    kept = {kind: ablation._kept(bench, found, name, group) for kind, group in sets[name].items()}
+    plan = GenerationPlan(0, (GENDER.index(name) == LABELS).nonzero()[:, 0])
+    kept = {kind: ablation._kept(bench, found, name, plan, group) for kind, group in sets[name].items()}
     assert kept == {"top": 0.0, "random": 1.0, "bottom": 1.0}
-
-
-def test_the_images_of_the_class_alone_are_counted(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Tensor] = []
-    generate = ablation.generate
-
-    def watched(*given: Any, **named: Any) -> Tensor:
-        asked.append(given[2].image_ids)
-        return generate(*given, **named)
-
-    monkeypatch.setattr(ablation, "generate", watched)
-    ablation._kept(bench, located(), "male", (5,))
-    assert asked[0].tolist() == [1, 5, 7], "the first three men whose prompts name no class"
