@@ -44,7 +44,13 @@ OBTAIN = "hf download <repository>"
 
 
 def load_unconditional(
-    folder: str, *, obtain: str = OBTAIN, precision: str = "fp32", device: str = "cpu", **settings: Any
+    folder: str,
+    *,
+    obtain: str = OBTAIN,
+    respaced: bool = False,
+    precision: str = "fp32",
+    device: str = "cpu",
+    **settings: Any,
 ) -> DiffusionModel:
     """The unconditional model of a diffusers pipeline, with a DDIM sampler on its noise schedule; nothing is downloaded.
 
@@ -52,6 +58,7 @@ def load_unconditional(
         folder: a folder (or `package:…`) with `unet/` and `scheduler/` or with the files of both side by side, or the hub id
             of such a repository in the local cache.
         obtain: the command that brings the files where they are looked for, told if they are not there.
+        respaced: sample on the grid of the paper's release (see `RespacedScheduler`), not on DDIM's own.
         precision: `fp32`, `bf16` under autocast, or `auto`: bf16 where the device computes it.
         device: where it runs.
         settings: passed to `DiffusionModel`.
@@ -79,7 +86,7 @@ def load_unconditional(
             scheduler = DDIMScheduler.from_pretrained(scheduler_folder, **local)
     except OSError as error:
         raise ValueError(f"the model in {path} is incomplete ({error}); get it again with `{obtain}`.") from error
-    pipeline = UnconditionalPipeline(unet.float().to(place), scheduler)
+    pipeline = UnconditionalPipeline(unet.float().to(place), scheduler, respaced=respaced)
     return DiffusionModel(pipeline, precision=precision, **settings)
 
 

@@ -27,6 +27,7 @@ from difflens.models.sampling import (
     AsymmetricScheduler,
     OneStepScheduler,
     PixelScheduler,
+    RespacedScheduler,
     add_noise,
     check_asymmetric,
     encode_images,
@@ -47,9 +48,10 @@ GUIDANCE = 7.5
 class UnconditionalPipeline(DDIMPipeline):  # type: ignore[misc]
     """A U-Net on pixels and a DDIM schedule; unlike a `DDIMPipeline` it can be given its noise, as text-to-image ones can."""
 
-    def __init__(self, unet: UNet2DModel, scheduler: Any) -> None:
+    def __init__(self, unet: UNet2DModel, scheduler: Any, *, respaced: bool = False) -> None:
         super().__init__(unet, scheduler)
-        self.register_modules(scheduler=PixelScheduler.from_config(scheduler.config))
+        kind = RespacedScheduler if respaced else PixelScheduler
+        self.register_modules(scheduler=kind.from_config(scheduler.config))
 
     @torch.no_grad()
     def __call__(self, *, latents: Tensor, num_inference_steps: int, generator: Any = None, **settings: Any) -> Any:
@@ -182,7 +184,9 @@ class DiffusionModel:
         common = {"name": self.name, "timesteps": self.timesteps, "eta": self.eta, "precision": self.precision}
         common |= {"micro_batch": self.micro_batch}
         if not self.prompted:
-            own = {"weights": self.fingerprints["unet"], "scheduler": scheduler}
+            own: dict[str, Any] = {"weights": self.fingerprints["unet"], "scheduler": scheduler}
+            if isinstance(self.pipeline.scheduler, RespacedScheduler):
+                own["respaced"] = True
             return common | own | {"rederive_direction": self.rederive_direction}
         return common | {
             "weights": self.fingerprints,

@@ -89,7 +89,7 @@ def ddim_step(
         variance_noise: fresh standard normal noise, needed when eta > 0.
         rederive_direction: derive the unedited noise again from the (clipped) unedited x_0.
     """
-    previous = timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    previous = previous_timestep(scheduler, timestep)
     alpha = scheduler.alphas_cumprod[timestep].item()
     alpha_previous = (scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod).item()
     unedited = estimate(scheduler, output, timestep, x)
@@ -171,6 +171,33 @@ class PixelScheduler(DDIMScheduler):  # type: ignore[misc]
     ) -> Any:
         """See `DDIMScheduler.step`, whose arguments these are."""
         return update(self, model_output, None, timestep, sample, eta=eta, generator=generator, **more)
+
+
+class RespacedScheduler(PixelScheduler):
+    """The schedule of guided-diffusion's respacing as the paper's release runs it (METHOD section 9).
+
+    n steps lie evenly from the first to the last training timestep. The noise levels are those of the nearest timesteps, but
+    the network is told the next lower ones, and a step ends at the next grid point whatever the distance.
+    """
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """See `DDIMScheduler.set_timesteps`."""
+        super().set_timesteps(num_inference_steps, device)
+        last, gaps = self.config.num_train_timesteps - 1, max(1, num_inference_steps - 1)
+        told = [i * last // gaps for i in range(num_inference_steps)]
+        if not hasattr(self, "trained_alphas"):
+            self.trained_alphas = self.alphas_cumprod.clone()
+        self.alphas_cumprod = self.trained_alphas.clone()
+        self.alphas_cumprod[told] = self.trained_alphas[[round(i * last / gaps) for i in range(num_inference_steps)]]
+        self.before = dict(zip(told, [-1, *told[:-1]], strict=True))
+        self.timesteps = torch.tensor(told[::-1], device=device)
+
+
+def previous_timestep(scheduler: Any, timestep: int) -> int:
+    """The timestep at which the step from this one ends; negative at the last."""
+    if isinstance(scheduler, RespacedScheduler):
+        return int(scheduler.before[timestep])
+    return int(timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps)
 
 
 class AsymmetricScheduler:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from difflens.models.guided_diffusion import convert_unet
-from difflens.models.sampling import ddim_step
+from difflens.models.sampling import RespacedScheduler, ddim_step
 from difflens.models.tensor_files import read_state_dict
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "p2_small"
@@ -60,6 +60,20 @@ def test_ten_steps_of_ddim_end_where_the_released_code_ends(converted: UNet2DMod
         noise_half = converted(x, t).sample[:, :3]
         x = ddim_step(scheduler, noise_half, timestep=int(t), x=x, rederive_direction=True)
     torch.testing.assert_close(x, oracle["ddim10_eta0"], rtol=0, atol=1e-4)
+
+
+def test_fifty_steps_on_the_releases_own_grid_end_where_it_ends(converted: UNet2DModel) -> None:
+    released = load_file(FOLDER / "respaced50_eta0.safetensors")
+    scheduler = RespacedScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=True)
+    scheduler.set_timesteps(50)
+    assert scheduler.timesteps.tolist() == released["network_timesteps"].tolist()
+    used = scheduler.alphas_cumprod[scheduler.timesteps].double()
+    torch.testing.assert_close(used, released["alphas_cumprod"], rtol=1e-5, atol=1e-9)
+    x = released["noise"]
+    for t in scheduler.timesteps:
+        noise_half = 0.05 * converted(x, t).sample[:, :3]
+        x = ddim_step(scheduler, noise_half, timestep=int(t), x=x, rederive_direction=True)
+    torch.testing.assert_close(x, released["sample"], rtol=0, atol=1e-4)
 
 
 def test_the_family_as_written_down_here_is_the_released_one(
