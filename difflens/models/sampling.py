@@ -5,7 +5,7 @@ image and the direction can come from different noise estimates.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -23,8 +23,23 @@ COMBINED = 0.02
 
 def image_generator(base_seed: int, image_id: int) -> torch.Generator:
     """The random stream of one image, a function of (base seed, image id) alone; lives on the CPU on every machine."""
+    return torch.Generator().manual_seed(stream_seed(base_seed, image_id))
+
+
+def stream_seed(base_seed: int, image_id: int) -> int:
+    """The seed of an image's stream, of 63 bits; torch's generator on a processor keeps the lowest 32 of them."""
     digest = hashlib.sha256(f"{base_seed}:{image_id}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def coinciding(images: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Two different images (base seed, image id) that would begin with the same noise; None where no two do."""
+    known: dict[int, tuple[int, int]] = {}
+    for image in images:
+        other = known.setdefault(stream_seed(*image) & 0xFFFFFFFF, image)
+        if other != image:
+            return other, image
+    return None
 
 
 def normal(generators: Sequence[torch.Generator], shape: Sequence[int], *, device: torch.device) -> Tensor:
@@ -186,8 +201,8 @@ class RespacedScheduler(PixelScheduler):
         last, gaps = self.config.num_train_timesteps - 1, max(1, num_inference_steps - 1)
         told = [i * last // gaps for i in range(num_inference_steps)]
         if not hasattr(self, "trained_alphas"):
-            self.trained_alphas = self.alphas_cumprod.clone()
-        self.alphas_cumprod = self.trained_alphas.clone()
+            self.trained_alphas: Tensor = self.alphas_cumprod.clone()
+        self.alphas_cumprod: Tensor = self.trained_alphas.clone()
         self.alphas_cumprod[told] = self.trained_alphas[[round(i * last / gaps) for i in range(num_inference_steps)]]
         self.before = dict(zip(told, [-1, *told[:-1]], strict=True))
         self.timesteps = torch.tensor(told[::-1], device=device)

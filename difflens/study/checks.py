@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from difflens.data.mixing import BufferSizes, buffer_sizes, in_gb
+from difflens.models.sampling import coinciding
 from difflens.store.provenance import main_memory
 from difflens.study.values import blaming, built, plain
 
@@ -25,12 +26,36 @@ def check(bench: "Workbench") -> None:
         built(bench.cfg, key)
     held = bench.held()
     bench.model.check_update(method.update)
+    check_streams(bench)
     if bench.prompts is not None:
         bench.words  # noqa: B018
     if "attribution" in method.needs:
         check_autoencoder(bench, held=bool(held))
     with blaming("trainer"):
         bench.trainer()
+
+
+def check_streams(bench: "Workbench") -> None:
+    """Check that no two images of the study begin with the same noise: of 2^32 streams, 10,000 images may hit one twice.
+
+    Raises:
+        ValueError: two do.
+    """
+    cfg, prompts = bench.cfg, bench.prompts
+    texts = 1 if prompts is None else len(prompts.studied) + len(prompts.unseen)
+    calibration = cfg.mitigation.calibration
+    asked = {
+        cfg.data.base_seed: cfg.data.images,
+        calibration.base_seed: calibration.images + texts,
+        cfg.metric.base_seed: cfg.metric.images * texts,
+    }
+    pair = coinciding((seed, image_id) for seed, count in asked.items() for image_id in range(count))
+    if pair is not None:
+        (one, first), (other, second) = pair
+        raise ValueError(
+            f"image {first} of base seed {one} and image {second} of base seed {other} begin with the same noise; choose "
+            "another data.base_seed, mitigation.calibration.base_seed or metric.base_seed."
+        )
 
 
 def check_autoencoder(bench: "Workbench", *, held: bool) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from difflens.models.sampling import ddim_step, estimate
+from difflens.models.sampling import coinciding, ddim_step, estimate, image_generator, stream_seed
 
 STEPS = 10
 
@@ -66,3 +66,16 @@ def test_noise_is_required_where_eta_asks_for_it() -> None:
     ddim = scheduler("epsilon", clip=False)
     with pytest.raises(ValueError, match="variance_noise"):
         ddim_step(ddim, torch.zeros(1, 3, 4, 4), timestep=499, x=torch.ones(1, 3, 4, 4), eta=1.0)
+
+
+def test_images_that_begin_with_the_same_noise_are_found() -> None:
+    seeds = {stream_seed(0, image_id) & 0xFFFFFFFF: image_id for image_id in range(200_000)}
+    first, second = next(
+        (seeds[low], image_id)
+        for image_id in range(200_000)
+        if seeds[low := stream_seed(0, image_id) & 0xFFFFFFFF] != image_id
+    )
+    noises = [torch.randn(8, generator=image_generator(0, image_id)) for image_id in (first, second)]
+    assert torch.equal(*noises), "torch keeps 32 bits"
+    assert coinciding((0, image_id) for image_id in (5, first, second, 5)) == ((0, first), (0, second))
+    assert coinciding((seed, image_id) for seed in (1001, 2002, 4004) for image_id in range(1500)) is None
