@@ -239,7 +239,7 @@ class MethodHere(Open):
 class FeatureMethod(MethodHere):
     """`mitigation=difflens`."""
 
-    mode: Literal["contrast", "scale", "add", "clamp"]
+    mode: Literal["contrast", "margin", "scale", "add", "clamp"]
     unit: Literal["level", "code"]
     places: Literal["everywhere", "fired"]
     protocol: Literal["difflens", "official"]

@@ -15,10 +15,16 @@ from difflens.probes.base import Probe
 from difflens.sae.base import SparseAutoencoder
 from difflens.vocabulary import FeatureSet, PerImage, Site
 
-Mode = Literal["contrast", "scale", "add", "clamp"]
+Mode = Literal["contrast", "margin", "scale", "add", "clamp"]
 Places = Literal["everywhere", "fired"]
 Protocol = Literal["difflens", "official"]
 Unit = Literal["level", "code"]
+
+
+SECANTS = 3
+"""Steps by which `margin` finds how far to go."""
+FARTHEST = 32.0
+"""Multiples of the model's own difference between two classes that `margin` never exceeds."""
 
 
 class DiffLens(Method):
@@ -97,6 +103,10 @@ class FeatureEdit(SiteEdit):
       all classes, never below −z; p is what the gate reads, or uniform over the other classes without one. r = 1 moves by
       the difference the model itself makes between the class it shows and class c, and only where in the image it makes it.
 
+    - `margin`: along the same difference, from the classes that the gate reads other than c, but in each image and step only
+      as far as the gate's margin ℓ_c − log Σ_{k≠c} e^{ℓ_k} reaches log(e^r − 1): about r where r is large, the border at
+      r = log 2. An image that is there already is left as it is.
+
     Args:
         sae: reads codes and holds the decoder.
         features: latents per class.
@@ -133,6 +143,8 @@ class FeatureEdit(SiteEdit):
         super().__init__(features.attribute, site=site, update=update, window=window or Window(), gate=gate)
         check_mode(mode, places, protocol)
         assert torch.equal(statistics.latents, selected_latents(features)), "statistics of other latents"
+        if mode == "margin" and gate is None:
+            raise ValueError("mitigation.mode=margin goes by what the probe reads; set mitigation.gate=true.")
         self.sae, self.features, self.statistics = sae, features, statistics
         self.mode, self.places, self.suppress, self.protocol = mode, places, suppress, protocol
         self.neutral = 1.0 if mode == "scale" else 0.0
@@ -170,6 +182,31 @@ class FeatureEdit(SiteEdit):
             bias = sae.b_dec.detach().to(h.dtype)[None, :, None, None]
             edited = torch.where(touched[:, None, None, None], edited + bias, edited)
         return edited
+
+    def delta(self, z: Tensor, h: Tensor, step: int, images: PerImage) -> Tensor:
+        """See `SiteEdit.delta`; `margin` looks at the activations themselves."""
+        if self.mode != "margin":
+            return super().delta(z, h, step, images)
+        assert self.gate is not None
+        gate, target = placed(self.gate, h.device), images.target.clamp_min(0)
+        strength = self.strength_of(images).to(z)
+        pushed = (images.target >= 0) & (strength > 0)
+        logits = gate(h, step)
+        others = logits.softmax(-1).scatter(1, target[:, None], 0.0)
+        shown = others / others.sum(1, keepdim=True).clamp_min(1e-12)
+        along = self._contrast(z, step, target, torch.ones_like(strength), shown)
+        missing = torch.where(
+            pushed, strength + torch.log(-torch.expm1(-strength)) - margin(logits, target), 0.0
+        ).clamp_min(0)
+        amount, found = torch.ones_like(missing), torch.zeros_like(z)
+        # Codes stop at zero, so that the way is not quite straight: a few steps of the secant method.
+        for _ in range(SECANTS):
+            found[:, self._columns] = self.limit(z[:, self._columns], amount[:, None, None, None] * along)
+            gained = margin(gate(self.write(h, found, pushed), step), target) - margin(logits, target)
+            ratio = torch.where(gained > 0, missing / gained.clamp_min(1e-9), 0.0)
+            amount = (amount * ratio).clamp(0, FARTHEST)
+        found[:, self._columns] = self.limit(z[:, self._columns], amount[:, None, None, None] * along)
+        return found
 
     def limit(self, z: Tensor, delta: Tensor) -> Tensor:
         """See `SiteEdit.limit`: no code below zero, which no SAE gives."""
@@ -214,6 +251,12 @@ class FeatureEdit(SiteEdit):
                 delta = (strength * level - codes) * fired
         own = self._own.to(codes.device)[target][:, :, None, None]
         return torch.where(own, delta, 0.0 if self.suppress is None else (self.suppress - 1) * codes)
+
+
+def margin(logits: Float[Tensor, "images classes"], target: Int[Tensor, "images"]) -> Float[Tensor, "images"]:
+    """ℓ_c − log Σ_{k≠c} e^{ℓ_k}: the log-odds of the target class."""
+    own = logits.gather(1, target[:, None])[:, 0]
+    return own - logits.scatter(1, target[:, None], -torch.inf).logsumexp(1)
 
 
 class SingleFeature(SiteEdit):

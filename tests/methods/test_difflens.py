@@ -200,3 +200,27 @@ def test_an_image_in_which_the_latent_is_silent_is_not_lowered_at_all() -> None:
     silent = -10 * edit.whole.sae.decoder[CHOSEN].sum(0)[None, :, None, None].expand(1, 6, 2, 2)
     assert not edit.whole.sae.codes_of_latents(silent, CHOSEN).any()
     assert torch.equal(edit(silent, 1, PerImage(torch.tensor([1]))), silent)
+
+
+def test_a_margin_is_reached_and_images_that_have_it_are_left() -> None:
+    torch.manual_seed(0)
+    wide = TopKAutoencoder(6, expansion=2, k=12).requires_grad_(False).eval()
+    probe = LinearProbe(4, 2, 24)
+    edit = mitigation(wide, (3.0, 3.0), mode="margin", gate=probe)
+    # A probe that reads what the latents of the first class write less what those of the second do.
+    rows = torch.einsum("lhw,ld->dhw", edit.statistics.mean[0, 1] - edit.statistics.mean[1, 1], wide.decoder[[3, 5, 7]])
+    probe.weight[1] = torch.stack([rows.flatten(), -rows.flatten()])
+    codes = 5.0 + torch.rand(3, 12, 2, 2)
+    h = torch.einsum("nlhw,ld->ndhw", codes, wide.decoder) + wide.b_dec[:, None, None]
+    before, edited = probe(h, 1), edit(h, 1, TARGETS)
+    after, wanted = probe(edited, 1), float(torch.log(torch.tensor(3.0).expm1()))
+    for row, target in enumerate((0, 1)):
+        had, has = ((logits[row, target] - logits[row, 1 - target]) for logits in (before, after))
+        assert float(has) == pytest.approx(max(float(had), wanted), abs=1e-3)
+    assert torch.equal(edited[2], h[2])
+    assert torch.equal(edit(edited, 1, TARGETS), edited) or bool((edit(edited, 1, TARGETS) - edited).abs().max() < 1e-3)
+
+
+def test_a_margin_needs_a_gate(sae: TopKAutoencoder) -> None:
+    with pytest.raises(ValueError, match=r"mitigation\.gate=true"):
+        mitigation(sae, (1.0, 1.0), mode="margin")
