@@ -89,7 +89,9 @@ class Given:
         probe: where the method needs it.
         located: where the method needs the attribution.
         model: under study; None where a fitted method is only read again.
-        prompts: those of the study with a slot for a class's word; none for an unconditional model.
+        prompts: the studied ones, with a slot for a class's word; none for an unconditional model.
+        unseen: those that are kept for the evaluation, likewise.
+        target: the shares [C] asked for; None where a fitted method is only read again.
         words: how prompts name each class [C].
         classify: images (uint8 [n, 3, H, W]) → the class [n] that the labelling judge sees in each, negative for none.
     """
@@ -103,6 +105,8 @@ class Given:
     located: LocatedFeatures | None = None
     model: DiffusionModel | None = None
     prompts: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    target: Tensor | None = None
     words: tuple[str, ...] = ()
     classify: Callable[[Tensor], Tensor] | None = None
 

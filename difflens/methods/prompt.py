@@ -37,7 +37,9 @@ def named_prompts(given: Given) -> dict[str, tuple[str, ...]]:
     """
     if not given.prompts:
         raise ValueError("this method names classes in prompts, and the model takes none; choose another mitigation.")
-    return {fill(prompt): tuple(fill(prompt, word) for word in given.words) for prompt in given.prompts}
+    return {
+        fill(prompt): tuple(fill(prompt, word) for word in given.words) for prompt in (*given.prompts, *given.unseen)
+    }
 
 
 def texts_of(named: Mapping[str, Sequence[str]], batch: Batch) -> list[str]:

@@ -126,7 +126,9 @@ def _learn(
         probe=probe,
         located=found,
         model=bench.model,
-        prompts=() if bench.prompts is None else (*bench.prompts.studied, *bench.prompts.unseen),
+        prompts=() if bench.prompts is None else tuple(bench.prompts.studied),
+        unseen=() if bench.prompts is None else tuple(bench.prompts.unseen),
+        target=bench.goals.shared if attribute == bench.attribute else None,
         words=bench.words if attribute == bench.attribute else (),
         classify=lambda images: bench.labels(images, attribute)[0],
     )

@@ -95,7 +95,7 @@ SLOTS: Mapping[str, Slot] = {
         (
             *_all("methods", "difflens.DiffLens", "h_direction.HDirection", "h_distribution.HDistribution"),
             *_all("methods", "prompt.PromptIntervention", "attribute_switching.AttributeSwitching"),
-            *_all("methods", "redraw.Redraw", "sega.SemanticGuidance"),
+            *_all("methods", "redraw.Redraw", "sega.SemanticGuidance", "uce.UnifiedConceptEditing"),
         ),
         "difflens.methods.base.Method",
     ),
