@@ -1,0 +1,161 @@
+"""Steering along linear probes of self-attention: the direction that tells a class is added at several attentions at once.
+
+The "ICM" rival of the fairness literature on Stable Diffusion (see `published` in `conf/experiment/table_sd.yaml`), after its
+public code: logistic regressions on the spatial means of every self-attention's output at every step, of images whose prompts
+name a class; their unit normals are added to the conditional branch. There it tells two classes apart; here one class from
+all others, and every image has a class of its own. Without prompts the labelling judge says what an image shows.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from difflens.data.prompts import fill
+from difflens.data.sampled import as_bytes
+from difflens.methods.base import Given, Method, Steering, Window
+from difflens.models.base import Batch
+from difflens.models.model import DiffusionModel
+from difflens.models.taps import as_tokens, attention_modules, like_tokens, tapped
+from difflens.probes.base import minimise, standardised
+from difflens.vocabulary import Attribute, GenerationPlan
+
+FIRST_ID = 3_000_000
+"""Images that are learnt from get ids that no other image has."""
+
+
+class AttentionSteering(Method):
+    """The strength α is the length of what is added; 10 to 15 in the public code.
+
+    Args:
+        images: that are learnt from.
+        seed: of these.
+        window: the edited steps; from 15 of 50 on in the public code.
+    """
+
+    def __init__(self, *, images: int = 256, seed: int = 8008, window: Window | None = None) -> None:
+        self.images, self.seed, self.window = images, seed, window or Window(0.3, 1.0)
+
+    def learn(self, given: Given) -> dict[str, Tensor]:
+        """Unit directions [classes, steps, D] of each attention, by its name.
+
+        Raises:
+            ValueError: no image shows a class, or the denoiser has no self-attention in its middle or later.
+        """
+        assert given.model is not None
+        modules = steered_modules(given.model)
+        means, labels = collect_means(given, modules, self.images, self.seed)
+        found = {}
+        for name in modules:
+            steps = [
+                torch.stack([normal_of(x, labels == c) for c in range(len(given.attribute.classes))])
+                for x in means[name].unbind(1)
+            ]
+            found[name] = torch.stack(steps, 1)
+        return found
+
+    def edit(self, given: Given, learnt: Mapping[str, Tensor]) -> "AttentionEdit":
+        """See `Method.edit`."""
+        return AttentionEdit(given.attribute, learnt, window=self.window)
+
+
+def steered_modules(model: DiffusionModel) -> list[str]:
+    """The self-attentions of the middle block and of the first upward block that has some.
+
+    Raises:
+        ValueError: there are none.
+    """
+    names = attention_modules(model.unet, "attn1")
+    middle = [name for name in names if name.startswith("mid_block")]
+    upward = [name for name in names if name.startswith("up_blocks")]
+    first = [name for name in upward if name.split(".")[1] == upward[0].split(".")[1]]
+    if not middle + first:
+        raise ValueError(f"{type(model.unet).__name__} has no self-attention in its middle or upward blocks.")
+    return middle + first
+
+
+def collect_means(
+    given: Given, modules: list[str], images: int, seed: int
+) -> tuple[dict[str, Float[Tensor, "images steps dim"]], Tensor]:
+    """The spatial mean of each module's output at every step, and the class of each image [N].
+
+    Raises:
+        ValueError: a class is shown by no image.
+    """
+    assert given.model is not None and given.classify is not None
+    model, classes = given.model, len(given.attribute.classes)
+    ids, prompts = torch.arange(images) + FIRST_ID, None
+    labels = torch.arange(images) % classes
+    if given.prompts:
+        texts = given.prompts
+        prompts = tuple(fill(texts[i // classes % len(texts)], given.words[i % classes]) for i in range(images))
+    found: dict[str, list[Tensor]] = {name: [] for name in modules}
+    made = []
+    for start in range(0, images, model.micro_batch):
+        plan = GenerationPlan(seed, ids, None, prompts).part(start, start + model.micro_batch)
+        kept: dict[str, list[Tensor]] = {name: [] for name in modules}
+
+        def keep(name: str, step: int, values: Tensor, kept: dict[str, list[Tensor]] = kept) -> None:
+            kept[name].append(as_tokens(values).float().mean(1).cpu())
+
+        with tapped(model, model.micro_batch, modules, keep):
+            (batch,) = model.sample(plan)
+        made.append(as_bytes(batch.images))
+        for name, steps in kept.items():
+            found[name].append(torch.stack(steps, 1)[: len(plan.image_ids)])
+    if not given.prompts:
+        labels = given.classify(torch.cat(made))
+    counts = torch.bincount(labels[labels >= 0], minlength=classes)
+    if not bool(counts.all()):
+        name = given.attribute.classes[int(counts.argmin())]
+        raise ValueError(f"none of {images} images is {name!r} ({given.attribute.name}); raise mitigation.images.")
+    return {name: torch.cat(parts) for name, parts in found.items()}, labels
+
+
+def normal_of(x: Float[Tensor, "images dim"], member: Bool[Tensor, "images"]) -> Float[Tensor, "dim"]:
+    """The unit normal of a logistic regression that tells members from others, with ‖w‖²/2 added to the sum of losses."""
+    x, _, scale = standardised(x.double())
+    sign = member.double() * 2 - 1
+    weight, bias = (
+        torch.zeros(x.shape[1], dtype=x.dtype, requires_grad=True),
+        torch.zeros(1, dtype=x.dtype, requires_grad=True),
+    )
+
+    def loss() -> Tensor:
+        return torch.nn.functional.softplus(-sign * (x @ weight + bias)).sum() + weight.square().sum() / 2
+
+    with torch.inference_mode(False), torch.enable_grad():
+        minimise([weight, bias], loss, iterations=100)
+    return torch.nn.functional.normalize(weight.detach() / scale, dim=0).float()
+
+
+class AttentionEdit(Steering):
+    """Adds each image's direction at every position of several modules.
+
+    Args:
+        attribute: whose classes the directions are.
+        directions: module → [classes, steps, D].
+        window: the edited steps.
+    """
+
+    def __init__(self, attribute: Attribute, directions: Mapping[str, Tensor], *, window: Window) -> None:
+        super().__init__(attribute, window=window)
+        self.directions = dict(directions)
+
+    @contextmanager
+    def attach(self, model: DiffusionModel, batch: Batch) -> Iterator[None]:
+        """See `Steering.attach`."""
+        target, strength = batch.images.target, self.strength_of(batch.images)
+        moved = (target >= 0) & (strength != 0)
+
+        def add(name: str, step: int, values: Tensor) -> Tensor | None:
+            if not self.active(step, model.steps) or not bool(moved.any()):
+                return None
+            own = self.directions[name][:, step].to(values)[target.clamp_min(0)]
+            pushed = as_tokens(values) + (strength.to(values)[:, None] * own)[:, None]
+            return torch.where(moved.view(-1, *[1] * (values.ndim - 1)), like_tokens(pushed, values), values)
+
+        with tapped(model, len(target), [*self.directions], add):
+            yield
