@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+import program
 import pytest
 from jaxtyping import install_import_hook
 from network import refuse_network
@@ -32,6 +33,12 @@ from difflens.models.model import DiffusionModel  # noqa: E402
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole programs first: files that take long do not wait until the other workers have nothing left to do."""
     items.sort(key=lambda item: "tasks" not in item.path.parts)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    base = tmp_path_factory.getbasetemp()
+    program.SHARED[:] = [base.parent if "PYTEST_XDIST_WORKER" in os.environ else base]
 
 
 @pytest.fixture
