@@ -27,7 +27,11 @@ from safetensors.torch import load_file  # noqa: E402
 from small_program import World  # noqa: E402
 from tiny_pipeline import tiny_unconditional, tiny_unet  # noqa: E402
 
+from difflens.cli.products import register_products  # noqa: E402
+from difflens.main import conf_folder  # noqa: E402
 from difflens.models.model import DiffusionModel  # noqa: E402
+
+register_products(conf_folder())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,6 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from difflens.cli.products import register_products
 from difflens.cli.usage import config_groups
 from difflens.config import check_settings
 from difflens.data.mixing import buffer_sizes
@@ -21,7 +20,6 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def composed(*overrides: str) -> DictConfig:
-    register_products(CONF)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=list(overrides))
 

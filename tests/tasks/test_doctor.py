@@ -7,7 +7,6 @@ import pytest
 from hydra import initialize_config_dir
 from program import Program
 
-from difflens.cli.products import register_products
 from difflens.main import conf_folder
 from difflens.tasks.doctor import ask, missing
 
@@ -54,7 +53,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     file = tmp_path / "mine" / "res34_fair_align_multi_7_20190809.pt"
     file.parent.mkdir()
     file.touch()
-    register_products(conf_folder())
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         yield tmp_path
 
