@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+import program
 import pytest
 from jaxtyping import install_import_hook
 from network import refuse_network
@@ -26,12 +27,22 @@ from safetensors.torch import load_file  # noqa: E402
 from small_program import World  # noqa: E402
 from tiny_pipeline import tiny_unconditional, tiny_unet  # noqa: E402
 
+from difflens.cli.products import register_products  # noqa: E402
+from difflens.main import conf_folder  # noqa: E402
 from difflens.models.model import DiffusionModel  # noqa: E402
+
+register_products(conf_folder())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole programs first: files that take long do not wait until the other workers have nothing left to do."""
     items.sort(key=lambda item: "tasks" not in item.path.parts)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    base = tmp_path_factory.getbasetemp()
+    program.SHARED[:] = [base.parent if "PYTEST_XDIST_WORKER" in os.environ else base]
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The program in processes of its own, forked from one that has already imported torch: a start costs no seconds."""
 
-import atexit
-import functools
 import itertools
 import json
 import multiprocessing
@@ -9,13 +7,13 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock
 from network import refuse_network
 
 TINY = {
@@ -169,12 +167,18 @@ class Program:
         return Program(folder)
 
 
-@functools.cache
+SHARED: list[Path] = []
+"""The folder that all workers of this run of the tests have in common; `conftest.py` fills it in."""
+
+
 def undisturbed() -> Program:
-    """A finished study that nothing has disturbed; to be read and copied only."""
-    folder = Path(tempfile.mkdtemp(prefix="difflens-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    program = Program(folder)
-    ended = program()
-    assert ended.code == 0, ended.err + ended.out
-    return program
+    """A finished study that nothing has disturbed, made once for all workers; to be read and copied only."""
+    folder = SHARED[0] / "undisturbed"
+    heard, done = folder.with_suffix(".heard"), folder.with_suffix(".done")
+    heard.mkdir(exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not done.exists():
+            ended = Program(folder, heard=heard)()
+            assert ended.code == 0, ended.err + ended.out
+            done.touch()
+    return Program(folder)

@@ -12,7 +12,6 @@ from difflens.report.sweep import read_jobs
 from difflens.report.sweep_page import compare, write_sweep
 from difflens.store.past_run import newest_having
 from difflens.store.run import Run
-from difflens.tasks.paired import paired
 
 
 def aggregate(cfg: DictConfig, run: Run) -> None:
@@ -20,7 +19,11 @@ def aggregate(cfg: DictConfig, run: Run) -> None:
     sweep = newest_having(Path(cfg.sweep), "*/metrics.json")
     jobs = read_jobs(sweep, asked_overrides(sweep))
     with run.stage("aggregate"):
-        pairs = paired(jobs)
+        pairs = None
+        if any((job.folder / "outcomes.safetensors").is_file() for job in jobs):
+            from difflens.tasks.paired import paired  # torch, which sweeps without images need not wait for
+
+            pairs = paired(jobs)
         page = write_sweep(sweep, jobs, pairs)
     Console().print(compare(jobs).terminal(f"sweep {sweep.resolve().name}"))
     if pairs is not None:

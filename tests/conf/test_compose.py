@@ -11,7 +11,6 @@ from hydra.errors import MissingConfigException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from difflens.cli.products import register_products
 from difflens.cli.usage import config_groups
 from difflens.config import check_settings
 from difflens.store.exits import ending
@@ -26,7 +25,6 @@ GROUPS = {group: names for group, names in config_groups(CONF).items() if "/" no
 
 @pytest.fixture(autouse=True)
 def configuration() -> Iterator[None]:
-    register_products(CONF)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
 
@@ -64,7 +62,8 @@ def test_every_job_of_an_experiment_composes_on_the_miniature_that_its_file_name
     command = re.search(r"On the miniature: `difflens (.*)`", path.read_text())
     assert command
     made = jobs(command[1].split())
-    assert len(made) == {"ablation_width": 3, "fig_bias_level": 5, "fig_dose_response": 7}.get(path.stem, 1)
+    several = {"ablation_width": 3, "fig_bias_level": 5, "fig_dose_response": 7, "rivals": 18, "rivals_sd": 33}
+    assert len(made) == several.get(path.stem, 1)
     for job in made:
         cfg = resolved(job)
         check_settings(resolve(cfg))
@@ -97,7 +96,7 @@ def test_attributes_are_what_the_judges_read(name: str) -> None:
 
 
 def test_every_task_has_its_module_and_its_config() -> None:
-    assert len(GROUPS["task"]) == 20
+    assert len(GROUPS["task"]) == 19
     for name in GROUPS["task"]:
         cfg = resolved([f"task={name}"])
         assert cfg.task.name == name

@@ -7,7 +7,6 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from difflens.cli.products import register_products
 from difflens.cli.usage import config_groups
 from difflens.config import check_settings
 from difflens.data.mixing import buffer_sizes
@@ -21,7 +20,6 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def composed(*overrides: str) -> DictConfig:
-    register_products(CONF)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=list(overrides))
 
@@ -167,7 +165,10 @@ def test_a_table_is_measured_as_published_but_for_its_reference(table: str) -> N
 @pytest.mark.parametrize("experiment", config_groups(CONF)["experiment"])
 @pytest.mark.parametrize("real", [True, False])
 def test_every_experiment_composes_as_it_is_and_on_the_miniature(experiment: str, real: bool) -> None:
-    small, large = ("mini_sd", "sd15") if "table_sd" in experiment else ("mini_ddpm", "p2_celebahq")
+    small, large = (
+        ("mini_sd", "sd15") if experiment.endswith("_sd") or "table_sd" in experiment else ("mini_ddpm", "p2_celebahq")
+    )
+    own = small if experiment.startswith("rivals") else large
     given = [f"experiment={experiment}", *([] if real else [f"model={small}"])]
     path = CONF / "experiment" / f"{experiment}.yaml"
     file = OmegaConf.load(path) if path.is_file() else {}
@@ -178,8 +179,8 @@ def test_every_experiment_composes_as_it_is_and_on_the_miniature(experiment: str
     assert len(jobs) != 1
     for job in jobs or ["seed=0"]:
         cfg = composed(*given, job)
-        assert cfg.model.name == (large if real else small)
-        assert ("miniature" in cfg.judge.labels["_target_"]) != real
+        assert cfg.model.name == (own if real else small)
+        assert ("miniature" in cfg.judge.labels["_target_"]) == (cfg.model.name == small)
         if experiment.startswith("table"):
             assert experiment.split("_")[2:] in ([], [cfg.attribute.name]) and cfg.published.protocol.model == large
 

@@ -13,7 +13,6 @@ from hydra import compose, initialize_config_dir
 from difflens import config, vocabulary
 from difflens.cli.guard import guard_hydra
 from difflens.cli.job import check_mappings, readable
-from difflens.cli.products import register_products
 from difflens.config import check_settings, check_top
 from difflens.main import conf_folder
 from difflens.methods import difflens as method
@@ -27,7 +26,6 @@ from difflens.study import checks
 def complaint(command: str) -> str:
     """What is said of a command line, as the program says it, but within this process."""
     guard_hydra()
-    register_products(conf_folder())
     with pytest.raises(UserError) as refused, initialize_config_dir(str(conf_folder()), version_base="1.3"):
         overrides = [readable(argument) for argument in shlex.split(command)]
         cfg = compose("config", overrides=overrides)
@@ -39,7 +37,6 @@ def complaint(command: str) -> str:
 
 def accepted(command: str) -> Any:
     overrides = [readable(argument) for argument in shlex.split(command)]
-    register_products(conf_folder())
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         cfg = compose("config", overrides=overrides)
     return check_settings(resolve(cfg))
@@ -85,7 +82,10 @@ BAD = [
     ("mitigation.strength={female:1}", "for each of ['female', 'male'], got {'female': 1}"),
     ("strength=published", "no strength was published for this model and attribute"),
     ("mitigation.update=foo", "mitigation.update must be 'asymmetric' or 'symmetric', got 'foo'."),
-    ("mitigation.mode=louder", "mitigation.mode must be 'contrast', 'scale', 'add' or 'clamp', got 'louder'."),
+    (
+        "mitigation.mode=louder",
+        "mitigation.mode must be 'contrast', 'margin', 'scale', 'add' or 'clamp', got 'louder'.",
+    ),
     ("mitigation.gate=maybe", "mitigation.gate must be true or false, got 'maybe'."),
     ("mitigation.gate=off", "mitigation.gate must be true or false, got 'off'."),
     ("mitigation.assignment=nearest", "mitigation.assignment must be 'exact'"),

@@ -117,7 +117,7 @@ def test_names_are_text_and_never_markup(metrics: dict[str, Any]) -> None:
 def test_markdown_is_a_rectangular_table(metrics: dict[str, Any]) -> None:
     lines = [line for line in summary_markdown(metrics).splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {4}
-    assert lines[:3] == ["| measure | original | DiffLens |", "| --- | ---: | ---: |", "| FD, soft ↓ | 0.226 | 0.006 |"]
+    assert lines[:3] == ["| measure | original | DiffLens |", "| --- | ---: | ---: |", "| FD, hard ↓ | 0.225 | 0.005 |"]
     assert len(lines) == 2 + len(summary_lines(metrics))
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from difflens.cli.products import register_products
 from difflens.main import conf_folder
 from difflens.tasks.forecast import Floor, Work, describe_forecast, disk, read_shape, read_work, seconds
 
@@ -19,7 +18,6 @@ COUNTS = ("images", "evaluated", "calibrated", "cards", "reference", "held_out",
 
 
 def settings(*overrides: str) -> Any:
-    register_products(conf_folder())
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose("config", overrides=list(overrides))
 
