@@ -118,6 +118,12 @@ class PerImage:
     shown: Mapping[str, Int[Tensor, "images"]] = field(default_factory=dict)
     prompt: tuple[str, ...] | None = None
 
+    def take(self, rows: Int[Tensor, "rows"]) -> "PerImage":
+        """What is told of the images at these positions."""
+        shown = {name: labels[rows] for name, labels in self.shown.items()}
+        prompt = None if self.prompt is None else tuple(self.prompt[row] for row in rows.tolist())
+        return PerImage(self.target[rows], shown, prompt)
+
     def to(self, device: torch.device | str) -> "PerImage":
         """The same with its numbers on a device."""
         shown = {name: labels.to(device) for name, labels in self.shown.items()}

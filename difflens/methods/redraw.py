@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from difflens.data.sampled import as_bytes
@@ -52,19 +53,31 @@ class Redrawn(Steering):
     def attach(self, model: DiffusionModel, batch: Batch) -> Iterator[None]:
         """See `Steering.attach`; every draw of an image is a function of its own noise and the draw's number."""
         assert self.classify is not None and batch.generators is not None
+        images, wanted = len(batch.latents), batch.images.target
         seeds = [noise_digest(row) for row in batch.latents]
-        wanted = batch.images.target
-        open_rows = wanted >= 0
-        for draw in range(1, self.draws + 1):
-            rows = open_rows.nonzero()[:, 0].tolist()
-            for row in rows:
-                generator = image_generator(seeds[row], draw)
-                batch.latents[row] = normal([generator], model.latent_shape, device=batch.latents.device)[0]
-                batch.generators[row] = generator
-            if not rows or draw == self.draws:
+        given = batch.latents.clone()
+        open_rows, done = (wanted >= 0).nonzero()[:, 0].tolist(), 0
+        while open_rows:
+            # As many draws of every open image as the micro-batch has room for, the first fitting one of which is taken.
+            each = min(max(1, images // len(open_rows)), self.draws - done)
+            tried = [(row, done + 1 + number) for number in range(each) for row in open_rows][:images]
+            padded = [tried[i % len(tried)] for i in range(images)]
+            generators = [image_generator(seeds[row], draw) for row, draw in padded]
+            latents = normal(generators, model.latent_shape, device=given.device)
+            rows = torch.tensor([row for row, _ in padded], device=given.device)
+            candidates = Batch(
+                batch.images.take(rows), latents.to(given), batch.texts(rows), generators, batch.settings
+            )
+            shown = self.classify(as_bytes(model.make(candidates).float().cpu()))
+            done += each
+            for place, (row, _) in enumerate(tried):
+                fits = int(shown[place]) == int(wanted[row])
+                if row in open_rows and (fits or done == self.draws):
+                    batch.latents[row], batch.generators[row] = latents[place], generators[place]
+                if row in open_rows and fits:
+                    open_rows.remove(row)
+            if done == self.draws:
                 break
-            shown = self.classify(as_bytes(model.make(batch).float().cpu())).to(wanted.device)
-            open_rows = open_rows & (shown != wanted)
         yield
 
 

@@ -55,6 +55,10 @@ class Batch:
     generators: list[torch.Generator] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
+    def texts(self, rows: Tensor) -> list[str] | None:
+        """The prompts of the images at these positions."""
+        return None if self.prompts is None else [self.prompts[row] for row in rows.tolist()]
+
 
 @runtime_checkable
 class Attachable(Protocol):
