@@ -14,22 +14,20 @@ class Neurons(SparseAutoencoder):
 
     Args:
         dim: channels of the site.
-        expansion: 2, the two directions of each.
-        token: `position`.
+        token: `position`, the only one.
         positions: of the map.
+        settings: those of other autoencoders (`expansion`, `k`, `centre`), which have no meaning here.
 
     Raises:
-        ValueError: another expansion or token.
+        ValueError: another token.
     """
 
     only_selects = True
     trains = False
 
-    def __init__(
-        self, dim: int, *, expansion: int | float = 2, token: str = "position", positions: int | None = None
-    ) -> None:
-        if expansion != 2 or token != "position":
-            raise ValueError("neurons are two latents per channel and position; leave expansion=2 and token=position.")
+    def __init__(self, dim: int, *, token: str = "position", positions: int | None = None, **settings: object) -> None:
+        if token != "position":
+            raise ValueError("neurons are two latents per channel and position; leave sae.token=position.")
         super().__init__(dim, expansion=2, k=dim, positions=positions)
         identity = torch.eye(self.dim)
         directions = torch.cat([identity, -identity])

@@ -20,6 +20,7 @@ def test_the_codes_are_what_lies_above_and_below_the_mean_and_give_the_activatio
     assert torch.equal(load_sae(tmp_path / "sae").reconstruct(many), neurons.reconstruct(many))
 
 
-def test_another_width_is_refused() -> None:
-    with pytest.raises(ValueError, match="leave expansion=2"):
-        Neurons(3, expansion=8)
+def test_a_whole_map_is_no_token() -> None:
+    assert Neurons(3, expansion=8, k=1).width == 6
+    with pytest.raises(ValueError, match=r"leave sae\.token=position"):
+        Neurons(3, token="map", positions=4)

@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 from program import Program, undisturbed
+from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,10 @@ def test_a_run_leaves_what_the_architecture_promises() -> None:
         assert row["n"] == 32
         assert sum(share["share"] for share in row["shares"].values()) == pytest.approx(1)
         assert all(share["low"] <= share["share"] <= share["high"] for share in row["shares"].values())
-    assert set(metrics["rows"][1]["leakage"]) == {"age", "race", "glasses", "smile"}
+    others = {"age", "race", "glasses", "smile", "background", "shirt", "hair", "pose"}
+    assert set(metrics["rows"][1]["leakage"]) == others
+    outcomes = load_file(run.latest / "outcomes.safetensors")
+    assert {f"other/{name}" for name in others} <= {*outcomes} and len(outcomes["image_ids"]) == 32
     assert run.json("status.json")["status"] == "done"
     stages = {"activations", "sae", "probe", "attribution", "calibrate", "steer", "metrics", "report"}
     assert stages <= set(run.json("manifest.json")["seconds"])
@@ -29,22 +33,25 @@ def test_a_run_leaves_what_the_architecture_promises() -> None:
     assert 'src="http' not in report and "data:image/png" in report
 
 
-def test_untouched_images_are_the_originals_and_edited_ones_are_listed() -> None:
-    images = undisturbed().latest / "images"
-    edited = {entry["id"] for entry in json.loads((images / "edited.json").read_text())}
-    assert 0 < len(edited) < 32 == len(list((images / "original").glob("*.png")))
-    for image_id in range(32):
-        before, after = (Image.open(images / name / f"{image_id}.png") for name in ("original", "difflens"))
-        if image_id not in edited:
-            assert before.tobytes() == after.tobytes()
-
-
 def test_a_second_run_reuses_everything_and_says_the_same(program: Program) -> None:
     first = (program.latest / "metrics.json").read_bytes()
     done = program()
     assert done.code == 0, done.err
     assert all(entry["reused"] for entry in program.json("manifest.json")["artifacts"])
     assert (program.latest / "metrics.json").read_bytes() == first
+
+
+def test_untouched_images_are_the_originals_and_edited_ones_are_listed(program: Program) -> None:
+    assert len(undisturbed().json("images/edited.json")) == 32, "a class for every image"
+    done = program("mitigation.assignment=oracle", "mitigation.strength=2")
+    assert done.code == 0, done.err
+    images = program.latest / "images"
+    edited = {entry["id"] for entry in json.loads((images / "edited.json").read_text())}
+    assert 0 < len(edited) < 32 == len(list((images / "original").glob("*.png")))
+    for image_id in range(32):
+        before, after = (Image.open(images / name / f"{image_id}.png") for name in ("original", "difflens"))
+        if image_id not in edited:
+            assert before.tobytes() == after.tobytes()
 
 
 def test_a_changed_target_reuses_what_it_can_and_others_are_held(program: Program) -> None:
