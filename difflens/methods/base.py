@@ -120,6 +120,9 @@ class Method(ABC):
     couples: ClassVar[bool] = False
     """Whether an image depends on the others of its micro-batch: intervals then count micro-batches, not images."""
 
+    assigns: ClassVar[bool] = True
+    """Whether it moves each image to a class of its own; else it aims at the shares of all images together."""
+
     dial: ClassVar[bool] = True
     """Whether it can be given a strength, which is then calibrated; without one it acts fully or not at all."""
 

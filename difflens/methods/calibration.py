@@ -44,6 +44,7 @@ def read_dose(
     targets: Int[Tensor, "images"],
     groups: Int[Tensor, "images"],
     classes: int,
+    by_share: bool = False,
 ) -> Dose:
     """What an edit did, for every class of every group of images by itself: group g's class c has the slot g·classes + c.
 
@@ -56,6 +57,7 @@ def read_dose(
         targets: class each image was pushed towards, `UNTOUCHED` where none.
         groups: of each image, from 0; every one has images.
         classes: number of classes.
+        by_share: the edit gives no image a class of its own: what is held is what is shown.
     """
     moved = targets != UNTOUCHED
     seen = after >= 0
@@ -69,6 +71,8 @@ def read_dose(
         return faces.clamp_min(1).double().repeat_interleave(classes)
 
     success = count(targets, moved & right) / count(targets, moved)
+    if by_share:
+        right = seen
     shares, held = count(after, seen) / size(seen), count(after, right) / size(seen | (before >= 0))
     return Dose(strength.clone(), success, shares, held)
 

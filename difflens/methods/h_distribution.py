@@ -31,6 +31,7 @@ class HDistribution(Method):
     """
 
     couples: ClassVar[bool] = True
+    assigns: ClassVar[bool] = False
 
     def __init__(self, *, update: str = "symmetric", window: Window | None = None) -> None:
         check_update(update)
@@ -93,9 +94,13 @@ class GradientEdit(SiteEdit):
             layer = self.probe.affine_layer(step)
             assert layer is not None
             gradient = distribution_gradient(z[moved].flatten(1), images.target[moved], *(part.to(z) for part in layer))
-            amount = self.strength_of(images)[moved].to(z) * float(self.factors[step])
-            found[moved] = -(amount[:, None] * gradient).view(z[moved].shape)
+            found[moved] = -(self.scale * float(self.factors[step]) * gradient).view(z[moved].shape)
         return found
+
+    @property
+    def scale(self) -> float:
+        """One strength for all: the mean of the classes'."""
+        return float(self.strength.double().mean())
 
     def read(self, h: Float[Tensor, "images channels height width"]) -> Tensor:
         """The activations themselves."""

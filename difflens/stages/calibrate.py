@@ -200,7 +200,13 @@ def dose_meter(
         if len(made):
             after[moved] = bench.labels(made)[0]
         return read_dose(
-            strength, before=labels, after=after, targets=targets, groups=parts, classes=len(bench.attribute.classes)
+            strength,
+            before=labels,
+            after=after,
+            targets=targets,
+            groups=parts,
+            classes=len(bench.attribute.classes),
+            by_share=not bench.method.assigns,
         )
 
     def recall(strength: Tensor) -> Dose:

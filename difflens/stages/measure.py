@@ -113,6 +113,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
             else _described(reference.statistics, bench.cfg.metric.reference_name),
             "assignment": bench.cfg.mitigation.assignment,
             "images_coupled": group,
+            "class_of_its_own": bench.method.assigns,
             "steps": bench.model.steps,
             "safety_checker": getattr(bench.model, "safety_checker", None),
             "seed": bench.cfg.metric.base_seed,
@@ -122,7 +123,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
             | agreement(before, study, steered)
             | own(reading=before, pieces=pieces(steered.before)),
             build_row(method, after, study, reference, original=before, edited=edited, prompts=prompts)
-            | arrival(after, study, steered)
+            | (arrival(after, study, steered) if bench.method.assigns else {"reached": None})
             | promised(before, study, steered, prompts)
             | with_intervals(outcomes, pooled, group=group)
             | own(reading=after, pieces=pieces(steered.after), originals=pieces(steered.before), edited=edited),

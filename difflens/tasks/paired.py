@@ -1,5 +1,6 @@
 """The methods of a sweep against one of them, image by image: differences, intervals and adjusted p-values."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from difflens.metrics.paired import Comparison, Outcomes, compare_fd, compare_hits, compare_means, holm
-from difflens.report.measures import METHOD_NAMES
+from difflens.report.measures import METHOD_NAMES, NONE
 from difflens.report.sweep import Job
 from difflens.report.tables import Grid
 
@@ -92,15 +93,18 @@ def _differences(one: Outcomes, other: Outcomes, metrics: Mapping[str, Any]) -> 
     nothing = Comparison(float("nan"), float("nan"), float("nan"))
     if not bool(both.any()):
         return compare_fd(one, other, target, group=group), nothing, nothing, nothing
+    own = (metrics.get("protocol") or {}).get("class_of_its_own", True)
     return (
         compare_fd(one, other, target, group=group),
-        compare_hits(one.reached[both], other.reached[both]),
+        compare_hits(one.reached[both], other.reached[both]) if own else nothing,
         compare_hits(one.nothing_else[both], other.nothing_else[both]),
         compare_means(one.clip_i[both], other.clip_i[both]),
     )
 
 
 def _shown(found: Comparison, p: float | None, *, scale: float) -> str:
+    if math.isnan(found.difference):
+        return NONE
     digits = 1 if scale == 100 else 3
     low, high = (f"{scale * end:+.{digits}f}" for end in (found.low, found.high))
     text = f"{scale * found.difference:+.{digits}f} [{low}, {high}]"
