@@ -96,7 +96,7 @@ SLOTS: Mapping[str, Slot] = {
             *_all("methods", "difflens.DiffLens", "h_direction.HDirection", "h_distribution.HDistribution"),
             *_all("methods", "prompt.PromptIntervention", "attribute_switching.AttributeSwitching"),
             *_all("methods", "redraw.Redraw", "sega.SemanticGuidance", "uce.UnifiedConceptEditing"),
-            *_all("methods", "icm.AttentionSteering", "equisteer.EquiSteer"),
+            *_all("methods", "icm.AttentionSteering", "equisteer.EquiSteer", "self_discovering.SelfDiscovering"),
         ),
         "difflens.methods.base.Method",
     ),
