@@ -30,7 +30,7 @@ REVISIONS = {
     "activations": 1,
     "attribution": 3,
     "fit": 1,
-    "calibration": 3,
+    "calibration": 4,
     "cards": 3,
     "images": 2,
     "metrics": 5,
