@@ -189,6 +189,7 @@ class Attribution(Group):
     rank: Literal["contrast", "plain"]
     temperature: float = positive()
     specificity: float = not_negative()
+    within_window: bool
     images_per_class: int = whole()
     statistics_images: int = whole()
 

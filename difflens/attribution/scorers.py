@@ -103,6 +103,19 @@ class GradientTimesActivation:
         return (difference * head.mean_gradient(codes, codes, labels, 4)).sum((-1, -2))
 
 
+class GradientTimesDistance:
+    """|z − z'| · ∂F_c/∂z at z: what the released code ranks by on Stable Diffusion (METHOD section 9)."""
+
+    name = "gradient_times_distance"
+
+    def __call__(
+        self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
+    ) -> Float[Tensor, "images latents"]:
+        """See `Scorer`."""
+        distance = (codes if baseline is None else codes - baseline).abs()
+        return (distance * head.mean_gradient(codes, codes, labels, 4)).sum((-1, -2))
+
+
 class MeanActivation:
     """The latent's summed activation; averaged per class and contrasted, it is the mean difference between classes."""
 

@@ -25,6 +25,7 @@ TASKS = {
 
 SCORERS = {
     "gradient_times_activation": "GradientTimesActivation",
+    "gradient_times_distance": "GradientTimesDistance",
     "mean_difference": "MeanActivation",
     "official": "OfficialIntegratedGradients",
     "random": "RandomScores",

@@ -36,9 +36,13 @@ def assign_iid(target: Float[Tensor, "classes"], n: int, *, seed: int) -> Int[Te
     return torch.multinomial(target.float(), n, replacement=True, generator=generator)
 
 
-def assign_batches(target: Float[Tensor, "classes"], n: int, *, size: int, seed: int) -> Int[Tensor, "images"]:
-    """One class is drawn for every `size` images in a row, as in the released code; the last ones may be fewer."""
-    return assign_iid(target, -(-n // size), seed=seed).repeat_interleave(size)[:n]
+TOGETHER = 16
+"""Images for which the released code draws one class."""
+
+
+def assign_batches(target: Float[Tensor, "classes"], n: int, *, seed: int) -> Int[Tensor, "images"]:
+    """One class is drawn for every `TOGETHER` images in a row, as in the released code; the last ones may be fewer."""
+    return assign_iid(target, -(-n // TOGETHER), seed=seed).repeat_interleave(TOGETHER)[:n]
 
 
 def assign_by_nearness(

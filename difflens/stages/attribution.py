@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from difflens.attribution.select import select_features
 from difflens.attribution.statistics import CodeStatistics, code_statistics
 from difflens.data.activations import ActivationStore
+from difflens.methods.base import Method
 from difflens.methods.difflens import selected_latents
 from difflens.sae.base import SparseAutoencoder
 from difflens.stages import probe as probe_task
@@ -61,9 +62,25 @@ def locate_features(bench: Workbench) -> Located:
         others = [sweep(bench, other)[1].scores for other in bench.others()]
     top = settings.top if isinstance(settings.top, int) else plain(settings.top)
     rule = {"rank": settings.rank, "specificity": settings.specificity}
-    features = select_features(result.scores, top=top, others=others, **rule)
+    scores = within(result.scores, bench.method) if settings.within_window else result.scores
+    features = select_features(scores, top=top, others=others, **rule)
     found, statistics = usual_activity(bench, artifact, autoencoder, features)
     return Located(found, result, features, statistics, autoencoder)
+
+
+def within(scores: FeatureScores, method: Method) -> FeatureScores:
+    """The scores at the steps that the method edits, zero at all others.
+
+    Raises:
+        ValueError: the method has no window.
+    """
+    window, steps = getattr(method, "window", None), scores.scores.shape[1]
+    if window is None:
+        raise ValueError(
+            f"attribution.within_window needs a window, and {type(method).__name__} has none; set it to false."
+        )
+    edited = torch.tensor([window.holds(step, steps) for step in range(steps)])
+    return FeatureScores(scores.attribute, scores.scores * edited[None, :, None])
 
 
 def locate_held(bench: Workbench, attribute: Attribute, *, top: int) -> Located:

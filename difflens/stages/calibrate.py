@@ -120,8 +120,7 @@ def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int)
             case "iid":
                 targets[rows] = assign_iid(target, len(rows), seed=seed + number)
             case "batch":
-                size = bench.model.micro_batch
-                targets[rows] = assign_batches(target, len(rows), size=size, seed=seed + number)
+                targets[rows] = assign_batches(target, len(rows), seed=seed + number)
             case "everyone":
                 targets[rows] = EVERY_CLASS
     return targets, labels

@@ -87,7 +87,7 @@ SLOTS: Mapping[str, Slot] = {
         (
             *_all("attribution.scorers", "MeanActivation", "RandomScores"),
             *_all("attribution.scorers", "IntegratedGradients", "GradientTimesActivation"),
-            *_all("attribution.scorers", "OfficialIntegratedGradients"),
+            *_all("attribution.scorers", "OfficialIntegratedGradients", "GradientTimesDistance"),
         ),
         "difflens.attribution.scorers.Scorer",
     ),

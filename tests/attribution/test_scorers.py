@@ -7,6 +7,7 @@ from captum.attr import IntegratedGradients as CaptumIntegratedGradients
 from difflens.attribution.heads import AffineHead, AutogradHead
 from difflens.attribution.scorers import (
     GradientTimesActivation,
+    GradientTimesDistance,
     IntegratedGradients,
     MeanActivation,
     OfficialIntegratedGradients,
@@ -69,6 +70,15 @@ def test_gradient_times_activation_agrees_with_autograd(head: AffineHead, codes:
     (gradient,) = torch.autograd.grad(chosen, point)
     scores = GradientTimesActivation()(head, codes, LABELS)
     torch.testing.assert_close(scores, (codes * gradient).sum((-1, -2)))
+
+
+def test_gradient_times_distance_agrees_with_autograd(head: AffineHead, codes: torch.Tensor) -> None:
+    other = codes.flip(0) * 1.5
+    point = codes.clone().requires_grad_()
+    chosen = head.logits(point).softmax(-1).gather(1, LABELS[:, None]).sum()
+    (gradient,) = torch.autograd.grad(chosen, point)
+    expected = (gradient * (codes - other).abs()).sum((-1, -2))
+    torch.testing.assert_close(GradientTimesDistance()(head, codes, LABELS, other), expected, rtol=1e-5, atol=1e-8)
 
 
 def test_many_riemann_points_approach_the_closed_form(head: AffineHead, codes: torch.Tensor) -> None:

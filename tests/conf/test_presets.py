@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from difflens.cli.usage import config_groups
@@ -71,7 +72,9 @@ def test_sd15_is_set_as_published() -> None:
     cfg = composed("model=sd15", "attribute=age")
     assert cfg.attribution.top == {"young": 10, "adult": 0, "old": 30}
     assert cfg.mitigation.strength == {"young": 30, "adult": 0, "old": 50}
-    assert (cfg.mitigation.mode, cfg.mitigation.unit, cfg.attribution.baseline) == ("clamp", "code", "contrast")
+    assert (cfg.mitigation.mode, cfg.mitigation.unit, cfg.attribution.baseline) == ("add", "code", "contrast")
+    window = instantiate(cfg.mitigation.window)
+    assert [step for step in range(50) if window.holds(step, 50)] == [*range(1, 49)] and cfg.attribution.within_window
     assert composed("model=sd15", "attribute=race").attribution.top == {
         "White": 30,
         "Black": 100,

@@ -37,7 +37,7 @@ def test_iid_draws_follow_the_target() -> None:
 
 
 def test_a_batch_has_one_class_and_classes_follow_the_target() -> None:
-    targets = assign_batches(torch.tensor([0.2, 0.8]), 16 * 5_000 + 3, size=16, seed=0)
+    targets = assign_batches(torch.tensor([0.2, 0.8]), 16 * 5_000 + 3, seed=0)
     whole = targets[:-3].reshape(-1, 16)
     assert (whole == whole[:, :1]).all() and len(targets[-3:].unique()) == 1
     assert abs(float((whole[:, 0] == 0).double().mean()) - 0.2) < 0.02

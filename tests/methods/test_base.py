@@ -56,6 +56,11 @@ def test_towards_every_class_the_strengths_add_up() -> None:
     assert made.flatten().tolist() == [5, 0, 3]
 
 
+def test_a_window_holds_whole_steps() -> None:
+    assert [step for step in range(50) if Window(0.14, 0.2).holds(step, 50)] == [7, 8, 9]
+    assert [step for step in range(50) if Window(0.02, 0.98).holds(step, 50)] == [*range(1, 49)]
+
+
 def test_a_method_that_cannot_hold_says_so() -> None:
     class Mine(Method):
         def edit(self, given: Given, learnt: object) -> SiteEdit:

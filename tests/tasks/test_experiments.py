@@ -100,7 +100,7 @@ def test_a_probe_with_a_hidden_layer_locates_and_gates(program: Program) -> None
     assert made["sae"] and not made["probe"] and not made["attribution"] and not made["steered"]
 
 
-def test_a_micro_batch_moves_as_one(program: Program) -> None:
+def test_sixteen_images_move_as_one(program: Program) -> None:
     assert program(*FIXED, "mitigation.assignment=batch").code == 0
     stored = load_file(made_by(program, "steered") / "targets.safetensors")["targets"]
     assert (stored.reshape(-1, 16) == stored[::16, None]).all() and (stored >= 0).all()
