@@ -1,0 +1,73 @@
+"""Every method goes the whole way on the model it is for, by its file alone, and stands in a table with ours."""
+
+from pathlib import Path
+
+import pytest
+from program import Program, undisturbed
+
+UNCONDITIONAL = {
+    "activation": [],
+    "h_distribution": ["mitigation.strength=1000"],
+    "icm": ["mitigation.images=32", "mitigation.strength=5"],
+    "redraw": ["mitigation.draws=4"],
+    "self_discovering": ["mitigation.images=8", "mitigation.updates=5", "mitigation.strength=1"],
+}
+PROMPTED = {
+    "attribute_switching": ["mitigation.strength=0.5"],
+    "equisteer": ["mitigation.images=8", "mitigation.strength=1"],
+    "icm": ["mitigation.images=16", "mitigation.strength=5"],
+    "prompt": [],
+    "redraw": ["mitigation.draws=2"],
+    "sega": ["mitigation.warmup=1", "mitigation.strength=4"],
+    "self_discovering": ["mitigation.images=8", "mitigation.updates=5", "mitigation.strength=1"],
+    "uce": ["mitigation.rounds=1", "mitigation.images=4"],
+}
+SMALL = ["model=mini_sd", "model.micro_batch=8", "data.images=32", "metric.images=4"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    return undisturbed().copied(tmp_path_factory.mktemp("rivals") / "study")
+
+
+@pytest.fixture(scope="module")
+def prompted(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    return Program(tmp_path_factory.mktemp("rivals_sd"))
+
+
+def changed(program: Program, name: str) -> None:
+    original, row = program.json("metrics.json")["rows"]
+    assert (original["method"], row["method"]) == ("original", name)
+    assert row["clip_i_edited"] < 1 and row["edited"] == row["n"]
+    assert (row["reached"] is None) == (name in ("h_distribution", "uce"))
+
+
+@pytest.mark.parametrize("name", UNCONDITIONAL)
+def test_a_method_without_prompts_goes_the_whole_way(study: Program, name: str) -> None:
+    ended = study("task=steer", f"mitigation={name}", *UNCONDITIONAL[name])
+    assert ended.code == 0, ended.err + ended.out
+    changed(study, name)
+
+
+@pytest.mark.parametrize("name", PROMPTED)
+def test_a_method_on_a_text_to_image_model_goes_the_whole_way(prompted: Program, name: str) -> None:
+    ended = prompted("task=steer", *SMALL, f"mitigation={name}", *PROMPTED[name])
+    assert ended.code == 0, ended.err + ended.out
+    changed(prompted, name)
+    made = {entry["kind"] for entry in prompted.json("manifest.json")["artifacts"]}
+    assert not made & {"activations", "sae", "probe"}, "nothing is made that the method does not ask for"
+
+
+def test_a_text_method_on_a_model_without_prompts_is_one_line(study: Program) -> None:
+    ended = study("task=steer", "mitigation=prompt")
+    assert ended.code == 2 and "the model takes none" in ended.complaint
+
+
+def test_a_sweep_of_methods_compares_them_in_pairs(study: Program) -> None:
+    ended = study("-m", "task=steer", "mitigation=difflens,h_direction", "mitigation.strength=1")
+    assert ended.code == 0, ended.err + ended.out
+    (sweep,) = (study.folder / "outputs" / "sweeps").iterdir()
+    assert study("task=aggregate", f"sweep={sweep}").code == 0
+    table = (sweep / "paired.md").read_text()
+    assert "| mean difference of h |" in table or "| h_direction |" in table
+    assert "Methods in pairs" in (Path(sweep) / "report.html").read_text()
