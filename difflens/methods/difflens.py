@@ -40,6 +40,7 @@ class DiffLens(Method):
         update: `asymmetric` or `symmetric`.
         window: the edited steps.
         held_top: latents per class of an attribute that is held.
+        focus: share of the places of each image that keep the plain estimate: where the edit changes it least (asymmetric).
     """
 
     def __init__(
@@ -54,13 +55,16 @@ class DiffLens(Method):
         update: str = "asymmetric",
         window: Window | None = None,
         held_top: int = 24,
+        focus: float = 0.0,
     ) -> None:
         check_mode(mode, places, protocol, unit)
         check_switch("mitigation.gate", gate)
         check_update(update)
         self.mode, self.unit, self.places, self.suppress = mode, unit, places, suppress
         self.gate, self.protocol, self.update, self.held_top = gate, protocol, update, held_top
-        self.window = window or Window()
+        if not 0 <= focus < 1 or (focus and update != "asymmetric"):
+            raise ValueError(f"mitigation.focus must lie in [0, 1) and needs update=asymmetric, got {focus}.")
+        self.window, self.focus = window or Window(), focus
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -74,7 +78,7 @@ class DiffLens(Method):
         if self.unit == "code":
             level = torch.ones_like(located.statistics.level)
             located = located._replace(statistics=located.statistics._replace(level=level))
-        return FeatureEdit(
+        edit = FeatureEdit(
             *located,
             site=given.site,
             mode=self.mode,
@@ -85,6 +89,8 @@ class DiffLens(Method):
             gate=given.probe if self.gate else None,
             protocol=self.protocol,
         )
+        edit.focus = self.focus
+        return edit
 
     def holder(self, given: Given, learnt: Mapping[str, Tensor]) -> SiteEdit:
         """See `Method.holder`: by the model's own difference between the classes, as far as the probe reads that it left."""

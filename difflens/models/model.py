@@ -337,7 +337,7 @@ class DiffusionModel:
             with self.hooks(edit.site, images=len(images.target), change=change):
                 yield
         else:
-            with self._asymmetric() as scheduler:
+            with self._asymmetric(getattr(edit, "focus", 0.0)) as scheduler:
                 keep = partial(scheduler.keep, branch=self._branch(edit.site))
                 with self.hooks(edit.site, images=len(images.target), change=change, fork=True, aside=keep):
                     yield
@@ -436,9 +436,9 @@ class DiffusionModel:
         return change
 
     @contextmanager
-    def _asymmetric(self) -> Iterator[AsymmetricScheduler]:
+    def _asymmetric(self, focus: float) -> Iterator[AsymmetricScheduler]:
         """The scheduler that takes both estimates, in the place of the pipeline's own."""
-        scheduler = AsymmetricScheduler(self.pipeline.scheduler, self.guidance)
+        scheduler = AsymmetricScheduler(self.pipeline.scheduler, self.guidance, focus=focus)
         with scheduler_of(self.pipeline, scheduler):
             yield scheduler
 

@@ -88,6 +88,7 @@ def ddim_step(
     eta: float = 0.0,
     variance_noise: Tensor | None = None,
     rederive_direction: bool = False,
+    focus: float = 0.0,
 ) -> Tensor:
     """One step x_t → x_{t−1} (Song et al. 2021, eq. 12), asymmetric where an edited output is given.
 
@@ -103,12 +104,15 @@ def ddim_step(
         eta: 0 deterministic, 1 as DDPM.
         variance_noise: fresh standard normal noise, needed when eta > 0.
         rederive_direction: derive the unedited noise again from the (clipped) unedited x_0.
+        focus: see `focused`.
     """
     previous = previous_timestep(scheduler, timestep)
     alpha = scheduler.alphas_cumprod[timestep].item()
     alpha_previous = (scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod).item()
     unedited = estimate(scheduler, output, timestep, x)
-    clean = unedited.clean if edited_output is None else estimate(scheduler, edited_output, timestep, x).clean
+    clean = unedited.clean
+    if edited_output is not None:
+        clean = focused(clean, estimate(scheduler, edited_output, timestep, x).clean, focus)
     noise = (x - alpha**0.5 * unedited.clean) / (1 - alpha) ** 0.5 if rederive_direction else unedited.noise
     sigma = eta * ((1 - alpha_previous) / (1 - alpha) * (1 - alpha / alpha_previous)) ** 0.5
     x = alpha_previous**0.5 * clean + max(1 - alpha_previous - sigma**2, 0.0) ** 0.5 * noise
@@ -117,6 +121,19 @@ def ddim_step(
     if variance_noise is None:
         raise ValueError(f"eta {eta} needs variance_noise, one fresh draw per image and step.")
     return x + sigma * variance_noise
+
+
+def focused(plain: Tensor, edited: Tensor, share: float) -> Tensor:
+    """The edited clean images [n, C, H, W] where they differ most from the plain ones, and these elsewhere.
+
+    Of the places of each image, `share` keep the plain values: those where the edit changes least, over all channels.
+    """
+    if share == 0:
+        return edited
+    change = edited - plain
+    size = change.abs().mean(1)
+    limit = torch.quantile(size.flatten(1).float(), share, dim=1).to(size)
+    return plain + torch.where((size >= limit[:, None, None])[:, None], change, 0.0)
 
 
 @torch.no_grad()
@@ -223,14 +240,15 @@ class AsymmetricScheduler:
     Args:
         scheduler: the pipeline's own, DDIM.
         guidance: how the pipeline combines the branches.
+        focus: see `focused`.
 
     Raises:
         ValueError: see `check_asymmetric`.
     """
 
-    def __init__(self, scheduler: Any, guidance: Guidance) -> None:
+    def __init__(self, scheduler: Any, guidance: Guidance, *, focus: float = 0.0) -> None:
         check_asymmetric(scheduler)
-        self._scheduler, self.guidance = scheduler, guidance
+        self._scheduler, self.guidance, self.focus = scheduler, guidance, focus
         self._outputs: dict[str, Tensor] = {}
         self._edited: dict[str, Tensor] = {}
 
@@ -257,7 +275,8 @@ class AsymmetricScheduler:
         channels = sample.shape[1]
         check_combination(model_output[:, :channels], self.guidance.combine(outputs)[:, :channels])
         combined = self.guidance.combine(outputs | edited)
-        return update(self._scheduler, model_output, combined, timestep, sample, eta=eta, generator=generator, **more)
+        more |= {"eta": eta, "generator": generator, "focus": self.focus}
+        return update(self._scheduler, model_output, combined, timestep, sample, **more)
 
 
 @torch.no_grad()
@@ -289,6 +308,7 @@ def update(
     variance_noise: Tensor | None = None,
     use_clipped_model_output: bool | None = False,
     return_dict: bool = True,
+    focus: float = 0.0,
 ) -> Any:
     """`ddim_step` in float32, as a scheduler's `step` gives it; noise comes from a generator for each row, or one for all."""
     if eta > 0 and variance_noise is None:
@@ -303,6 +323,7 @@ def update(
         eta=eta,
         variance_noise=variance_noise,
         rederive_direction=bool(use_clipped_model_output),
+        focus=focus,
     ).to(sample.dtype)
     return DDIMSchedulerOutput(prev_sample=x) if return_dict else (x,)
 

@@ -178,9 +178,9 @@ class SteeredPipeline(DiffusionModel):
         return PerImage(targets).to(device)
 
     @contextmanager
-    def _asymmetric(self) -> Iterator[AsymmetricScheduler]:
+    def _asymmetric(self, focus: float) -> Iterator[AsymmetricScheduler]:
         """The stand-in, which the pipeline keeps between the calls of its U-Net."""
-        self.scheduler.guidance = self.guidance
+        self.scheduler.guidance, self.scheduler.focus = self.guidance, focus
         yield self.scheduler
 
     def _branch(self, site: Site) -> str:
