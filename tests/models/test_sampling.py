@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from difflens.models.sampling import coinciding, ddim_step, estimate, image_generator, stream_seed
+from difflens.models.sampling import coinciding, ddim_step, estimate, focused, image_generator, stream_seed
 
 STEPS = 10
 
@@ -79,3 +79,14 @@ def test_images_that_begin_with_the_same_noise_are_found() -> None:
     assert torch.equal(*noises), "torch keeps 32 bits"
     assert coinciding((0, image_id) for image_id in (5, first, second, 5)) == ((0, first), (0, second))
     assert coinciding((seed, image_id) for seed in (1001, 2002, 4004) for image_id in range(1500)) is None
+
+
+def test_a_focused_edit_keeps_the_places_that_it_changes_least() -> None:
+    plain = torch.zeros(2, 3, 2, 2)
+    edited = plain.clone()
+    edited[0] = torch.tensor([[1.0, -4.0], [2.0, 3.0]])
+    assert torch.equal(focused(plain, edited, 0.0), edited)
+    found = focused(plain, edited, 0.5)
+    assert torch.equal(found[0], torch.tensor([[0.0, -4.0], [0.0, 3.0]]).expand(3, 2, 2)) and torch.equal(
+        found[1], plain[1]
+    )
