@@ -36,7 +36,7 @@ REVISIONS = {
     "metrics": 5,
     "probe": 1,
     "reading": 1,
-    "sae": 1,
+    "sae": 2,
     "states": 1,
     "statistics": 1,
     "steered": 4,
