@@ -117,6 +117,10 @@ class Judge(Group):
     """Not needed where images are only scored."""
     scores: dict[str, Any] = GROUP
     others: Distinct = words()
+    recalls: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="attribute → class → a number above 0 and not above 1"
+    )
+    """Of the scoring judge, where they are known."""
 
 
 class AnAttribute(Open):
@@ -479,6 +483,7 @@ BESIDE: Mapping[str, frozenset[str]] = {
     "sae": frozenset(("training", "saved")),
     "attribute": frozenset(("words", "place", "parts")),
     "task": frozenset(("name",)),
+    "metric.measures": frozenset(("label", "unit", "digits", "better", "meaning")),
 }
 """Settings beside a `_target_` that are not its constructor's."""
 
@@ -489,7 +494,8 @@ def check_arguments(node: Mapping[str, Any], where: str) -> None:
     Raises:
         UserError: it takes no setting of that name.
     """
-    group = "attribute" if where.startswith("attribute.parts") else where
+    inside = ("attribute.parts", "metric.measures")
+    group = next((outer.removesuffix(".parts") for outer in inside if where.startswith(outer)), where)
     known = None if group == "task" else _parameters(node["_target_"])
     if known is None:
         return

@@ -15,6 +15,8 @@ from difflens.vocabulary import Site
 class Shards:
     """Finished micro-batches in a folder, a shard each: image_ids [n], images [n, 3, H, W] (uint8), recorded activations.
 
+    The first also says how many floating-point operations it took.
+
     Args:
         folder: where they lie; it need not exist before the first is kept.
         site: where the activations were recorded, if they were.
@@ -34,6 +36,8 @@ class Shards:
             ValueError: an activation is not finite.
         """
         tensors = {"image_ids": batch.image_ids, "images": as_bytes(batch.images)}
+        if batch.flops is not None:
+            tensors["flops"] = torch.tensor(batch.flops)
         if self.site is not None:
             tensors["activations"] = _finite(batch, self.site)
         write_shard(self.folder, _name(number), tensors)
@@ -50,6 +54,13 @@ class Shards:
         for ids, part in self._batches():
             copy[[position[image_id] for image_id in ids.tolist()]] = part
         return copy
+
+    @property
+    def flops(self) -> int | None:
+        """Floating-point operations that one micro-batch took, None where there is none or nobody counted."""
+        shards = shards_of(self.folder)
+        counted = read_shard(self.folder, shards[0].stem).get("flops") if shards else None
+        return None if counted is None else int(counted)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for path in shards_of(self.folder):

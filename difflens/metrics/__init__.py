@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult, Share
     from difflens.metrics.frechet import FrechetDistance, FrechetResult, KernelDistance, KernelResult
     from difflens.metrics.leakage import AttributeLeakage, Leakage, LeakageResult
+    from difflens.metrics.pixels import PixelChange
 
 __all__ = [
     "AttributeLeakage",
@@ -45,6 +46,7 @@ __all__ = [
     "KernelResult",
     "Leakage",
     "LeakageResult",
+    "PixelChange",
     "PromptSimilarity",
     "ReferenceStatistics",
     "Share",
@@ -52,7 +54,14 @@ __all__ = [
     "select_classes",
 ]
 
-MODULES = ("metrics.clip", "metrics.fairness", "metrics.frechet", "judges.protocol", "metrics.leakage")
+MODULES = (
+    "metrics.clip",
+    "metrics.fairness",
+    "metrics.frechet",
+    "judges.protocol",
+    "metrics.leakage",
+    "metrics.pixels",
+)
 
 
 def __getattr__(name: str) -> Any:

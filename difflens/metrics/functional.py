@@ -142,6 +142,29 @@ def share_measures(shares: Num[Tensor, "classes"], target: Num[Tensor, "classes"
     }
 
 
+def corrected_shares(shares: Num[Tensor, "classes"], recalls: Num[Tensor, "classes"]) -> Float[Tensor, "classes"]:
+    """The shares that images truly have where a judge of known recalls reads these (CLEAM, Teo et al., NeurIPS 2023).
+
+    The judge's answers are A p of the true shares p, A having the recalls on its diagonal and each class's errors spread
+    evenly over the others; p is clipped to be non-negative and to sum to 1.
+
+    Args:
+        shares: as the judge reads them.
+        recalls: the share of the images of each class that the judge reads as that class.
+
+    Raises:
+        ValueError: a recall is no better than chance, so that the shares cannot be told.
+    """
+    p, right = shares.double(), recalls.double()
+    classes = len(p)
+    if not bool(((right > 1 / classes) & (right <= 1)).all()):
+        raise ValueError(f"recalls must lie above chance (1/{classes}) and not above 1, got {recalls.tolist()}.")
+    confusion = ((1 - right) / (classes - 1)).expand(classes, classes).clone()
+    confusion.diagonal().copy_(right)
+    true = torch.linalg.solve(confusion, p).clamp_min(0)
+    return true / true.sum()
+
+
 def unrelated_cosine(embeddings: Num[Tensor, "images dim"]) -> Float[Tensor, ""]:
     """The mean cosine of all pairs of different images: what CLIP-I gives for images that have nothing in common."""
     unit = torch.nn.functional.normalize(embeddings.double(), dim=-1)

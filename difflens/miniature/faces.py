@@ -6,6 +6,7 @@ skin, glasses the eyes, smile the mouth; a profession adds an outfit around them
 calibrate methods; they are no statement about people.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -228,6 +229,15 @@ def render(factors: Mapping[str, Tensor]) -> Tensor:
     for outfit, rows in _worn(factors):
         canvas = canvas.index_copy(0, rows, _put_on_headgear(canvas[rows], x[rows], y[rows], outfit))
     return canvas.clamp(0, 1)
+
+
+def surroundings() -> Tensor:
+    """Where no face shows, whatever its gender, age, race, glasses, smile and pose: bool [32, 32]."""
+    counts = [len(FACTORS[name]) for name in FACTORS]
+    faces = dict(zip(FACTORS, torch.unravel_index(torch.arange(math.prod(counts)), counts), strict=True))
+    chosen = (faces["background"] == 0) & (faces["shirt"] == 0) & (faces["hair"] == 0)
+    images = render({name: index[chosen] for name, index in faces.items()})
+    return (images == images[:1]).all(0).all(0)
 
 
 def _palette(colours: tuple[Colour, ...], chosen: Tensor) -> Tensor:

@@ -52,7 +52,11 @@ class JudgeRecipe(Recipe):
         name: what the judge is called.
         architecture: `convolutional` or `mixer`.
         population: the faces trained on.
-        pool: number of renders trained on; `held_out` the number of fresh ones a report scores.
+        pool: number of renders trained on.
+        held_out: number of distinct faces that are never trained on and that a report scores.
+
+    Raises:
+        ValueError: more than half of all faces are held out, or none.
     """
 
     name: str
@@ -61,10 +65,15 @@ class JudgeRecipe(Recipe):
     pool: int
     held_out: int
 
+    def __post_init__(self) -> None:
+        self.unseen = held_out_faces(self.population.factors, self.held_out)
+
     @cached_property
     def faces(self) -> dict[str, Tensor]:
-        """The faces trained on: factor → int64 [pool]."""
-        return self.population.sample(self.pool, seed=2)
+        """The faces trained on, none held out: factor → int64 [pool or fewer]."""
+        factors = self.population.sample(self.pool, seed=2)
+        kept = ~torch.isin(face_numbers(factors), self.unseen)
+        return {name: index[kept] for name, index in factors.items()}
 
     def build(self) -> nn.Module:
         """One head for each factor of the population."""
@@ -73,16 +82,17 @@ class JudgeRecipe(Recipe):
     def loss(self, model: nn.Module, step: int, settings: FitSettings) -> Tensor:
         """The mean over factors."""
         generator = settings.generator(step)
-        rows = torch.randint(self.pool, (settings.batch,), generator=generator)
-        factors = {name: index[rows] for name, index in self.faces.items()}
+        faces = self.faces
+        rows = torch.randint(len(faces["gender"]), (settings.batch,), generator=generator)
+        factors = {name: index[rows] for name, index in faces.items()}
         logits = model(_disturb(render(factors), generator, sigma=0.08))
         losses = [nn.functional.cross_entropy(logits[name].float(), index) for name, index in factors.items()]
         return torch.stack(losses).mean()
 
     @torch.inference_mode()
     def report(self, model: nn.Module) -> dict[str, float]:
-        """The accuracy on every factor."""
-        factors = self.population.sample(self.held_out, seed=3)
+        """The accuracy on every factor, over the faces that are held out."""
+        factors = numbered_faces(self.unseen, self.population.factors)
         logits = model(render(factors))
         right = {name: logits[name].argmax(-1) == index for name, index in factors.items()}
         return {f"{name}_accuracy": float(found.double().mean()) for name, found in right.items()}
@@ -106,7 +116,7 @@ class ClipRecipe(Recipe):
         held_out: number of distinct faces that are never trained on and that a report scores.
 
     Raises:
-        ValueError: fewer than 64 faces, or more than half of all, are held out.
+        ValueError: see `held_out_faces`.
     """
 
     population: Population
@@ -119,11 +129,8 @@ class ClipRecipe(Recipe):
     name: str = "clip"
 
     def __post_init__(self) -> None:
-        total = math.prod(value_counts(self.population.factors))
-        if not _GROUP <= self.held_out <= total // 2:
-            raise ValueError(f"held_out must lie between {_GROUP} and {total // 2} faces, got {self.held_out}.")
         self.tokenizer = ByteTokenizer(caption_words(self.population.factors))
-        self.unseen = torch.randperm(total, generator=torch.Generator().manual_seed(4))[: self.held_out]
+        self.unseen = held_out_faces(self.population.factors, self.held_out)
 
     @property
     def model_cfg(self) -> dict[str, Any]:
@@ -196,6 +203,18 @@ class ClipRecipe(Recipe):
 def value_counts(names: Iterable[str]) -> tuple[int, ...]:
     """How many values each of these factors has."""
     return tuple(len(WORKPLACE_FACTORS[name]) for name in names)
+
+
+def held_out_faces(names: Sequence[str], held_out: int) -> Int[Tensor, "faces"]:
+    """The numbers of so many faces with these factors that no reader learns from, the same for all readers.
+
+    Raises:
+        ValueError: fewer than 64, or more than half of all.
+    """
+    total = math.prod(value_counts(names))
+    if not _GROUP <= held_out <= total // 2:
+        raise ValueError(f"held_out must lie between {_GROUP} and {total // 2} faces, got {held_out}.")
+    return torch.randperm(total, generator=torch.Generator().manual_seed(4))[:held_out]
 
 
 def face_numbers(factors: Mapping[str, Tensor]) -> Int[Tensor, "faces"]:

@@ -70,11 +70,15 @@ class Attachable(Protocol):
 
 
 class Generated(NamedTuple):
-    """One micro-batch of samples: ids [n], images [n, 3, H, W] in [0, 1], activations [n, steps, D, H, W] or None."""
+    """One micro-batch of samples: ids [n], images [n, 3, H, W] in [0, 1], activations [n, steps, D, H, W] or None.
+
+    `flops` are the floating-point operations that all of it took, None where nobody counted.
+    """
 
     image_ids: Tensor
     images: Tensor
     activations: Tensor | None
+    flops: int | None = None
 
 
 PROVENANCE = {"architectures", "dtype", "transformers_version"}

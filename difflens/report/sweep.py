@@ -45,6 +45,7 @@ class Job:
         seconds: how long it took, if that is known.
         metrics: its metrics.json; empty if it has none.
         dose: the dose–response curve of its calibration, if it has one.
+        manifest: its manifest.json; empty if it has none.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Job:
     seconds: float | None = None
     metrics: Json = field(default_factory=dict)
     dose: Json | None = None
+    manifest: Json = field(default_factory=dict)
 
     @property
     def attribute(self) -> str:
@@ -98,6 +100,7 @@ def _read_job(folder: Path, overrides: Sequence[str] | None) -> Job:
         seconds=run.status.get("seconds"),
         metrics=run.metrics if done else {},
         dose=run.report.get("dose") if done else None,
+        manifest=run.manifest,
     )
 
 

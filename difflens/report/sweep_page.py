@@ -25,7 +25,7 @@ from difflens.report.measures import (
     seconds,
 )
 from difflens.report.page import read_template, template_of
-from difflens.report.run_folder import Json, rows_of
+from difflens.report.run_folder import Json, edited_rows, rows_of
 from difflens.report.sweep import (
     Job,
     as_csv,
@@ -100,6 +100,34 @@ def compare(jobs: Sequence[Job]) -> Grid:
     header = [*factors_of(jobs), "method", *(measure.heading for measure in measures), "runs"]
     rows = [[*_named(setting), *_body(cell, measures)] for setting, cell in sorted(cells.items(), key=_order)]
     return Grid(header, rows, numbers=len(measures) + 1, caption=spread_sentence(jobs))
+
+
+STAGES = {"fit": "fit", "calibrate": "calibration", "steer": "steered"}
+"""Stages whose cost depends on the method, and the kind of artifact that each makes."""
+
+
+def costs(jobs: Sequence[Job]) -> Grid | None:
+    """What each setting's method cost; None unless the sweep varies it and a job is done."""
+    factors, done = factors_of(jobs), [job for job in jobs if job.metrics]
+    if "mitigation" not in factors or not done:
+        return None
+    header = [*factors, "method", "compute of a changed image, × plain", *(f"{stage}, s" for stage in STAGES)]
+    rows = []
+    for job in done:
+        row = edited_rows(job.metrics)[0]
+        compute = row.get("compute")
+        named = _named((*(job.overrides.get(key, NONE) for key in factors), str(row["method"])))
+        spent = (_spent(job.manifest, stage, kind) for stage, kind in STAGES.items())
+        rows.append([*named, NONE if compute is None else f"{compute:.2f}", *spent])
+    caption = "Operations are counted; seconds are this machine's. What an earlier run had made is not timed."
+    return Grid(header, rows, numbers=1 + len(STAGES), caption=caption)
+
+
+def _spent(manifest: Json, stage: str, kind: str) -> str:
+    made = [entry for entry in manifest.get("artifacts") or [] if entry.get("kind") == kind]
+    if not made:
+        return NONE
+    return "reused" if made[0].get("reused") else f"{manifest['seconds'].get(stage, 0.0):.0f}"
 
 
 def _order(item: tuple[Setting, Cell]) -> tuple[int, int]:
@@ -221,14 +249,14 @@ class Plot(NamedTuple):
 def write_sweep(sweep: Path, jobs: Sequence[Job], pairs: Grid | None = None) -> Path:
     """Write results.csv, table.md, table.tex, table.html, the plots and report.html into a sweep's folder.
 
-    `pairs` are the methods' paired comparisons, written likewise as paired.md and so on.
+    `pairs` are the methods' paired comparisons, written likewise as paired.md and so on; what methods cost as costs.md.
 
     Returns:
         Path of the page: one file that needs no network, no script and no other file; it links to the jobs' reports.
     """
     grid = compare(jobs)
     write_text(sweep / "results.csv", as_csv(tidy_rows(jobs)))
-    for title, table in (("table", grid), ("paired", pairs)):
+    for title, table in (("table", grid), ("paired", pairs), ("costs", costs(jobs))):
         if table is not None:
             for name, text in (("md", table.markdown()), ("tex", table.latex()), ("html", table.html())):
                 write_text(sweep / f"{title}.{name}", text)
@@ -277,7 +305,7 @@ def dose_plots(jobs: Sequence[Job]) -> Iterator[Plot]:
 
 def render_sweep(sweep: Path, jobs: Sequence[Job], pairs: Grid | None = None) -> str:
     """The page as text; everything that comes from the jobs is escaped."""
-    counted, grid = Counter(job.status for job in jobs), compare(jobs)
+    counted, grid, cost = Counter(job.status for job in jobs), compare(jobs), costs(jobs)
     models = dict.fromkeys(str(job.metrics["model"]) for job in jobs if job.metrics.get("model"))
     return template_of("sweep").render(
         style=read_template("style.css"),
@@ -291,6 +319,8 @@ def render_sweep(sweep: Path, jobs: Sequence[Job], pairs: Grid | None = None) ->
         table=grid._replace(caption="").html(),
         pairs=None if pairs is None else pairs._replace(caption="").html(),
         paired=None if pairs is None else pairs.caption,
+        costs=None if cost is None else cost._replace(caption="").html(),
+        cost=None if cost is None else cost.caption,
         trades=[*trade_plots(jobs)],
         responses=[*response_plots(jobs)],
         doses=[*dose_plots(jobs)],

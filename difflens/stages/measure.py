@@ -18,7 +18,16 @@ from difflens.judges.weights import free
 from difflens.metrics.paired import Outcomes
 from difflens.stages.listed import listed_measures, measure_own, metrics_spec, own_metrics
 from difflens.stages.reading import Reading, Study, protocol, read_images
-from difflens.stages.rows import agreement, arrival, build_row, outcomes_of, promised, smaller_subsets, with_intervals
+from difflens.stages.rows import (
+    agreement,
+    arrival,
+    build_row,
+    cost,
+    outcomes_of,
+    promised,
+    smaller_subsets,
+    with_intervals,
+)
 from difflens.stages.tracked import track_metrics
 from difflens.study.values import built
 from difflens.study.workbench import Workbench, plain
@@ -61,6 +70,7 @@ def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> d
         "unseen": unseen,
         "method": bench.cfg.mitigation.name,
         "missing_faces": bench.cfg.missing_faces,
+        "recalls": plain(bench.cfg.judge.get("recalls") or {}),
         **metrics_spec(bench.cfg, metrics_of(bench)),
     }
 
@@ -125,6 +135,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
             build_row(method, after, study, reference, original=before, edited=edited, prompts=prompts)
             | (arrival(after, study, steered) if bench.method.assigns else {"reached": None})
             | promised(before, study, steered, prompts)
+            | cost(steered)
             | with_intervals(outcomes, pooled, group=group)
             | own(reading=after, pieces=pieces(steered.after), originals=pieces(steered.before), edited=edited),
         ],
@@ -156,6 +167,7 @@ def study_of(bench: Workbench) -> Study:
         missing=bench.cfg.missing_faces,
         kid_subset=bench.cfg.metric.kid_subset,
         subject=bench.subject,
+        recalls=plain(bench.cfg.judge.get("recalls") or {}),
     )
 
 

@@ -1,7 +1,7 @@
 """What the scoring judge and the extractor read off images, a bounded number of them at once."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ class Study:
         missing: policy for images without a face, `count` or `error`.
         kid_subset: images per random subset of KID.
         subject: what prompts are about, an attribute of which each names one class; None where that is not measured.
+        recalls: attribute → class → the share of its images that the scoring judge reads as it, where that is known.
     """
 
     attribute: Attribute
@@ -45,6 +46,7 @@ class Study:
     missing: str
     kid_subset: int
     subject: Attribute | None = None
+    recalls: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def studied(self) -> tuple[Attribute, ...]:

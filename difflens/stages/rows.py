@@ -11,11 +11,19 @@ import torch
 from torch import Tensor
 
 from difflens.data.reference import Reference
+from difflens.data.sampled import Shards
 from difflens.judges.protocol import OTHER, faces_found, select_classes
 from difflens.metrics.clip import ClipSimilarity, PromptSimilarity
 from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult, count_others
 from difflens.metrics.frechet import FrechetDistance, KernelDistance
-from difflens.metrics.functional import paired_cosine, product_probabilities, share_measures, unrelated_cosine
+from difflens.metrics.functional import (
+    corrected_shares,
+    discrepancy,
+    paired_cosine,
+    product_probabilities,
+    share_measures,
+    unrelated_cosine,
+)
 from difflens.metrics.leakage import Leakage
 from difflens.metrics.official import OfficialDiscrepancies, official_discrepancies
 from difflens.metrics.paired import Outcomes, discrepancies, fd_interval
@@ -71,10 +79,21 @@ def fairness(reading: Reading, study: Study, target: Tensor) -> dict[str, Any]:
         **_summary(single, target),
         "fd_squared_unbiased": single.fd_squared_unbiased,
         "fd_max": single.fd_maximum,
+        "fd_corrected": _corrected(single, study, target),
         **_official(reading, study, torch.ones(len(reading.image_ids), dtype=torch.bool)),
         **_parts(reading, study, target),
         **_intersectional(reading, study, target),
     }
+
+
+def _corrected(found: FairnessResult, study: Study, target: Tensor) -> float | None:
+    """Hard FD of the shares without the scoring judge's known errors, None where they are not known."""
+    recalls = study.recalls.get(study.attribute.name)
+    if recalls is None or set(recalls) != set(study.attribute.classes):
+        return None
+    shares = torch.tensor([share.share for share in found.shares.values()], dtype=torch.float64)
+    right = torch.tensor([recalls[name] for name in study.attribute.classes], dtype=torch.float64)
+    return float(discrepancy(corrected_shares(shares, right), target))
 
 
 def _intersectional(reading: Reading, study: Study, target: Tensor) -> dict[str, Any]:
@@ -264,6 +283,12 @@ def arrival(reading: Reading, study: Study, steered: "Steered") -> dict[str, flo
     logits = reading.logits(study.judge, study.attribute)
     pushed = faces_found(logits) & (steered.targets >= 0)
     return {"reached": _share((logits.argmax(-1) == steered.targets)[pushed])}
+
+
+def cost(steered: "Steered") -> dict[str, float | None]:
+    """`compute`: floating-point operations of a changed image over those of an unedited one, None where none was changed."""
+    plain, edited = (Shards(artifact.folder).flops for artifact in steered.artifacts)
+    return {"compute": edited / plain if plain and edited else None}
 
 
 def _share(hits: Tensor) -> float | None:

@@ -110,7 +110,8 @@ SLOTS: Mapping[str, Slot] = {
     "metric.extractor": EXTRACTOR,
     "metric.extractor.features": EXTRACTOR,
     "metric.extractor.embeddings": EXTRACTOR,
-    "metric.measures.*": Slot((), "torchmetrics.Metric"),
+    "metric.measures.*": Slot(_all("metrics.pixels", "PixelChange"), "torchmetrics.Metric"),
+    "metric.measures.*.where": Slot(_all("miniature.faces", "surroundings"), ""),
     "metric.reference": Slot(
         ("difflens.data.folder.scan_folder", "difflens.miniature.reference.render_population"), ""
     ),

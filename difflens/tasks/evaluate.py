@@ -110,6 +110,7 @@ def read_study(cfg: DictConfig) -> Study:
         built(cfg, "metric.extractor"),
         missing=cfg.missing_faces,
         kid_subset=cfg.metric.kid_subset,
+        recalls=plain(cfg.judge.get("recalls") or {}),
     )
 
 

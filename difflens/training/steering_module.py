@@ -1,11 +1,13 @@
 """Sampling with or without an edit as a LightningModule, so that it spreads over devices through `Trainer.predict`."""
 
+from contextlib import nullcontext
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import lightning
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from difflens.data.sampled import as_bytes, in_order
 from difflens.models.base import Attachable, Edit, Generated
@@ -72,8 +74,11 @@ class SteeringModule(lightning.LightningModule):
     def predict_step(self, batch: MicroBatch, batch_idx: int) -> None:
         """Sample one micro-batch and hand it over, unless that was done before."""
         if len(batch.plan.image_ids) and not self.keeper.holds(batch.number):
-            (generated,) = self.model.sample(batch.plan, record=self.record, method=self.edit)
-            self.keeper.keep(batch.number, generated)
+            # All micro-batches are of one size: the first one's cost is everyone's.
+            with FlopCounterMode(display=False) if batch.number == 0 else nullcontext() as counter:
+                (generated,) = self.model.sample(batch.plan, record=self.record, method=self.edit)
+            flops = None if counter is None else counter.get_total_flops()
+            self.keeper.keep(batch.number, generated._replace(flops=flops))
 
 
 class MicroBatches(Dataset[MicroBatch]):

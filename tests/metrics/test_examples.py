@@ -5,7 +5,7 @@ from importlib import import_module
 
 import pytest
 
-MODULES = ("fairness", "frechet", "clip", "leakage")
+MODULES = ("fairness", "frechet", "clip", "leakage", "pixels")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -135,3 +135,19 @@ def test_flips_shift_and_editing_precision() -> None:
     assert functional.share_shift(before, torch.ones(4).long(), classes=2).tolist() == [-0.5, 0.5]
     target, other = torch.tensor([[2.0, -2.0], [0.0, 0.0]]), torch.tensor([[0.5, 0.0, -0.25], [0.0, 0.0, 0.0]])
     assert float(functional.editing_precision(target, other)) == pytest.approx(8.0)
+
+
+def test_shares_are_corrected_by_the_judges_recalls() -> None:
+    recalls = torch.tensor([0.9, 0.7])
+    seen = torch.tensor([0.9 * 0.4 + 0.3 * 0.6, 0.1 * 0.4 + 0.7 * 0.6])
+    assert functional.corrected_shares(seen, recalls).tolist() == pytest.approx([0.4, 0.6])
+    three = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    confusion = torch.tensor([[0.8, 0.05, 0.2], [0.1, 0.9, 0.2], [0.1, 0.05, 0.6]], dtype=torch.float64)
+    found = functional.corrected_shares(confusion @ three, torch.tensor([0.8, 0.9, 0.6]))
+    assert found.tolist() == pytest.approx([0.2, 0.5, 0.3])
+
+
+def test_corrected_shares_stay_shares_and_need_a_judge_better_than_chance() -> None:
+    assert functional.corrected_shares(torch.tensor([1.0, 0.0]), torch.tensor([0.9, 0.9])).tolist() == [1, 0]
+    with pytest.raises(ValueError, match="chance"):
+        functional.corrected_shares(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.9]))

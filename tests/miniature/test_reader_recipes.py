@@ -67,9 +67,16 @@ def test_classes_are_found_by_name(judge: MiniatureJudge) -> None:
         select_classes(judge, Attribute("gender", ("man", "woman")))
 
 
+def test_a_judge_never_learns_from_the_faces_that_score_it() -> None:
+    recipe = JudgeRecipe("judge", "mixer", PLAIN, pool=30000, held_out=1024)
+    learnt = set(face_numbers(recipe.faces).tolist())
+    assert len(learnt) > 10000 and not learnt & set(recipe.unseen.tolist())
+    assert set(recipe.report(recipe.build().eval())) == {f"{name}_accuracy" for name in FACTORS}
+
+
 @pytest.mark.parametrize("architecture", ["convolutional", "mixer"])
 def test_a_judge_reads_the_factors_of_its_population(architecture: str, tmp_path: Path) -> None:
-    recipe = JudgeRecipe("judge", architecture, WORKPLACE, pool=64, held_out=8)
+    recipe = JudgeRecipe("judge", architecture, WORKPLACE, pool=64, held_out=64)
     network = recipe.build().eval()
     recipe.export(network, tmp_path)
     judge, images = load_judge(str(tmp_path)), render(WORKPLACE.sample(9, seed=0))
@@ -80,7 +87,7 @@ def test_a_judge_reads_the_factors_of_its_population(architecture: str, tmp_path
 
 
 def test_judges_from_before_professions_read_what_they_always_did(tmp_path: Path) -> None:
-    recipe = JudgeRecipe("judge", "mixer", PLAIN, pool=64, held_out=8)
+    recipe = JudgeRecipe("judge", "mixer", PLAIN, pool=64, held_out=64)
     recipe.export(recipe.build(), tmp_path)
     new = load_judge(str(tmp_path))
     (tmp_path / "config.json").write_text('{"architecture": "mixer"}')

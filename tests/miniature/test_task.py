@@ -16,7 +16,7 @@ from difflens.tasks.miniature import make_recipe, miniature
 
 CONF = Path(__file__).parents[2] / "conf"
 TINY = {
-    "judge": {"recipe.pool": 64, "recipe.held_out": 8, "fit.steps": 6, "fit.batch": 4, "fit.checkpoint_every": 2},
+    "judge": {"recipe.pool": 64, "recipe.held_out": 64, "fit.steps": 6, "fit.batch": 4, "fit.checkpoint_every": 2},
     "generator": {"recipe.pool": 8, "recipe.watched": 2, "recipe.watched_steps": 1, "fit.steps": 1, "fit.batch": 4},
 }
 

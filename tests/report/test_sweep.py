@@ -16,7 +16,7 @@ from sweep_folder import MEASURES, write_job
 from difflens.report.figures import Point, draw_doses, front
 from difflens.report.measures import FD, measures_of
 from difflens.report.sweep import as_csv, moves_originals, read_jobs, strength_of, tidy_rows
-from difflens.report.sweep_page import cells_of, compare, points_of, responses_of, write_sweep
+from difflens.report.sweep_page import cells_of, compare, costs, points_of, responses_of, write_sweep
 from difflens.report.tables import Grid
 
 FID = next(each for each in measures_of({"rows": [{"fid": 1.0}], "measures": MEASURES}) if each.key == "fid")
@@ -247,3 +247,23 @@ def test_a_folder_without_jobs_is_refused(tmp_path):
         read_jobs(tmp_path / "nothing")
     with pytest.raises(ValueError, match="holds no job"):
         read_jobs(tmp_path)
+
+
+def test_what_methods_cost_stands_beside_them_where_the_sweep_varies_them(tmp_path: Path) -> None:
+    assert costs([]) is None
+    folder = tmp_path / "sweep"
+    for number, (method, reused) in enumerate((("difflens", False), ("prompt", True))):
+        job = folder / str(number)
+        write_job(job, [f"mitigation={method}"], fd=0.1)
+        metrics = json.loads((job / "metrics.json").read_text())
+        metrics["rows"][-1]["compute"] = 1.5
+        (job / "metrics.json").write_text(json.dumps(metrics))
+        artifacts = [{"kind": "fit", "reused": reused}, {"kind": "steered", "reused": False}]
+        (job / "manifest.json").write_text(json.dumps({"seconds": {"fit": 3.4, "steer": 60.2}, "artifacts": artifacts}))
+    found = costs(read_jobs(folder))
+    assert found is not None and [list(row[2:]) for row in found.rows] == [
+        ["1.50", "3", "–", "60"],
+        ["1.50", "reused", "–", "60"],
+    ]
+    write_sweep(folder, read_jobs(folder))
+    assert (folder / "costs.tex").is_file() and "What the methods cost" in (folder / "report.html").read_text()

@@ -220,3 +220,10 @@ def test_judges_that_differ_and_images_that_reach_their_class_are_told() -> None
     nobody = replace(steered, plan=GenerationPlan(0, IDS), labels=torch.full((6,), NO_FACE), targets=targets * 0 - 1)
     assert agreement(reading, asked, nobody) == {"judges_agree": None}
     assert arrival(reading, asked, nobody) == {"reached": None}
+
+
+def test_fd_is_corrected_where_the_judges_recalls_are_known() -> None:
+    known = study(recalls={"race": {"Black": 0.9, "White": 0.8}})
+    assert row(IMAGES)["fd_corrected"] is None
+    # It reads 4 of 5 as Black: (0.8 - 0.2) / 0.7 of them are.
+    assert row(IMAGES, study=known)["fd_corrected"] == pytest.approx((0.6 / 0.7 - 0.5) * 2**0.5)

@@ -3,6 +3,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+from tiny_pipeline import Shift
 
 from difflens.data.activations import ActivationStore
 from difflens.data.sampled import Shards
@@ -50,3 +51,13 @@ def test_a_repeated_id_is_refused_and_an_empty_plan_is_not(model: DiffusionModel
     with pytest.raises(ValueError, match="repeat"):
         generate(trainer(), model, GenerationPlan(0, torch.tensor([1, 1])))
     assert len(generate(trainer(), model, GenerationPlan(0, torch.zeros(0, dtype=torch.int64)))) == 0
+
+
+def test_the_cost_of_a_micro_batch_is_counted(model: DiffusionModel, tmp_path: Path) -> None:
+    plan = GenerationPlan(1, torch.arange(6), torch.zeros(6, dtype=torch.int64))
+    plain, edited, none = (Shards(tmp_path / name) for name in ("plain", "edited", "none"))
+    sample(trainer(), model, plan, plain)
+    sample(trainer(), model, plan, edited, edit=Shift(1.0, update="asymmetric"))
+    assert none.flops is None and plain.flops and edited.flops
+    assert 1.1 < edited.flops / plain.flops < 2
+    assert torch.equal(plain.images(plan.image_ids), generate(trainer(), model, plan))
