@@ -3,7 +3,8 @@
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
@@ -19,8 +20,18 @@ Read = Callable[[int, Tensor], None]
 Change = Callable[[Tensor, int], Tensor | None]
 Aside = Callable[[int, Tensor, Tensor], None]
 
-_replayed: ContextVar["SiteHooks | None"] = ContextVar("replayed", default=None)
+_replayed: ContextVar["SiteHooks | object | None"] = ContextVar("replayed", default=None)
 """Whose block is run a second time in this thread, on edited rows; no other hook counts or changes that pass."""
+
+
+@contextmanager
+def unhooked() -> Iterator[None]:
+    """Inside the block no hook of a site counts or changes a pass of its denoiser's `forward`."""
+    token = _replayed.set(object())
+    try:
+        yield
+    finally:
+        _replayed.reset(token)
 
 
 class SiteHooks:

@@ -33,6 +33,7 @@ from difflens.models.sampling import (
     encode_images,
     image_generator,
     normal,
+    remembering,
     scheduler_of,
     squared_error,
     timestep_grid,
@@ -337,7 +338,8 @@ class DiffusionModel:
             with self.hooks(edit.site, images=len(images.target), change=change):
                 yield
         else:
-            with self._asymmetric(getattr(edit, "focus", 0.0)) as scheduler:
+            anchor = self.unet if getattr(edit, "anchor", False) else None
+            with self._asymmetric(getattr(edit, "focus", 0.0), anchor) as scheduler:
                 keep = partial(scheduler.keep, branch=self._branch(edit.site))
                 with self.hooks(edit.site, images=len(images.target), change=change, fork=True, aside=keep):
                     yield
@@ -436,10 +438,10 @@ class DiffusionModel:
         return change
 
     @contextmanager
-    def _asymmetric(self, focus: float) -> Iterator[AsymmetricScheduler]:
+    def _asymmetric(self, focus: float, anchor: nn.Module | None) -> Iterator[AsymmetricScheduler]:
         """The scheduler that takes both estimates, in the place of the pipeline's own."""
-        scheduler = AsymmetricScheduler(self.pipeline.scheduler, self.guidance, focus=focus)
-        with scheduler_of(self.pipeline, scheduler):
+        scheduler = AsymmetricScheduler(self.pipeline.scheduler, self.guidance, focus=focus, anchor=anchor)
+        with scheduler_of(self.pipeline, scheduler), remembering(anchor, scheduler):
             yield scheduler
 
     def _branch(self, site: Site) -> str:

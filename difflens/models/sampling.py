@@ -7,6 +7,7 @@ image and the direction can come from different noise estimates.
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from difflens.models.guidance import Guidance, split_branches
+from difflens.models.hooks import unhooked
 
 COMBINED = 0.02
 """Relative difference of two guided estimates that half precision explains."""
@@ -131,9 +133,13 @@ def focused(plain: Tensor, edited: Tensor, share: float) -> Tensor:
     if share == 0:
         return edited
     change = edited - plain
-    size = change.abs().mean(1)
-    limit = torch.quantile(size.flatten(1).float(), share, dim=1).to(size)
-    return plain + torch.where((size >= limit[:, None, None])[:, None], change, 0.0)
+    return plain + torch.where(largest(change.abs().mean(1), 1 - share), change, 0.0)
+
+
+def largest(size: Tensor, share: float) -> Tensor:
+    """Where in each map [n, H, W] the values are among the largest `share`, [n, 1, H, W]."""
+    limit = torch.quantile(size.flatten(1).float(), 1 - share, dim=1).to(size)
+    return (size >= limit[:, None, None])[:, None]
 
 
 @torch.no_grad()
@@ -176,6 +182,19 @@ def scheduler_of(pipeline: DiffusionPipeline, stand_in: Any) -> Iterator[None]:
         yield
     finally:
         object.__setattr__(pipeline, "scheduler", own)
+
+
+@contextmanager
+def remembering(denoiser: Any, scheduler: "AsymmetricScheduler") -> Iterator[None]:
+    """Inside the block the scheduler knows what the denoiser, if any, is called with."""
+    if denoiser is None:
+        yield
+        return
+    handle = denoiser.register_forward_pre_hook(scheduler.remember, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def check_asymmetric(scheduler: Any) -> None:
@@ -237,20 +256,28 @@ class AsymmetricScheduler:
 
     Everything else is the wrapped scheduler's, and so is a step at which nothing was edited.
 
+    With an anchor, the unedited trajectory goes on beside the edited one, by one more denoiser pass in each step from the
+    first edited one on. Of the places of each image, `focus` follow it from then to the end: those where the edits so far
+    changed the predicted clean image least.
+
     Args:
         scheduler: the pipeline's own, DDIM.
         guidance: how the pipeline combines the branches.
         focus: see `focused`.
+        anchor: the denoiser, with which the places that `focus` keeps follow the unedited trajectory.
 
     Raises:
         ValueError: see `check_asymmetric`.
     """
 
-    def __init__(self, scheduler: Any, guidance: Guidance, *, focus: float = 0.0) -> None:
+    def __init__(self, scheduler: Any, guidance: Guidance, *, focus: float = 0.0, anchor: Any = None) -> None:
         check_asymmetric(scheduler)
-        self._scheduler, self.guidance, self.focus = scheduler, guidance, focus
+        self._scheduler, self.guidance, self.focus, self.anchor = scheduler, guidance, focus, anchor
         self._outputs: dict[str, Tensor] = {}
         self._edited: dict[str, Tensor] = {}
+        self._given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._beside: Tensor | None = None
+        self._changed: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scheduler, name)
@@ -264,19 +291,63 @@ class AsymmetricScheduler:
         if len(edited):
             self._edited |= split_branches(branch, edited)
 
+    def remember(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take what the denoiser is called with (a forward pre-hook)."""
+        if len(self._given) == len(self.guidance.calls):
+            self._given = []
+        self._given.append((args, kwargs))
+
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.0, generator: Any = None, **more: Any
     ) -> Any:
         """See `DDIMScheduler.step`, whose arguments these are; `model_output` is the unedited guided estimate."""
         outputs, edited = self._outputs, self._edited
         self._outputs, self._edited = {}, {}
-        if not edited:
+        if int(timestep) == int(self._scheduler.timesteps[0]):
+            self._beside = self._changed = None
+        if not edited and self._beside is None:
             return self._scheduler.step(model_output, timestep, sample, eta=eta, generator=generator, **more)
-        channels = sample.shape[1]
-        check_combination(model_output[:, :channels], self.guidance.combine(outputs)[:, :channels])
-        combined = self.guidance.combine(outputs | edited)
-        more |= {"eta": eta, "generator": generator, "focus": self.focus}
-        return update(self._scheduler, model_output, combined, timestep, sample, **more)
+        channels, combined = sample.shape[1], None
+        if edited:
+            check_combination(model_output[:, :channels], self.guidance.combine(outputs)[:, :channels])
+            combined = self.guidance.combine(outputs | edited)
+        if eta > 0 and more.get("variance_noise") is None:
+            more["variance_noise"] = randn_tensor(
+                sample.shape, generator=generator, device=sample.device, dtype=sample.dtype
+            )
+        more |= {"eta": eta}
+        make = partial(update, self._scheduler, timestep=timestep, **{**more, "return_dict": False})
+        (made,) = make(model_output, combined, sample=sample, focus=self.focus)
+        if self.anchor is not None and self.focus:
+            made = self._anchored(made, model_output, combined, timestep, sample, make)
+        return DDIMSchedulerOutput(prev_sample=made) if more.get("return_dict", True) else (made,)
+
+    def _anchored(
+        self, made: Tensor, plain: Tensor, edited: Tensor | None, timestep: Any, sample: Tensor, make: Any
+    ) -> Tensor:
+        """The next latents, those of the unedited trajectory where the edits so far changed least."""
+        if edited is not None:
+            pair = (
+                estimate(self._scheduler, each.float(), int(timestep), sample.float()).clean for each in (plain, edited)
+            )
+            change = torch.stack([*pair]).diff(dim=0)[0].abs().mean(1)
+            self._changed = change if self._changed is None else self._changed + change
+        apart = plain if self._beside is None else self._denoise(self._beside)
+        (self._beside,) = make(apart, None, sample=sample if self._beside is None else self._beside)
+        assert self._changed is not None
+        return torch.where(largest(self._changed, 1 - self.focus), made, self._beside)
+
+    def _denoise(self, latents: Tensor) -> Tensor:
+        """The guided estimate of other latents, in the calls that the pipeline just made; no hook sees them."""
+        outputs: dict[str, Tensor] = {}
+        with unhooked():
+            for branch, (args, kwargs) in zip(self.guidance.calls, self._given, strict=True):
+                rows = latents.repeat(self.guidance.batch(1), 1, 1, 1)
+                given = (rows, *args[1:]) if args else args
+                named = kwargs if args else {**kwargs, "sample": rows}
+                found = self.anchor.forward(*given, **named)
+                outputs |= split_branches(branch, found[0])
+        return self.guidance.combine(outputs)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from difflens.models.base import Attachable, Batch, Edit
 from difflens.models.guidance import UNGUIDED, Guidance, guidance_of
 from difflens.models.hooks import Change, find_module
 from difflens.models.model import DiffusionModel
-from difflens.models.sampling import AsymmetricScheduler, check_asymmetric, scheduler_of
+from difflens.models.sampling import AsymmetricScheduler, check_asymmetric, remembering, scheduler_of
 from difflens.vocabulary import PerImage, Site
 
 Assign = Callable[[int], Tensor]
@@ -178,10 +178,11 @@ class SteeredPipeline(DiffusionModel):
         return PerImage(targets).to(device)
 
     @contextmanager
-    def _asymmetric(self, focus: float) -> Iterator[AsymmetricScheduler]:
+    def _asymmetric(self, focus: float, anchor: nn.Module | None) -> Iterator[AsymmetricScheduler]:
         """The stand-in, which the pipeline keeps between the calls of its U-Net."""
-        self.scheduler.guidance, self.scheduler.focus = self.guidance, focus
-        yield self.scheduler
+        self.scheduler.guidance, self.scheduler.focus, self.scheduler.anchor = self.guidance, focus, anchor
+        with remembering(anchor, self.scheduler):
+            yield self.scheduler
 
     def _branch(self, site: Site) -> str:
         """The features of an unconditional model are looked for in the conditional branch."""

@@ -1,0 +1,63 @@
+"""Places that an anchored edit keeps follow the unedited trajectory, in models of ours and in pipelines of others."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tiny_pipeline import TEXTS, Shift, hook_free, images, plan, tiny_pipeline, tiny_text_to_image, tiny_unconditional
+from torch import Tensor
+
+from difflens.models.model import DiffusionModel
+from difflens.models.sampling import image_generator, normal
+from difflens.models.steered import edited_pipeline
+
+FOCUS = 0.6
+
+
+def anchored(*, focus: float = FOCUS, amount: float = 2.0) -> Shift:
+    edit = Shift(amount)
+    edit.focus, edit.anchor = focus, True  # type: ignore[attr-defined]
+    return edit
+
+
+def kept(before: Tensor, after: Tensor) -> float:
+    """The share of an image's places that are as they were."""
+    return float(torch.isclose(before, after, rtol=0, atol=1e-5).all(0).double().mean())
+
+
+@pytest.mark.parametrize("made", [tiny_unconditional, tiny_text_to_image])
+def test_what_is_kept_is_that_of_the_unedited_image(made: Callable[..., DiffusionModel]) -> None:
+    model = made()
+    latents: list[Tensor] = []
+    if model.prompted:  # its images are decoded; the latents are what is kept place by place
+        decode = model.pipeline.vae.decode
+        model.pipeline.vae.decode = lambda z, *a, **k: latents.append(z.clone()) or decode(z, *a, **k)
+    asked = plan([0, 1, 2, 3], [0, 0, -1, 0])
+    before, after = images(model, asked), images(model, asked, method=anchored())
+    pairs = [(before[i], after[i]) for i in range(4)]
+    if latents:
+        pairs = list(zip(*torch.cat(latents).chunk(2), strict=True))
+    for number, (plain, edited) in enumerate(pairs):
+        share = kept(plain, edited)
+        assert share == 1 if number == 2 else FOCUS - 0.02 <= share < 0.9
+    assert hook_free(model)
+
+
+def test_an_anchor_costs_a_pass_of_the_denoiser_in_each_step_after_the_first_edited_one() -> None:
+    model, rows = tiny_unconditional(), []
+    counter = model.unet.conv_in.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    images(model, plan([0, 1, 2, 3], [0, 0, 0, 0]), method=anchored())
+    counter.remove()
+    assert rows == [4] * (5 + 3)  # edited from the second step on, where both trajectories are still one
+
+
+def test_a_pipeline_of_others_is_anchored_as_the_model_is() -> None:
+    model, pipe = tiny_text_to_image(), tiny_pipeline()
+    asked = plan([0, 1], [0, 0])
+    expected = images(model, asked, method=anchored())
+    noise = normal([image_generator(3, i) for i in (0, 1)], (4, 8, 8), device=torch.device("cpu"))
+    pipe.set_progress_bar_config(disable=True)
+    with edited_pipeline(pipe, anchored(), timesteps=model.timesteps, assign=lambda n: torch.zeros(n).long()):
+        for _ in range(2):  # a call leaves nothing behind for the next
+            made = pipe(list(TEXTS), latents=noise, num_inference_steps=4, guidance_scale=3.0, output_type="pt").images
+            torch.testing.assert_close(made, torch.stack([expected[0], expected[1]]), rtol=0, atol=1e-4)
