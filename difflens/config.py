@@ -251,7 +251,6 @@ class FeatureMethod(MethodHere):
     suppress: float | None = number("a number", default=None)
     held_top: int = whole()
     focus: float = Field(0.0, ge=0, lt=1, description="a number of at least 0 and below 1")
-    anchor: bool = False
 
 
 class Metric(Group):

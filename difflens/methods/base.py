@@ -239,7 +239,7 @@ class SiteEdit(Steering):
     ) -> None:
         check_update(update)
         super().__init__(attribute, window=window)
-        self.site, self.gate, self.focus, self.anchor = site, gate, 0.0, False
+        self.site, self.gate, self.focus = site, gate, 0.0
         self.update: Update = update  # type: ignore[assignment]
 
     def attach(self, model: DiffusionModel, batch: Batch) -> AbstractContextManager[None]:

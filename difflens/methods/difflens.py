@@ -40,8 +40,8 @@ class DiffLens(Method):
         update: `asymmetric` or `symmetric`.
         window: the edited steps.
         held_top: latents per class of an attribute that is held.
-        focus: share of the places of each image that keep the plain estimate: where the edit changes it least (asymmetric).
-        anchor: let these places follow the unedited trajectory, at the price of one denoiser pass more in every step.
+        focus: share of each image's places that follow the unedited trajectory: where the edit changes it least. It costs
+            one denoiser pass more in every step, and needs the asymmetric update.
     """
 
     def __init__(
@@ -57,17 +57,17 @@ class DiffLens(Method):
         window: Window | None = None,
         held_top: int = 24,
         focus: float = 0.0,
-        anchor: bool = False,
     ) -> None:
         check_mode(mode, places, protocol, unit)
         check_switch("mitigation.gate", gate)
-        check_switch("mitigation.anchor", anchor)
         check_update(update)
         self.mode, self.unit, self.places, self.suppress = mode, unit, places, suppress
         self.gate, self.protocol, self.update, self.held_top = gate, protocol, update, held_top
         if not 0 <= focus < 1 or (focus and update != "asymmetric"):
-            raise ValueError(f"mitigation.focus must lie in [0, 1) and needs update=asymmetric, got {focus}.")
-        self.window, self.focus, self.anchor = window or Window(), focus, anchor
+            raise ValueError(
+                f"mitigation.focus must lie in [0, 1), and be 0 with mitigation.update=symmetric, got {focus}."
+            )
+        self.window, self.focus = window or Window(), focus
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -92,7 +92,7 @@ class DiffLens(Method):
             gate=given.probe if self.gate else None,
             protocol=self.protocol,
         )
-        edit.focus, edit.anchor = self.focus, self.anchor
+        edit.focus = self.focus
         return edit
 
     def holder(self, given: Given, learnt: Mapping[str, Tensor]) -> SiteEdit:

@@ -33,7 +33,6 @@ from difflens.models.sampling import (
     encode_images,
     image_generator,
     normal,
-    remembering,
     scheduler_of,
     squared_error,
     timestep_grid,
@@ -338,8 +337,7 @@ class DiffusionModel:
             with self.hooks(edit.site, images=len(images.target), change=change):
                 yield
         else:
-            anchor = self.unet if getattr(edit, "anchor", False) else None
-            with self._asymmetric(getattr(edit, "focus", 0.0), anchor) as scheduler:
+            with self._asymmetric(getattr(edit, "focus", 0.0)) as scheduler:
                 keep = partial(scheduler.keep, branch=self._branch(edit.site))
                 with self.hooks(edit.site, images=len(images.target), change=change, fork=True, aside=keep):
                     yield
@@ -438,10 +436,10 @@ class DiffusionModel:
         return change
 
     @contextmanager
-    def _asymmetric(self, focus: float, anchor: nn.Module | None) -> Iterator[AsymmetricScheduler]:
+    def _asymmetric(self, focus: float) -> Iterator[AsymmetricScheduler]:
         """The scheduler that takes both estimates, in the place of the pipeline's own."""
-        scheduler = AsymmetricScheduler(self.pipeline.scheduler, self.guidance, focus=focus, anchor=anchor)
-        with scheduler_of(self.pipeline, scheduler), remembering(anchor, scheduler):
+        scheduler = AsymmetricScheduler(self.pipeline.scheduler, self.guidance, self.unet, focus=focus)
+        with scheduler_of(self.pipeline, scheduler), scheduler.remembering():
             yield scheduler
 
     def _branch(self, site: Site) -> str:

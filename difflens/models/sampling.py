@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, SchedulerMixin
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from difflens.models.guidance import Guidance, split_branches
 from difflens.models.hooks import unhooked
@@ -90,7 +90,6 @@ def ddim_step(
     eta: float = 0.0,
     variance_noise: Tensor | None = None,
     rederive_direction: bool = False,
-    focus: float = 0.0,
 ) -> Tensor:
     """One step x_t → x_{t−1} (Song et al. 2021, eq. 12), asymmetric where an edited output is given.
 
@@ -106,7 +105,6 @@ def ddim_step(
         eta: 0 deterministic, 1 as DDPM.
         variance_noise: fresh standard normal noise, needed when eta > 0.
         rederive_direction: derive the unedited noise again from the (clipped) unedited x_0.
-        focus: see `focused`.
     """
     previous = previous_timestep(scheduler, timestep)
     alpha = scheduler.alphas_cumprod[timestep].item()
@@ -114,7 +112,7 @@ def ddim_step(
     unedited = estimate(scheduler, output, timestep, x)
     clean = unedited.clean
     if edited_output is not None:
-        clean = focused(clean, estimate(scheduler, edited_output, timestep, x).clean, focus)
+        clean = estimate(scheduler, edited_output, timestep, x).clean
     noise = (x - alpha**0.5 * unedited.clean) / (1 - alpha) ** 0.5 if rederive_direction else unedited.noise
     sigma = eta * ((1 - alpha_previous) / (1 - alpha) * (1 - alpha / alpha_previous)) ** 0.5
     x = alpha_previous**0.5 * clean + max(1 - alpha_previous - sigma**2, 0.0) ** 0.5 * noise
@@ -123,17 +121,6 @@ def ddim_step(
     if variance_noise is None:
         raise ValueError(f"eta {eta} needs variance_noise, one fresh draw per image and step.")
     return x + sigma * variance_noise
-
-
-def focused(plain: Tensor, edited: Tensor, share: float) -> Tensor:
-    """The edited clean images [n, C, H, W] where they differ most from the plain ones, and these elsewhere.
-
-    Of the places of each image, `share` keep the plain values: those where the edit changes least, over all channels.
-    """
-    if share == 0:
-        return edited
-    change = edited - plain
-    return plain + torch.where(largest(change.abs().mean(1), 1 - share), change, 0.0)
 
 
 def largest(size: Tensor, share: float) -> Tensor:
@@ -182,19 +169,6 @@ def scheduler_of(pipeline: DiffusionPipeline, stand_in: Any) -> Iterator[None]:
         yield
     finally:
         object.__setattr__(pipeline, "scheduler", own)
-
-
-@contextmanager
-def remembering(denoiser: Any, scheduler: "AsymmetricScheduler") -> Iterator[None]:
-    """Inside the block the scheduler knows what the denoiser, if any, is called with."""
-    if denoiser is None:
-        yield
-        return
-    handle = denoiser.register_forward_pre_hook(scheduler.remember, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def check_asymmetric(scheduler: Any) -> None:
@@ -256,23 +230,23 @@ class AsymmetricScheduler:
 
     Everything else is the wrapped scheduler's, and so is a step at which nothing was edited.
 
-    With an anchor, the unedited trajectory goes on beside the edited one, by one more denoiser pass in each step from the
-    first edited one on. Of the places of each image, `focus` follow it from then to the end: those where the edits so far
-    changed the predicted clean image least.
+    With a focus, the unedited trajectory goes on beside the edited one, by one more denoiser pass in each step after the
+    first edited one. That share of each image's places follows it to the end: those where the edits so far changed the
+    predicted clean image least.
 
     Args:
         scheduler: the pipeline's own, DDIM.
         guidance: how the pipeline combines the branches.
-        focus: see `focused`.
-        anchor: the denoiser, with which the places that `focus` keeps follow the unedited trajectory.
+        denoiser: the pipeline's.
+        focus: the share, below 1; 0 keeps no place.
 
     Raises:
         ValueError: see `check_asymmetric`.
     """
 
-    def __init__(self, scheduler: Any, guidance: Guidance, *, focus: float = 0.0, anchor: Any = None) -> None:
+    def __init__(self, scheduler: Any, guidance: Guidance, denoiser: nn.Module, *, focus: float = 0.0) -> None:
         check_asymmetric(scheduler)
-        self._scheduler, self.guidance, self.focus, self.anchor = scheduler, guidance, focus, anchor
+        self._scheduler, self.guidance, self.denoiser, self.focus = scheduler, guidance, denoiser, focus
         self._outputs: dict[str, Tensor] = {}
         self._edited: dict[str, Tensor] = {}
         self._given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -291,8 +265,16 @@ class AsymmetricScheduler:
         if len(edited):
             self._edited |= split_branches(branch, edited)
 
-    def remember(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take what the denoiser is called with (a forward pre-hook)."""
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Inside the block it takes what the denoiser is called with."""
+        handle = self.denoiser.register_forward_pre_hook(self._remember, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _remember(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(self._given) == len(self.guidance.calls):
             self._given = []
         self._given.append((args, kwargs))
@@ -317,12 +299,12 @@ class AsymmetricScheduler:
             )
         more |= {"eta": eta}
         make = partial(update, self._scheduler, timestep=timestep, **{**more, "return_dict": False})
-        (made,) = make(model_output, combined, sample=sample, focus=self.focus)
-        if self.anchor is not None and self.focus:
-            made = self._anchored(made, model_output, combined, timestep, sample, make)
+        (made,) = make(model_output, combined, sample=sample)
+        if self.focus:
+            made = self._kept(made, model_output, combined, timestep, sample, make)
         return DDIMSchedulerOutput(prev_sample=made) if more.get("return_dict", True) else (made,)
 
-    def _anchored(
+    def _kept(
         self, made: Tensor, plain: Tensor, edited: Tensor | None, timestep: Any, sample: Tensor, make: Any
     ) -> Tensor:
         """The next latents, those of the unedited trajectory where the edits so far changed least."""
@@ -345,7 +327,7 @@ class AsymmetricScheduler:
                 rows = latents.repeat(self.guidance.batch(1), 1, 1, 1)
                 given = (rows, *args[1:]) if args else args
                 named = kwargs if args else {**kwargs, "sample": rows}
-                found = self.anchor.forward(*given, **named)
+                found = self.denoiser.forward(*given, **named)
                 outputs |= split_branches(branch, found[0])
         return self.guidance.combine(outputs)
 
@@ -379,7 +361,6 @@ def update(
     variance_noise: Tensor | None = None,
     use_clipped_model_output: bool | None = False,
     return_dict: bool = True,
-    focus: float = 0.0,
 ) -> Any:
     """`ddim_step` in float32, as a scheduler's `step` gives it; noise comes from a generator for each row, or one for all."""
     if eta > 0 and variance_noise is None:
@@ -394,7 +375,6 @@ def update(
         eta=eta,
         variance_noise=variance_noise,
         rederive_direction=bool(use_clipped_model_output),
-        focus=focus,
     ).to(sample.dtype)
     return DDIMSchedulerOutput(prev_sample=x) if return_dict else (x,)
 

@@ -14,7 +14,7 @@ from difflens.models.base import Attachable, Batch, Edit
 from difflens.models.guidance import UNGUIDED, Guidance, guidance_of
 from difflens.models.hooks import Change, find_module
 from difflens.models.model import DiffusionModel
-from difflens.models.sampling import AsymmetricScheduler, check_asymmetric, remembering, scheduler_of
+from difflens.models.sampling import AsymmetricScheduler, check_asymmetric, scheduler_of
 from difflens.vocabulary import PerImage, Site
 
 Assign = Callable[[int], Tensor]
@@ -78,7 +78,7 @@ class SteeredPipeline(DiffusionModel):
             self.check_update(method.update)
         own = pipeline.scheduler
         able = isinstance(own, DDIMScheduler) and not own.config.thresholding
-        self.scheduler: Any = AsymmetricScheduler(own, self.guidance) if able else own
+        self.scheduler: Any = AsymmetricScheduler(own, self.guidance, self.unet) if able else own
         self.denoiser = SteeredDenoiser(self)
         self._thread: int | None = None
         self._images: PerImage | None = None
@@ -178,10 +178,10 @@ class SteeredPipeline(DiffusionModel):
         return PerImage(targets).to(device)
 
     @contextmanager
-    def _asymmetric(self, focus: float, anchor: nn.Module | None) -> Iterator[AsymmetricScheduler]:
+    def _asymmetric(self, focus: float) -> Iterator[AsymmetricScheduler]:
         """The stand-in, which the pipeline keeps between the calls of its U-Net."""
-        self.scheduler.guidance, self.scheduler.focus, self.scheduler.anchor = self.guidance, focus, anchor
-        with remembering(anchor, self.scheduler):
+        self.scheduler.guidance, self.scheduler.focus = self.guidance, focus
+        with self.scheduler.remembering():
             yield self.scheduler
 
     def _branch(self, site: Site) -> str:

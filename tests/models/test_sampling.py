@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from difflens.models.sampling import coinciding, ddim_step, estimate, focused, image_generator, stream_seed
+from difflens.models.sampling import coinciding, ddim_step, estimate, image_generator, largest, stream_seed
 
 STEPS = 10
 
@@ -81,12 +81,7 @@ def test_images_that_begin_with_the_same_noise_are_found() -> None:
     assert coinciding((seed, image_id) for seed in (1001, 2002, 4004) for image_id in range(1500)) is None
 
 
-def test_a_focused_edit_keeps_the_places_that_it_changes_least() -> None:
-    plain = torch.zeros(2, 3, 2, 2)
-    edited = plain.clone()
-    edited[0] = torch.tensor([[1.0, -4.0], [2.0, 3.0]])
-    assert torch.equal(focused(plain, edited, 0.0), edited)
-    found = focused(plain, edited, 0.5)
-    assert torch.equal(found[0], torch.tensor([[0.0, -4.0], [0.0, 3.0]]).expand(3, 2, 2)) and torch.equal(
-        found[1], plain[1]
-    )
+def test_the_largest_places_are_those_of_each_image() -> None:
+    size = torch.tensor([[[1.0, 4.0], [2.0, 3.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    assert largest(size, 0.5).tolist() == [[[[False, True], [False, True]]], [[[True, True], [True, True]]]]
+    assert bool(largest(size, 1.0).all())

@@ -1,4 +1,4 @@
-"""Places that an anchored edit keeps follow the unedited trajectory, in models of ours and in pipelines of others."""
+"""Places that an edit with a focus keeps follow the unedited trajectory, in models of ours and in pipelines of others."""
 
 from collections.abc import Callable
 
@@ -14,9 +14,9 @@ from difflens.models.steered import edited_pipeline
 FOCUS = 0.6
 
 
-def anchored(*, focus: float = FOCUS, amount: float = 2.0) -> Shift:
+def focused(*, focus: float = FOCUS, amount: float = 2.0) -> Shift:
     edit = Shift(amount)
-    edit.focus, edit.anchor = focus, True  # type: ignore[attr-defined]
+    edit.focus = focus  # type: ignore[attr-defined]
     return edit
 
 
@@ -33,7 +33,7 @@ def test_what_is_kept_is_that_of_the_unedited_image(made: Callable[..., Diffusio
         decode = model.pipeline.vae.decode
         model.pipeline.vae.decode = lambda z, *a, **k: latents.append(z.clone()) or decode(z, *a, **k)
     asked = plan([0, 1, 2, 3], [0, 0, -1, 0])
-    before, after = images(model, asked), images(model, asked, method=anchored())
+    before, after = images(model, asked), images(model, asked, method=focused())
     pairs = [(before[i], after[i]) for i in range(4)]
     if latents:
         pairs = list(zip(*torch.cat(latents).chunk(2), strict=True))
@@ -43,21 +43,21 @@ def test_what_is_kept_is_that_of_the_unedited_image(made: Callable[..., Diffusio
     assert hook_free(model)
 
 
-def test_an_anchor_costs_a_pass_of_the_denoiser_in_each_step_after_the_first_edited_one() -> None:
+def test_a_focus_costs_a_pass_of_the_denoiser_in_each_step_after_the_first_edited_one() -> None:
     model, rows = tiny_unconditional(), []
     counter = model.unet.conv_in.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    images(model, plan([0, 1, 2, 3], [0, 0, 0, 0]), method=anchored())
+    images(model, plan([0, 1, 2, 3], [0, 0, 0, 0]), method=focused())
     counter.remove()
     assert rows == [4] * (5 + 3)  # edited from the second step on, where both trajectories are still one
 
 
-def test_a_pipeline_of_others_is_anchored_as_the_model_is() -> None:
+def test_a_pipeline_of_others_is_edited_so_too() -> None:
     model, pipe = tiny_text_to_image(), tiny_pipeline()
     asked = plan([0, 1], [0, 0])
-    expected = images(model, asked, method=anchored())
+    expected = images(model, asked, method=focused())
     noise = normal([image_generator(3, i) for i in (0, 1)], (4, 8, 8), device=torch.device("cpu"))
     pipe.set_progress_bar_config(disable=True)
-    with edited_pipeline(pipe, anchored(), timesteps=model.timesteps, assign=lambda n: torch.zeros(n).long()):
+    with edited_pipeline(pipe, focused(), timesteps=model.timesteps, assign=lambda n: torch.zeros(n).long()):
         for _ in range(2):  # a call leaves nothing behind for the next
             made = pipe(list(TEXTS), latents=noise, num_inference_steps=4, guidance_scale=3.0, output_type="pt").images
             torch.testing.assert_close(made, torch.stack([expected[0], expected[1]]), rtol=0, atol=1e-4)
