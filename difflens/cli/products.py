@@ -47,7 +47,7 @@ WIDTHS = (4, 8, 16, 32)
 TENSORBOARD = "difflens.training.loggers.tensorboard_tracker"
 """Curves and figures for TensorBoard in the run folder; needs `pip install difflens[tensorboard]`."""
 
-PACKAGES = {"width": "sae", "strength": "mitigation", "experiment": "_global_"}
+PACKAGES = {"width": "sae", "strength": "mitigation", "experiment": "_global_", "tuning": "_global_"}
 """Where a group's choices stand, if not under its own name."""
 
 
@@ -70,6 +70,10 @@ def choices(conf: Path) -> dict[str, dict[str, Mapping[str, Any]]]:
         },
         "strength": dict(STRENGTHS),
         "width": dict(map(width, WIDTHS)),
+        "tuning": {
+            path.stem.replace("difflens", "activation", 1): {"defaults": [path.stem]}
+            for path in sorted((conf / "tuning").glob("difflens_*.yaml"))
+        },
         "logger": {"tensorboard": {"defaults": ["csv", "_self_"], "_target_": TENSORBOARD}},
         "experiment": {
             f"{path.stem}_{name}": {"defaults": [path.stem, {"override /attribute": name}]}
