@@ -731,7 +731,7 @@ def check_everyone(settings: Settings) -> None:
     extra = method.model_extra or {}
     needs = {
         "strength=auto": (method.strength == "auto", "give strengths, such as {female: 1, male: 1.43}"),
-        "mode=contrast": (extra.get("mode") == "contrast", "take scale, add or clamp"),
+        f"mode={extra.get('mode')}": (extra.get("mode") in ("contrast", "margin"), "take scale, add or clamp"),
         f"suppress={extra.get('suppress')}": (extra.get("suppress") is not None, "set it to null"),
         f"hold.attributes={held}": (bool(held), "set it to []"),
     }

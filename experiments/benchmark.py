@@ -25,7 +25,6 @@ from difflens.attribution.statistics import CodeStatistics
 from difflens.main import conf_folder
 from difflens.methods.base import Window
 from difflens.methods.difflens import FeatureEdit
-from difflens.methods.holding import Holding
 from difflens.models.model import DiffusionModel
 from difflens.probes.linear import LinearProbe
 from difflens.sae.topk import TopKAutoencoder
@@ -89,28 +88,23 @@ def study(model: DiffusionModel, cfg: DictConfig, attribute: Attribute, latents:
 
 
 def steering(model: DiffusionModel, cfg: DictConfig, *, repeats: int = 5) -> dict[str, dict[str, float]]:
-    """Sampling with every image edited as in a study, in all steps or with the symmetric update, and untouched."""
+    """Sampling with every image edited as in a study, keeping no place, in all steps or symmetrically, and untouched."""
     ids, window = torch.arange(model.micro_batch), instantiate(cfg.mitigation.window)
-    attribute, hold = read_attribute(plain(cfg.attribute)), cfg.mitigation.hold
-    names = [name for name in hold.attributes if name != attribute.name]
-    others = [read_attribute(plain(settings_of(name).attribute)) for name in names]
+    attribute = read_attribute(plain(cfg.attribute))
 
-    def sample(target: int, **settings: Any) -> Callable[[], object]:
+    def sample(target: int, *, focus: float = cfg.mitigation.focus, **settings: Any) -> Callable[[], object]:
         latents = range(cfg.attribution.top * len(attribute.classes))
         edit = study(model, cfg, attribute, latents, **{"window": window, **settings})
-        held = [
-            study(model, cfg, other, range(1, 1 + cfg.mitigation.held_top * len(other.classes))) for other in others
-        ]
-        holding = Holding(edit, held, ratio=hold.ratio)
-        shown = {other.name: torch.zeros_like(ids) for other in others}
-        plan = GenerationPlan(0, ids).towards(torch.full_like(ids, target), shown)
-        return lambda: list(model.sample(plan, method=holding))
+        edit.focus = focus
+        plan = GenerationPlan(0, ids, torch.full_like(ids, target))
+        return lambda: list(model.sample(plan, method=edit))
 
     untouched = lambda: list(model.sample(GenerationPlan(0, ids)))  # noqa: E731
     cases = {
         "as configured": sample(0),
+        "keeping no place": sample(0, focus=0.0),
         "in every step": sample(0, window=Window()),
-        "symmetric": sample(0, update="symmetric"),
+        "symmetric": sample(0, focus=0.0, update="symmetric"),
         "untouched": sample(UNTOUCHED),
     }
     return {name: ratio(work, untouched, repeats) for name, work in cases.items()}

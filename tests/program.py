@@ -33,8 +33,8 @@ TINY = {
     "metric.cards": 2,
     "mitigation.calibration.images": 32,
     "mitigation.calibration.refinements": 1,
+    "mitigation.calibration.first": 1,
     "mitigation.calibration.largest": 2,
-    "mitigation.hold.attributes": "[]",
 }
 """A study of seconds on the shipped miniature."""
 

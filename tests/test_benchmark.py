@@ -24,22 +24,17 @@ def benchmark() -> ModuleType:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_timed_at_its_own_place(benchmark: ModuleType, monkeypatch, name: str) -> None:
     edits: list[Any] = []
-    holding = benchmark.Holding
-
-    def watched(edit: Any, held: Any, *, ratio: float) -> Any:
-        edits.append(edit)
-        assert {other.attribute.name for other in held} == set(PRESETS) - {name}
-        return holding(edit, held, ratio=ratio)
-
-    monkeypatch.setattr(benchmark, "Holding", watched)
+    study = benchmark.study
+    monkeypatch.setattr(benchmark, "study", lambda *a, **k: edits.append(study(*a, **k)) or edits[-1])
     cfg = benchmark.settings_of(name, "model.steps=2", "model.micro_batch=1")
     found = benchmark.steering(instantiate(cfg.model), cfg, repeats=1)
     site, window = instantiate(cfg.data.site), instantiate(cfg.mitigation.window)
     assert (edits[0].site, edits[0].window) == (site, window)
+    assert edits[0].focus == cfg.mitigation.focus > 0
     assert len(edits[0].statistics.latents) == cfg.attribution.top * len(cfg.attribute.classes)
     assert all(each["ratio"] > 0 for each in found.values())
     line = benchmark.row(name, cfg, found)
-    assert line.startswith(f"{name} ({site.module}, steps {window.start:g} to ") and line.count("×") == 4
+    assert line.startswith(f"{name} ({site.module}, steps {window.start:g} to ") and line.count("×") == 5
 
 
 def test_the_presets_are_those_of_the_miniature_and_lie_apart(benchmark: ModuleType) -> None:

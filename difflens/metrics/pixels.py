@@ -29,6 +29,9 @@ class PixelChange(Metric):
     """
 
     full_state_update = False
+    where: Tensor
+    total: Tensor
+    images: Tensor
 
     def __init__(self, where: Bool[Tensor, "height width"] | str | Path) -> None:
         super().__init__()
@@ -46,7 +49,7 @@ class PixelChange(Metric):
         edited: Bool[Tensor, "images"],
     ) -> None:
         """Take images in [0, 1] and the same ids without mitigation."""
-        mask: Tensor = self.where  # type: ignore[assignment]
+        mask = self.where
         if images.shape[-2:] != mask.shape:
             raise ValueError(f"images of {list(images.shape[-2:])} pixels do not fit a mask of {list(mask.shape)}.")
         change = (images - originals)[edited.to(images.device)].abs()[..., mask.to(images.device)]

@@ -7,7 +7,6 @@ image and the direction can come from different noise estimates.
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -297,27 +296,26 @@ class AsymmetricScheduler:
             more["variance_noise"] = randn_tensor(
                 sample.shape, generator=generator, device=sample.device, dtype=sample.dtype
             )
-        more |= {"eta": eta}
-        make = partial(update, self._scheduler, timestep=timestep, **{**more, "return_dict": False})
-        (made,) = make(model_output, combined, sample=sample)
-        if self.focus:
-            made = self._kept(made, model_output, combined, timestep, sample, make)
-        return DDIMSchedulerOutput(prev_sample=made) if more.get("return_dict", True) else (made,)
+        told = more.pop("return_dict", True)
 
-    def _kept(
-        self, made: Tensor, plain: Tensor, edited: Tensor | None, timestep: Any, sample: Tensor, make: Any
-    ) -> Tensor:
-        """The next latents, those of the unedited trajectory where the edits so far changed least."""
-        if edited is not None:
-            pair = (
-                estimate(self._scheduler, each.float(), int(timestep), sample.float()).clean for each in (plain, edited)
-            )
-            change = torch.stack([*pair]).diff(dim=0)[0].abs().mean(1)
-            self._changed = change if self._changed is None else self._changed + change
-        apart = plain if self._beside is None else self._denoise(self._beside)
-        (self._beside,) = make(apart, None, sample=sample if self._beside is None else self._beside)
-        assert self._changed is not None
-        return torch.where(largest(self._changed, 1 - self.focus), made, self._beside)
+        def make(output: Tensor, edited_output: Tensor | None, x: Tensor) -> Tensor:
+            made = update(self._scheduler, output, edited_output, timestep, x, eta=eta, return_dict=False, **more)
+            return made[0]  # type: ignore[no-any-return]
+
+        made = make(model_output, combined, sample)
+        if self.focus:
+            if combined is not None:
+                pair = (each[:, :channels].float() for each in (model_output, combined))
+                plain, other = (estimate(self._scheduler, each, int(timestep), sample.float()).clean for each in pair)
+                change = (other - plain).abs().mean(1)
+                self._changed = change if self._changed is None else self._changed + change
+            assert self._changed is not None
+            if self._beside is None:  # both trajectories are still one
+                self._beside = make(model_output, None, sample)
+            else:
+                self._beside = make(self._denoise(self._beside), None, self._beside)
+            made = torch.where(largest(self._changed, 1 - self.focus), made, self._beside)
+        return DDIMSchedulerOutput(prev_sample=made) if told else (made,)
 
     def _denoise(self, latents: Tensor) -> Tensor:
         """The guided estimate of other latents, in the calls that the pipeline just made; no hook sees them."""

@@ -170,9 +170,13 @@ def test_the_program_says_so_in_one_line_within_seconds_and_without_torch(tmp_pa
     ("settings", "words"),
     [
         ("", "strength=auto"),
-        ("mitigation.strength=2.0", "mode=contrast"),
+        ("mitigation.strength=2.0", "mode=margin"),
+        ("mitigation.strength=2.0 mitigation.mode=contrast", "mode=contrast"),
         ("mitigation.strength=2.0 mitigation.mode=scale mitigation.suppress=0.5", "suppress=0.5"),
-        ("mitigation.strength=2.0 mitigation.mode=scale", "hold.attributes=['age', 'race']"),
+        (
+            "mitigation.strength=2.0 mitigation.mode=scale mitigation.hold.attributes=[gender,age,race]",
+            "hold.attributes=['age', 'race']",
+        ),
     ],
 )
 def test_where_all_strengths_act_on_every_image_nothing_may_need_a_target_class(settings: str, words: str) -> None:
