@@ -133,7 +133,7 @@ def measure_own(
     able = {key: metric for key, metric in metrics.items() if has.issuperset(_named(metric)[0])}
     for metric in able.values():
         # The first rank measures alone: one that waited for the others' states would wait for ever.
-        metric.sync_on_compute = False
+        metric.distributed_available_fn = lambda: False
         metric.reset()
     for batch in _batches(reading, study, pieces, originals, present) if able else ():
         for key, metric in able.items():
