@@ -16,10 +16,10 @@ class PixelChange(Metric):
     """Mean |change| of the edited images' pixels, in levels of 255, over a part of the picture.
 
     Args:
-        where: which pixels count: bool [H, W] of the images' size, or an image file of that size, white where they do.
+        where: which pixels count: bool [H, W], or an image file, white where they do; brought to the images' size.
 
     Raises:
-        ValueError: no pixel counts, or the images have another size.
+        ValueError: no pixel counts.
 
     >>> metric = PixelChange(torch.tensor([[True, False]]))
     >>> black, grey = torch.zeros(1, 3, 1, 2), torch.full((1, 3, 1, 2), 0.2)
@@ -49,9 +49,7 @@ class PixelChange(Metric):
         edited: Bool[Tensor, "images"],
     ) -> None:
         """Take images in [0, 1] and the same ids without mitigation."""
-        mask = self.where
-        if images.shape[-2:] != mask.shape:
-            raise ValueError(f"images of {list(images.shape[-2:])} pixels do not fit a mask of {list(mask.shape)}.")
+        mask = torch.nn.functional.interpolate(self.where[None, None].float(), images.shape[-2:])[0, 0] > 0
         change = (images - originals)[edited.to(images.device)].abs()[..., mask.to(images.device)]
         self.total += LEVELS * change.double().flatten(1).mean(1).sum().to(self.total.device)
         self.images += len(change)

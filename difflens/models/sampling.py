@@ -109,9 +109,7 @@ def ddim_step(
     alpha = scheduler.alphas_cumprod[timestep].item()
     alpha_previous = (scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod).item()
     unedited = estimate(scheduler, output, timestep, x)
-    clean = unedited.clean
-    if edited_output is not None:
-        clean = estimate(scheduler, edited_output, timestep, x).clean
+    clean = unedited.clean if edited_output is None else estimate(scheduler, edited_output, timestep, x).clean
     noise = (x - alpha**0.5 * unedited.clean) / (1 - alpha) ** 0.5 if rederive_direction else unedited.noise
     sigma = eta * ((1 - alpha_previous) / (1 - alpha) * (1 - alpha / alpha_previous)) ** 0.5
     x = alpha_previous**0.5 * clean + max(1 - alpha_previous - sigma**2, 0.0) ** 0.5 * noise

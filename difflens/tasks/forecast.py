@@ -292,6 +292,8 @@ def read_work(cfg: DictConfig, shape: Shape) -> tuple[Work, tuple[int, int]]:
     window = settings.get("window")
     share = (window.stop - window.start) if window else 1.0
     again = shape.behind if method.update == "asymmetric" else 0.1
+    # Where an edit has a focus, the unedited trajectory goes on beside the edited one from the window's beginning.
+    beside = 1.0 - (window.start if window else 0.0) if getattr(method, "focus", 0.0) else 0.0
     validation = max(1, round(cfg.data.images * cfg.data.validation))
     whole_map = cfg.sae.token == "map"
     dim = channels * height * width if whole_map else channels
@@ -308,7 +310,7 @@ def read_work(cfg: DictConfig, shape: Shape) -> tuple[Work, tuple[int, int]]:
         cards=cfg.metric.cards * CARD_IMAGES if located else 0,
         reference=OmegaConf.select(cfg, "metric.reference.images") or 0,
         moved=MOVED.get(settings.assignment, 1.0),
-        edited=1 + share * again,
+        edited=1 + share * again + beside,
         steps=cfg.model.steps,
         micro_batch=cfg.model.micro_batch,
         held_out=min(validation, max(1, cfg.model.micro_batch // 2)),
