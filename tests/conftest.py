@@ -45,6 +45,12 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     program.SHARED[:] = [base.parent if "PYTEST_XDIST_WORKER" in os.environ else base]
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Every test draws the same numbers whichever worker runs it, and whatever ran there before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def unet() -> UNet2DModel:
     return tiny_unet()

@@ -83,8 +83,9 @@ def test_plain_scores_may_give_other_sets_than_contrast() -> None:
 
 
 def test_too_little_activation_outside_of_top_is_an_error() -> None:
-    scores = FeatureScores(GENDER, torch.randn(2, 1, 10))
+    ranks = torch.arange(10.0)
+    scores = FeatureScores(GENDER, torch.stack([ranks, -ranks])[:, None])
     activation = torch.zeros(2, 10)
-    activation[:, int(scores.scores[0, 0].argmax())] = 1.0
+    activation[:, -1] = 1.0
     with pytest.raises(ValueError, match="fire more than all"):
         ablation_sets(scores, activation, size=4, seed=0)
