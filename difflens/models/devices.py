@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
-from functools import cache
+from functools import cache, wraps
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -89,24 +89,26 @@ def autocast_denoiser(denoiser: nn.Module, *, enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    autocast = torch.autocast(next(denoiser.parameters()).device.type, torch.bfloat16)
+    device, plain = next(denoiser.parameters()).device.type, denoiser.forward
 
-    def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
-        autocast.__enter__()
-
-    def leave(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        autocast.__exit__(None, None, None)
+    @wraps(plain)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device, torch.bfloat16):
+            output = plain(*args, **kwargs)
         if isinstance(output, tuple) and isinstance(output[0], Tensor):
             return (output[0].float(), *output[1:])
         return output
 
-    before = denoiser.register_forward_pre_hook(enter)
-    after = denoiser.register_forward_hook(leave, always_call=True)
+    # Not by hooks: a pass that calls `forward` itself, past all hooks, computes in the same numbers.
+    own = denoiser.__dict__.get("forward")
+    denoiser.forward = forward
     try:
         yield
     finally:
-        before.remove()
-        after.remove()
+        if own is None:
+            del denoiser.forward
+        else:
+            denoiser.forward = own
 
 
 def placed(network: Network, device: torch.device) -> Network:

@@ -180,7 +180,11 @@ class SiteHooks:
         maps = stack_branches(maps) if self._stacked else maps
         if self._read is not None:
             self._read(self._step, maps)
-        changed = None if self._change is None else self._change(maps, self._step)
+        if self._change is None:
+            return None
+        # The denoiser may run under autocast; codes, probes and what is written back keep the numbers they were trained in.
+        with torch.autocast(maps.device.type, enabled=False):
+            changed = self._change(maps, self._step)
         if changed is None:
             return None
         edited = from_map(unstack_branches(changed) if self._stacked else changed, like=value)

@@ -25,9 +25,10 @@ def kept(before: Tensor, after: Tensor) -> float:
     return float(torch.isclose(before, after, rtol=0, atol=1e-5).all(0).double().mean())
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("made", [tiny_unconditional, tiny_text_to_image])
-def test_what_is_kept_is_that_of_the_unedited_image(made: Callable[..., DiffusionModel]) -> None:
-    model = made()
+def test_what_is_kept_is_that_of_the_unedited_image(made: Callable[..., DiffusionModel], precision: str) -> None:
+    model = made(precision=precision)
     latents: list[Tensor] = []
     if model.prompted:  # its images are decoded; the latents are what is kept place by place
         decode = model.pipeline.vae.decode

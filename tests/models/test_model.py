@@ -338,6 +338,16 @@ def test_bf16_runs_the_unet_alone_under_autocast_and_stays_near(make: Callable[.
     assert hook_free(half) and not torch.is_autocast_enabled("cpu")
 
 
+def test_an_edit_computes_in_float32_whatever_the_denoiser_runs_in(make: Callable[..., DiffusionModel]) -> None:
+    model = make(precision="bf16")
+
+    def edit(h: Tensor) -> Tensor:
+        assert (h.float().flatten(1) @ h.float().flatten(1).T).dtype == torch.float32
+        return h + 1
+
+    images(model, plan([0, 1], [0, 0]), method=Shift(edit, site=middle(model)))
+
+
 def test_the_denoising_loss_changes_with_the_site_and_leaves_nothing_behind(
     make: Callable[..., DiffusionModel],
 ) -> None:
