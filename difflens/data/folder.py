@@ -19,9 +19,10 @@ PLAIN = ("RGB", "RGBA", "RGBX", "RGBa", "L", "LA", "La", "1", "P", "PA", "CMYK",
 
 NOTES = {"L": "grayscale", "1": "grayscale", "LA": "grayscale", "P": "palette", "PA": "palette"}
 
-
 LARGEST_IMAGE = 64 * 2**20
 """Pixels of an image that is still read: 8192 × 8192."""
+
+LARGER = f"more than {LARGEST_IMAGE // 2**20} megapixels"
 
 LARGEST_BATCH = 2**22
 """Pixels of a batch that is more than one image: 64 of 256 × 256."""
@@ -174,13 +175,15 @@ def decode(content: bytes, path: Path) -> Decoded:
         with Image.open(io.BytesIO(content)) as image:
             if image.width * image.height > LARGEST_IMAGE:
                 # Before a pixel is unpacked: a file of 20 kB may hold gigabytes.
-                raise RefusedFileError(path, f"more than {LARGEST_IMAGE // 2**20} megapixels")
+                raise RefusedFileError(path, LARGER)
             return _rgb(image, path)
     except UnidentifiedImageError as error:
         known = path.suffix.lower() in Image.registered_extensions()
         raise RefusedFileError(path, "corrupt" if known else "not an image") from error
     except RefusedFileError:
         raise
+    except Image.DecompressionBombError as error:
+        raise RefusedFileError(path, LARGER) from error
     except Exception as error:
         # Pillow's readers raise whatever their parsers stumble over.
         raise RefusedFileError(path, "corrupt") from error

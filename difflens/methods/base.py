@@ -126,6 +126,9 @@ class Method(ABC):
     dial: ClassVar[bool] = True
     """Whether it can be given a strength, which is then calibrated; without one it acts fully or not at all."""
 
+    adds_up: ClassVar[bool] = False
+    """Whether its edits towards several classes can act on one image at once, as `mitigation.assignment=everyone` asks."""
+
     @property
     def needs(self) -> frozenset[Need]:
         """What must be made before `learn`; nothing else is made."""

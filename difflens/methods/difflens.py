@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -43,6 +43,8 @@ class DiffLens(Method):
         focus: share of each image's places that follow the unedited trajectory: where the edit changes it least. It costs
             one denoiser pass more in every step, and needs the asymmetric update.
     """
+
+    adds_up: ClassVar[bool] = True
 
     def __init__(
         self,

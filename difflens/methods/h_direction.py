@@ -5,6 +5,7 @@ Models", section 4; needs no autoencoder.
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +26,8 @@ class HDirection(Method):
         update: `asymmetric` or `symmetric`.
         window: the edited steps.
     """
+
+    adds_up: ClassVar[bool] = True
 
     def __init__(self, *, gate: bool = False, update: str = "asymmetric", window: Window | None = None) -> None:
         check_switch("mitigation.gate", gate)

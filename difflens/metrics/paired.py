@@ -145,21 +145,37 @@ def compare_fd(
     return Comparison(observed, *bootstrap(drawn, observed))
 
 
-def compare_hits(one: Bool[Tensor, "images"], other: Bool[Tensor, "images"]) -> Comparison:
-    """Difference of two shares of the same images, its interval, and the exact test of those that differ (McNemar 1947)."""
-    only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
-    discordant = only_one + only_other
-    p = float(binomtest(only_one, discordant, 0.5).pvalue) if discordant else 1.0
+def compare_hits(one: Bool[Tensor, "images"], other: Bool[Tensor, "images"], *, group: int = 1) -> Comparison:
+    """Difference of two shares of the same images, its interval, and the exact test of those that differ (McNemar 1947).
+
+    Where a method couples `group` images in a row, these are no independent cases: the test is then of the groups' signs.
+    """
     difference = one.double() - other.double()
     observed = float(difference.mean())
-    return Comparison(observed, *bootstrap(difference[resamples(len(one))].mean(1), observed), p)
+    if group > 1:
+        p = signs_test(difference, group=group)
+    else:
+        only_one, discordant = int((one & ~other).sum()), int((one ^ other).sum())
+        p = float(binomtest(only_one, discordant, 0.5).pvalue) if discordant else 1.0
+    return Comparison(observed, *bootstrap(difference[resamples(len(one), group=group)].mean(1), observed), p)
 
 
-def compare_means(one: Float[Tensor, "images"], other: Float[Tensor, "images"], *, draws: int = DRAWS) -> Comparison:
+def signs_test(difference: Float[Tensor, "images"], *, group: int, draws: int = 10_000) -> float:
+    """p-value of a sum of differences if each group of `group` in a row had either sign alike (a randomisation test)."""
+    sums = torch.stack([part.sum() for part in difference.double().split(group)])
+    signs = torch.randint(2, (draws, len(sums)), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    # What rounding leaves of a tie is a tie.
+    extreme = (signs @ sums).abs() >= sums.sum().abs() - 1e-9
+    return float((extreme.sum() + 1) / (draws + 1))
+
+
+def compare_means(
+    one: Float[Tensor, "images"], other: Float[Tensor, "images"], *, group: int = 1, draws: int = DRAWS
+) -> Comparison:
     """Difference of two means over the same images, with a paired bootstrap interval and its two-sided p-value."""
     difference = (one - other).double()
     observed = float(difference.mean())
-    drawn = difference[resamples(len(one), draws=draws)].mean(1)
+    drawn = difference[resamples(len(one), group=group, draws=draws)].mean(1)
     # The share of draws on the other side of zero; never 0, since draws are finite.
     tail = min(float((drawn <= 0).double().mean()), float((drawn >= 0).double().mean()))
     return Comparison(observed, *bootstrap(drawn, observed), min(1.0, 2 * max(tail, 1 / len(drawn))))

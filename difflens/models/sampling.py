@@ -253,6 +253,11 @@ class AsymmetricScheduler:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scheduler, name)
 
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        """See `DDIMScheduler.set_timesteps`: what a pipeline's call begins with, whichever step it starts from."""
+        self._beside = self._changed = None
+        self._scheduler.set_timesteps(*args, **kwargs)
+
     def keep(self, call: int, output: Tensor, edited: Tensor, *, branch: str) -> None:
         """Take what one denoiser call gave: the rows of its batch, and those with edited activations, if any."""
         if call == 0:
@@ -282,8 +287,6 @@ class AsymmetricScheduler:
         """See `DDIMScheduler.step`, whose arguments these are; `model_output` is the unedited guided estimate."""
         outputs, edited = self._outputs, self._edited
         self._outputs, self._edited = {}, {}
-        if int(timestep) == int(self._scheduler.timesteps[0]):
-            self._beside = self._changed = None
         if not edited and self._beside is None:
             return self._scheduler.step(model_output, timestep, sample, eta=eta, generator=generator, **more)
         channels, combined = sample.shape[1], None

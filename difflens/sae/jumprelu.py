@@ -103,6 +103,10 @@ class JumpReLUAutoencoder(SparseAutoencoder):
     def _start(self, activations: Tensor) -> None:
         if not self.started:
             cut = kth_largest(activations, self.k * len(activations)).clamp_min(1e-3)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                # Each rank sees tokens of its own; thresholds that start apart would stay apart.
+                torch.distributed.all_reduce(cut)
+                cut /= torch.distributed.get_world_size()
             self.log_threshold.fill_(float(cut.log()) / PACE)
             self.started.fill_(True)
 

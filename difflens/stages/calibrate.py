@@ -148,7 +148,7 @@ def _calibrated(bench: Workbench, mitigation: Steering, spec: dict[str, Any]) ->
     settings = plain(bench.cfg.mitigation.calibration)
     plan = calibration_plan(bench)
     source, images = originals(bench, plan, stage="calibrate")
-    full = {**spec, "originals": source.fingerprint, "calibration": settings}
+    full = {**spec, "originals": source.fingerprint, "calibration": settings, "seed": bench.cfg.seed}
 
     def make(folder: Path) -> None:
         measure, assigned = dose_meter(bench, mitigation, images, plan, folder=folder / "doses")

@@ -67,6 +67,7 @@ def _fit(bench: Workbench) -> Fitted:
     spec: dict[str, Any] = {
         "fit": artifact.fingerprint,
         "assignment": settings.assignment,
+        **({"read": settings.read} if settings.assignment == "early" else {}),
         "target": bench.goals.shared.tolist(),
         **({"targets": goals} if goals else {}),
         **({"hold": {"by": settings.hold.by, "ratio": settings.hold.ratio, "fit": held}} if held else {}),
@@ -134,6 +135,12 @@ def _learn(
     )
     spec = {
         "method": described(bench.method, plain(bench.method_settings)),
+        # A method may learn from the model itself, with no activations between.
+        "model": bench.model.spec(),
+        "site": bench.site_spec,
+        "prompts": [list(given.prompts), list(given.unseen)],
+        "target": None if given.target is None else given.target.tolist(),
+        "words": list(given.words),
         **bench.attribute_spec(attribute),
         **bench.label_spec(),
         **({} if activations is None else {"activations": activations.fingerprint}),

@@ -65,9 +65,15 @@ class Workbench:
         """The method under test: an instance of the class that `mitigation._target_` names, and of no other.
 
         Raises:
-            ValueError: it is no `Method`, or the class does not take what the file gives it.
+            ValueError: it is no `Method`, the class does not take what the file gives it, or it cannot act towards every
+                class at once where that is asked for.
         """
         found: Method = build(self.method_settings, "mitigation")
+        if self.cfg.mitigation.assignment == "everyone" and not found.adds_up:
+            raise ValueError(
+                f"{type(found).__name__} pushes an image towards one class, and mitigation.assignment=everyone gives it "
+                "none: use exact."
+            )
         return found
 
     def new_autoencoder(self) -> SparseAutoencoder:

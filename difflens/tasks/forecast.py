@@ -164,7 +164,7 @@ def seconds(work: Work, floor: Floor) -> dict[str, float]:
         "probe": floor.label * work.images
         + 3 * work.attributes * work.iterations * work.steps * work.images * work.values * floor.value,
         "attribution": work.attributes * work.located * per_step if work.tokens else 0.0,
-        "calibrate": floor.label * work.calibrated
+        "calibrate": (sampled(work.calibrated) + floor.label * work.calibrated if work.doses else 0.0)
         + work.doses * (sampled(pushed, edited=work.edited) + pushed * floor.label),
         "originals": sampled(work.evaluated) + (sampled(work.unseen) if work.unseen else 0.0),
         "steer": floor.label * everything
@@ -305,7 +305,7 @@ def read_work(cfg: DictConfig, shape: Shape) -> tuple[Work, tuple[int, int]]:
         images=cfg.data.images,
         evaluated=cfg.metric.images * studied,
         unseen=cfg.metric.images * unseen,
-        calibrated=min(settings.calibration.images, cfg.data.images),
+        calibrated=settings.calibration.images,
         doses=1 + DOUBLINGS + settings.calibration.refinements if settings.strength == "auto" else 0,
         cards=cfg.metric.cards * CARD_IMAGES if located else 0,
         reference=OmegaConf.select(cfg, "metric.reference.images") or 0,

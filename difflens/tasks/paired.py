@@ -29,8 +29,8 @@ class Pair(NamedTuple):
 def paired(jobs: Sequence[Job]) -> Grid | None:
     """A row per method and setting against `REFERENCE` on the same images; None where no two methods can be compared.
 
-    p-values are of McNemar's exact test (reached, nothing else changed) and of the bootstrap (CLIP-I), adjusted by Holm over
-    the whole table; FD has an interval alone.
+    p-values are of McNemar's exact test (reached, nothing else changed) and of the bootstrap (CLIP-I), both over groups where
+    a method couples images, adjusted by Holm over the whole table; FD has an interval alone.
     """
     pairs = [*_pairs(jobs)]
     if not pairs:
@@ -97,8 +97,8 @@ def _differences(one: Outcomes, other: Outcomes, metrics: Mapping[str, Any]) -> 
     return (
         compare_fd(one, other, target, group=group),
         compare_hits(one.reached[both], other.reached[both]) if own else nothing,
-        compare_hits(one.nothing_else[both], other.nothing_else[both]),
-        compare_means(one.clip_i[both], other.clip_i[both]),
+        compare_hits(one.nothing_else[both], other.nothing_else[both], group=group),
+        compare_means(one.clip_i[both], other.clip_i[both], group=group),
     )
 
 

@@ -208,7 +208,8 @@ def _surroundings(folder: Path) -> Iterator[None]:
     """The environment that wandb reads while a run is open, and nothing after it."""
     folder.mkdir(parents=True, exist_ok=True)
     # What wandb stages would lie in the home folder otherwise; its reports of errors would leave the machine when offline.
-    wanted = {"WANDB_DATA_DIR": str(folder), "WANDB_ARTIFACT_DIR": str(folder), "WANDB_ERROR_REPORTING": "false"}
+    reporting = os.environ.get("WANDB_ERROR_REPORTING", "false")
+    wanted = {"WANDB_DATA_DIR": str(folder), "WANDB_ARTIFACT_DIR": str(folder), "WANDB_ERROR_REPORTING": reporting}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:

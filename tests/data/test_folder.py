@@ -58,6 +58,10 @@ def messy(tmp_path: Path) -> Path:
     sideways.save(folder / "turned.jpg", exif=exif, quality=100)
     plain.save(folder / "moving.gif", save_all=True, append_images=[Image.new("RGB", (6, 4), "blue")])
     (folder / "empty.png").touch()
+    for name, side in (("large", 9_000), ("gigantic", 20_000)):  # a header is all that is read of them
+        header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+        (folder / f"{name}.png").write_bytes(png + b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
     (folder / "cut.png").write_bytes((folder / "deep_colour.png").read_bytes()[:-30])
     (folder / "lie.jpg").write_bytes(b"not a picture")
     (folder / "notes.txt").write_text("not a picture")
@@ -71,6 +75,7 @@ def test_every_file_is_accounted_for_by_name(messy: Path) -> None:
     assert found.refused == {
         "corrupt": ("cut.png", "lie.jpg"),
         "empty": ("empty.png",),
+        "more than 64 megapixels": ("gigantic.png", "large.png"),
         "mode F, which has no 8-bit RGB": ("float.tiff",),
         "not a file": ("dangling.png",),
         "not an image": ("notes.txt",),

@@ -85,6 +85,19 @@ def test_equal_methods_are_called_different_no_more_often_than_the_level_says() 
     assert called <= 15
 
 
+def test_methods_that_couple_images_are_compared_by_groups() -> None:
+    """Groups that flip as one: tests of single images would find differences in noise, which tests of groups do not."""
+    drawn = torch.rand(200, 16, 2, generator=torch.Generator().manual_seed(2)) < 0.5
+    found = [compare_hits(*(each.repeat_interleave(8) for each in trial.T), group=8).p for trial in drawn]
+    single = [compare_hits(*(each.repeat_interleave(8) for each in trial.T)).p for trial in drawn]
+    assert sum(p <= 0.05 for p in found) <= 20 < sum(p <= 0.05 for p in single)
+    apart = compare_hits(torch.ones(128, dtype=torch.bool), torch.zeros(128, dtype=torch.bool), group=8)
+    assert apart.p is not None and apart.p < 0.001
+    values = torch.randn(16, generator=torch.Generator().manual_seed(3)).repeat_interleave(8)
+    wide, narrow = (compare_means(values, torch.zeros(128), group=group) for group in (8, 1))
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
 def test_holm_is_as_in_the_paper() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.9]) == [1.0, 1.0]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline
 from tiny_pipeline import TEXTS, Shift, hook_free, images, plan, tiny_pipeline, tiny_text_to_image, tiny_unconditional
 from torch import Tensor
 
@@ -62,3 +63,22 @@ def test_a_pipeline_of_others_is_edited_so_too() -> None:
         for _ in range(2):  # a call leaves nothing behind for the next
             made = pipe(list(TEXTS), latents=noise, num_inference_steps=4, guidance_scale=3.0, output_type="pt").images
             torch.testing.assert_close(made, torch.stack([expected[0], expected[1]]), rtol=0, atol=1e-4)
+
+
+def test_a_call_that_starts_in_the_middle_of_the_steps_takes_nothing_over_from_the_one_before() -> None:
+    pipe = tiny_pipeline()
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    pipe = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 4, "strength": 0.5, "guidance_scale": 3.0, "output_type": "pt"}
+
+    def make(seed: int) -> Tensor:
+        source = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+        return pipe(list(TEXTS), image=source, generator=torch.Generator().manual_seed(seed), **settings).images
+
+    timesteps, assign = tiny_text_to_image().timesteps, lambda n: torch.zeros(n).long()
+    with edited_pipeline(pipe, focused(), timesteps=timesteps, assign=assign):
+        alone = make(0)
+    with edited_pipeline(pipe, focused(), timesteps=timesteps, assign=assign):
+        make(1)
+        torch.testing.assert_close(make(0), alone)

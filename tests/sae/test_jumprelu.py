@@ -1,5 +1,6 @@
 """JumpReLU: thresholds of their own, learnt by the kernel's estimate of how the mean of a step moves."""
 
+import pytest
 import torch
 
 from difflens.sae.jumprelu import JumpReLUAutoencoder, _Above
@@ -17,6 +18,14 @@ def test_training_starts_where_k_latents_of_a_token_are_active_on_average() -> N
     sae, x = started()
     assert abs(float((sae.encode_dense(x) > 0).sum(1).double().mean()) - 3) < 0.01
     assert torch.equal(sae.threshold, sae.threshold[:1].expand(32))
+
+
+def test_thresholds_start_alike_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = started()[0].threshold
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda cut: cut.mul_(3))  # the other rank's is twice ours
+    torch.testing.assert_close(started()[0].threshold, 1.5 * alone)
 
 
 def test_the_kernel_estimates_how_the_mean_number_of_active_latents_moves() -> None:

@@ -31,7 +31,9 @@ def test_twice_the_images_take_twice_the_time() -> None:
 def test_time_follows_its_floors() -> None:
     once = seconds(WORK, FLOOR)
     assert once["activations"] == pytest.approx(128 * 20 * 1e-2)
-    assert once["calibrate"] == pytest.approx(64e-3 + 5 * (16 * 20 * 1.5e-2 + 16e-3)), "a quarter is pushed, five times"
+    assert once["calibrate"] == pytest.approx(64 * 20 * 1e-2 + 64e-3 + 5 * (16 * 20 * 1.5e-2 + 16e-3)), (
+        "images of its own, a quarter of which is pushed, five times"
+    )
     slower = seconds(WORK, replace(FLOOR, step=2e-2))
     assert slower["originals"] == 2 * once["originals"] and slower["probe"] == once["probe"]
     longer = seconds(replace(WORK, steps=40), FLOOR)
@@ -39,7 +41,7 @@ def test_time_follows_its_floors() -> None:
     padded = seconds(replace(WORK, images=113), FLOOR)
     assert padded["activations"] == once["activations"], "micro-batches are always full"
     without = seconds(replace(WORK, tokens=0, cards=0, doses=0), FLOOR)
-    assert without["sae"] == without["attribution"] == without["cards"] == 0
+    assert without["sae"] == without["attribution"] == without["cards"] == without["calibrate"] == 0
 
 
 @pytest.mark.parametrize(

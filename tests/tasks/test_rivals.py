@@ -58,6 +58,26 @@ def test_a_method_on_a_text_to_image_model_goes_the_whole_way(prompted: Program,
     assert not made & {"activations", "sae", "probe"}, "nothing is made that the method does not ask for"
 
 
+def test_a_fit_is_that_of_its_prompts(prompted: Program) -> None:
+    asked = ("task=steer", *SMALL, "mitigation=uce", *PROMPTED["uce"], "prompt.studied=['a face of a {} doctor']")
+    ended = prompted(*asked)
+    assert ended.code == 0, ended.err + ended.out
+    made = {entry["kind"]: entry["reused"] for entry in prompted.json("manifest.json")["artifacts"]}
+    assert not made["fit"], "what was learnt on other prompts is not this model's"
+
+
+def test_one_class_for_each_image_is_no_edit_towards_all(prompted: Program) -> None:
+    ended = prompted(
+        "task=steer",
+        *SMALL,
+        "mitigation=prompt",
+        "mitigation.assignment=everyone",
+        "mitigation.strength=1",
+        "mitigation.hold.attributes=[]",
+    )
+    assert ended.code == 2 and "pushes an image towards one class" in ended.complaint
+
+
 def test_a_text_method_on_a_model_without_prompts_is_one_line(study: Program) -> None:
     ended = study("task=steer", "mitigation=prompt")
     assert ended.code == 2 and "the model takes none" in ended.complaint
