@@ -39,6 +39,7 @@ def check_device(device: str) -> torch.device:
     """
     try:
         found = torch.device(device)
+        # A name that parses may still be of a device that is not there; only an allocation tells.
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -96,11 +97,13 @@ def autocast_denoiser(denoiser: nn.Module, *, enabled: bool) -> Iterator[None]:
 
     def leave(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         autocast.__exit__(None, None, None)
+        # In float32 the scheduler goes on as it does without autocast.
         if isinstance(output, tuple) and isinstance(output[0], Tensor):
             return (output[0].float(), *output[1:])
         return output
 
     before = denoiser.register_forward_pre_hook(enter)
+    # Always: hooks that end a pass by an exception would otherwise leave autocast on for all that follows.
     after = denoiser.register_forward_hook(leave, always_call=True)
     try:
         yield
@@ -126,6 +129,8 @@ def placed(network: Network, device: torch.device) -> Network:
                 there = tensor.detach().to(device)
                 learnt = isinstance(tensor, nn.Parameter)
                 moved[id(tensor)] = nn.Parameter(there, tensor.requires_grad) if learnt else there
+            # deepcopy takes what its memo holds for copies already made: nothing is copied on the old device, and
+            # tensors that are shared stay so.
             copies[device] = deepcopy(network, moved)
     return copies[device]
 
