@@ -87,6 +87,7 @@ def load_features(run: str | Path) -> Features:
     )
     edit = build_method(fitted.spec["method"]).edit(given, load_file(fitted.folder / "fit.safetensors"))
     strength = _strength(chain, steered.spec, attribute)
+    # Multiples are of the distance from neutral, which is 1 for an edit that scales and 0 for others.
     if "times" in steered.spec:
         strength = edit.neutral + steered.spec["times"] * (strength - edit.neutral)
     return Features(edit.with_strength(strength), timesteps, _natural(chain.run, attribute))
@@ -98,6 +99,7 @@ def build_method(described: Mapping[str, Any]) -> Method:
     Raises:
         ValueError: its class is no method of a package that is let in.
     """
+    # A run's folder may come from anybody; nothing is imported but from packages that are let in.
     kind: type[Method] = saved_class(str(described["class"]), Method)  # type: ignore[type-abstract]
     settings = {key: _setting(value) for key, value in described["settings"].items() if key != "_target_"}
     return kind(**settings)
@@ -129,6 +131,7 @@ def _natural(run: Path, attribute: Attribute) -> Tensor | None:
     """The classes' shares among the unedited images of a run, as its metrics.json has them."""
     row = baseline(read_run(run).metrics) or {}
     shares = [(row.get("shares") or {}).get(name, {}).get("share") for name in attribute.classes]
+    # Shares of several prompts together would hold for none of them.
     return None if row.get("prompts") or None in shares else torch.tensor(shares, dtype=torch.float64)
 
 
@@ -193,8 +196,10 @@ def steer(
         )
     shares = attribute.target(target)
     if strength is not None:
+        # A class left out is at the neutral strength, at which an edit changes no bit.
         wanted = [strength.get(name, mitigation.neutral) for name in attribute.classes]
         for name in strength:
+            # For its error, where a class is unknown.
             attribute.index(name)
         mitigation = mitigation.with_strength(torch.tensor(wanted))
     assign = _quota(shares, mitigation, features.natural, seed)
@@ -204,10 +209,12 @@ def steer(
 
 def _quota(target: Tensor, mitigation: Steering, natural: Tensor | None, seed: int) -> Quota:
     """Every image gets a class, or, where some class has no strength, only as many as must."""
+    # Images pushed at the neutral strength stay as they are, and the quota would be missed.
     inert = mitigation.strength == mitigation.neutral
     if not bool((inert & (target > 0)).any()):
         return Quota(target, seed=seed)
     parts = None if natural is None else fewest_pushes(target, natural)
+    # The last part is that of the untouched images, which need no strength.
     lacking = inert & (target > 0 if parts is None else parts[:-1] > LEAST_PUSH)
     if parts is None or bool(lacking.any()):
         names = [name for name, absent in zip(mitigation.attribute.classes, lacking.tolist(), strict=True) if absent]
@@ -232,6 +239,7 @@ def fairness_discrepancy(
     """
     shares = Attribute("attribute", tuple(classes)).target(target) if isinstance(target, Mapping) else target
     shares = None if shares is None else shares.cpu()
+    # Images without a face are counted beside the shares, never dropped without a word (METHOD section 7).
     metric = FairnessDiscrepancy(classes, shares, missing="count")
     metric.update(logits)
     return metric.compute()

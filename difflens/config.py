@@ -93,6 +93,7 @@ Distinct = Annotated[list[Any], AfterValidator(_distinct)]
 class Group(BaseModel):
     """A group whose keys are all listed."""
 
+    # Strict: pydantic would take `true` for a count of 1, and the word `off` for a switch.
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -222,11 +223,15 @@ class Calibration(Group):
 class Mitigation(Open):
     """What every method shares: who is moved, how strongly, and what is held."""
 
+    # It names a folder of the run's pictures.
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description=f"a word of letters, digits, '_' and '-' other than {TAKEN}"
     )
+    # Any, as targets and latents per class are: a word, a number or a mapping. Functions below say in a sentence
+    # what is wrong with it, where a union would list all that it is not.
     strength: Any
     times: float = not_negative()
+    # Repeated here, since the code that owns these words imports torch; a test compares the two.
     assignment: Literal["exact", "early", "oracle", "iid", "batch", "everyone"]
     read: float = share()
     target: Any
@@ -424,11 +429,13 @@ def _validated(model: type[Any], values: Mapping[str, Any], where: str) -> Any:
     try:
         return model.model_validate(values)
     except ValidationError as error:
+        # The first mistake alone: a run ends with one line.
         raise UserError(_line(model, error.errors(include_url=False)[0], where)) from None
 
 
 def _line(model: type[BaseModel], error: ErrorDetails, where: str) -> str:
     """What is wrong, in one sentence."""
+    # pydantic adds `[key]` where a mapping's key is at fault, not its value.
     path, value = [str(part) for part in error["loc"] if part != "[key]"], error["input"]
     key = ".".join([where, *path]).lstrip(".")
     group, field = _field(model, path)
@@ -463,6 +470,7 @@ def _field(model: type[BaseModel], path: list[str]) -> tuple[type[BaseModel], Fi
     field = None
     for name in path:
         if field is not None:
+            # Of `Prompt | None`, or of a mapping to groups, the group is one of the arguments.
             inner = [kind for kind in (field.annotation, *get_args(field.annotation)) if isclass(kind)]
             model = next((kind for kind in inner if issubclass(kind, BaseModel)), model)
         field = model.model_fields.get(name, field)
@@ -496,11 +504,13 @@ def check_arguments(node: Mapping[str, Any], where: str) -> None:
     """
     inside = ("attribute.parts", "metric.measures")
     group = next((outer.removesuffix(".parts") for outer in inside if where.startswith(outer)), where)
+    # A task is given the configuration and the run: its settings are no arguments.
     known = None if group == "task" else _parameters(node["_target_"])
     if known is None:
         return
     beside = BESIDE.get(group, frozenset())
     for name in node:
+        # Words such as `_partial_` are read by whoever builds the object.
         if name[:1] != "_" and name not in known | beside:
             told = [f"{where}.{each}" for each in sorted(known | beside)]
             raise UserError(
@@ -527,6 +537,7 @@ def _parameters(target: str) -> frozenset[str] | None:
 
 def _arguments(function: ast.FunctionDef) -> frozenset[str] | None:
     taken = function.args
+    # What it passes on to another function, its own source does not tell.
     return None if taken.kwarg else frozenset(each.arg for each in taken.args + taken.kwonlyargs)
 
 
@@ -537,6 +548,7 @@ def check_trainer(settings: Settings) -> None:
         UserError: they are more, or no number at all.
     """
     devices, cores = settings.trainer.devices, max(os.cpu_count() or 1, 2)
+    # A bool is an int to Python: `true` would ask for one process.
     if isinstance(devices, bool) or not isinstance(devices, int | str | list) or devices in (0, "", []):
         raise UserError(f"trainer.devices must be a whole number of at least 1, got {devices!r}.")
     where = settings.trainer.accelerator or (settings.model and settings.model.device) or "cpu"
@@ -551,6 +563,7 @@ def check_study(settings: Settings) -> None:
         UserError: they do not.
     """
     data, metric, method = settings.data, settings.metric, settings.mitigation
+    # Images that taught a method, or chose its strength, would flatter it in every table (METHOD section 6).
     seeds = {
         "data.base_seed": data.base_seed,
         "metric.base_seed": metric.base_seed,
@@ -685,6 +698,7 @@ def check_prompts(settings: Settings) -> None:
         UserError: a setting needs prompts and there are none, or a class has no word for them.
     """
     if settings.prompt is None:
+        # Refused, not ignored: without prompts these would silently do nothing.
         needing = {
             "attribution.baseline=contrast": (settings.attribution.baseline == "contrast", "use zero"),
             "mitigation.calibration.per_prompt=true": (settings.mitigation.calibration.per_prompt, "set it to false"),
@@ -728,6 +742,7 @@ def check_everyone(settings: Settings) -> None:
     if method.assignment != "everyone":
         return
     held = [name for name in method.hold.attributes if name not in studied(settings)]
+    # Settings of one method: others have no such key, and nothing to be refused.
     extra = method.model_extra or {}
     needs = {
         "strength=auto": (method.strength == "auto", "give strengths, such as {female: 1, male: 1.43}"),

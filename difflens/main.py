@@ -25,15 +25,18 @@ def main() -> None:
     for number in heard:
         signal.signal(number, interrupt)
     try:
+        # Imported once signals are heard, so that Ctrl-C while Hydra loads is told in one line too.
         code, line = importlib.import_module("difflens.cli.job").run_program(conf_folder())
     except BaseException as error:
         if not was_interrupted(error):
             raise
         code, line = 130, INTERRUPTED
+    # The timer that repeats a request to stop, in case a library swallowed it.
     signal.setitimer(signal.ITIMER_REAL, 0)
     # All is tidied up: a signal would interrupt Python's own end, with a traceback.
     for number in heard:
         signal.signal(number, lambda *_: os._exit(code))
+    # On a full disk, or behind a pipe that was closed, the error's line is still to be told.
     with suppress(OSError):
         sys.stdout.flush()
     if line:

@@ -18,6 +18,7 @@ from difflens.study.workbench import Workbench
 def pipeline(cfg: DictConfig, run: Run) -> None:
     """Every stage in its order; each reuses what an earlier run made, and a method gets only what it asks for."""
     study = Workbench(cfg, run)  # model, attribute, prompts, judges, method: checked before anything is computed
+    # What only the last stages need is looked for before the first one: a missing file should not be found after hours.
     check_measures(study)
 
     if study.method.needs:
@@ -32,6 +33,7 @@ def pipeline(cfg: DictConfig, run: Run) -> None:
     prepared = prepare(study)  # control: the smallest sufficient strength per class, on images of their own
     pairs = generate_pairs(study, prepared)  # images never used before, without and with the edit
     measured = {"": evaluate(study, pairs)}  # by the second judge
+    # Nothing was learnt or chosen on these prompts: they show whether the edit goes beyond the studied ones.
     if study.prompts is not None and study.prompts.unseen:
         others = generate_pairs(study, prepared, unseen=True)
         measured["unseen prompts"] = evaluate(study, others, unseen=True)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+# Negative, so that none can be a class, and all different: targets and labels meet in the same tensors.
 UNTOUCHED = -1
 """Target of an image that no mitigation may change."""
 
@@ -82,6 +83,7 @@ class Attribute:
         if self.parts and set(shares) <= {part.name for part in self.parts}:
             q = torch.ones(1, dtype=torch.float64)
             for part in self.parts:
+                # The last part varies fastest, as in the classes that `product` makes.
                 q = torch.outer(q, part.target(shares.get(part.name))).flatten()
             return q
         for name in shares:

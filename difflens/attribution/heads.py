@@ -36,12 +36,15 @@ def mean_softmax_gradient(
     the sum is complete for changes of any size.
     """
     points, weights = (values[:, None, None].to(start.device) for values in gauss_legendre(nodes))
+    # In double: where the softmax is nearly certain, own − p cancels to a few digits of float32.
     first, piece = start.double(), change.double()
+    # Their spread, not their size: a softmax does not see what all logits have in common.
     widest = float((piece.amax(-1) - piece.amin(-1)).amax()) if len(piece) else 0.0
     pieces = max(1, math.ceil(widest / PER_PIECE))
     piece = piece / pieces
     own = torch.nn.functional.one_hot(labels, change.shape[-1]).double()
     total = torch.zeros_like(first)
+    # Piece by piece, so that memory does not grow with the size of the change.
     for number in range(pieces):
         p = (first + (number + points) * piece).softmax(-1)
         total += (weights * (p * own).sum(-1, keepdim=True) * (own - p)).sum(0)
@@ -104,6 +107,7 @@ class AffineHead(Head):
     @cached_property
     def latent_weight(self) -> Float[Tensor, "classes latents height width"]:
         """∂ℓ/∂z of every class: what one unit of a latent at a position adds to the logits."""
+        # Once per step. `cached_property` writes past the frozen dataclass, which refuses assignments.
         return torch.einsum("cdhw,md->cmhw", self.weight, self.decoder)
 
     def logits(self, codes: Float[Tensor, "images latents height width"]) -> Float[Tensor, "images classes"]:
@@ -114,6 +118,7 @@ class AffineHead(Head):
 
     def mean_gradient(self, codes: Codes, baseline: Codes | None, labels: Int[Tensor, "images"], nodes: int) -> Codes:
         """See `Head`; the integral shrinks to that of a C-vector, and one vector–Jacobian product is left."""
+        # Logits are affine along the path (METHOD section 4): its two ends suffice, nothing in between is decoded.
         start = self.zero_logits().expand(len(codes), -1) if baseline is None else self.logits(baseline)
         return self.pullback(mean_softmax_gradient(start, self.logits(codes) - start, labels, nodes).to(codes.dtype))
 
@@ -141,6 +146,7 @@ class AutogradHead(Head):
     @property
     def classes(self) -> int:
         """See `Head`."""
+        # The probe is any callable: only its answer tells how many classes it reads.
         return len(self.zero_logits())
 
     def logits(self, codes: Codes) -> Float[Tensor, "images classes"]:
@@ -156,8 +162,11 @@ class AutogradHead(Head):
         start = torch.zeros_like(codes) if baseline is None else baseline
         total = torch.zeros_like(codes)
         for node, weight in zip(*(values.tolist() for values in gauss_legendre(nodes)), strict=True):
+            # A leaf for each node: its graph is freed before the next one, so memory does not grow with them.
             point = torch.lerp(start, codes, node).detach().requires_grad_()
+            # The sweep runs without gradients, as `Trainer.predict` does outside of inference mode.
             with torch.enable_grad():
+                # No image depends on another: the gradient of the sum holds each image's own.
                 chosen = self.logits(point).softmax(-1).gather(1, labels[:, None]).sum()
                 total += weight * torch.autograd.grad(chosen, point)[0]
         return total

@@ -100,6 +100,7 @@ class GradientTimesActivation:
     ) -> Float[Tensor, "images latents"]:
         """See `Scorer`."""
         difference = codes if baseline is None else codes - baseline
+        # From z to z the path is one point, on which any rule is exact: this is the gradient at z itself.
         return (difference * head.mean_gradient(codes, codes, labels, 4)).sum((-1, -2))
 
 
@@ -112,6 +113,7 @@ class GradientTimesDistance:
         self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
     ) -> Float[Tensor, "images latents"]:
         """See `Scorer`."""
+        # Without a sign, as released: a latent weaker than in the baseline counts like one that is stronger.
         distance = (codes if baseline is None else codes - baseline).abs()
         return (distance * head.mean_gradient(codes, codes, labels, 4)).sum((-1, -2))
 
@@ -125,6 +127,7 @@ class MeanActivation:
         self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
     ) -> Float[Tensor, "images latents"]:
         """See `Scorer`."""
+        # The head is not asked: as a control it must know nothing of the probe.
         return (codes if baseline is None else codes - baseline).sum((-1, -2))
 
 
@@ -140,6 +143,7 @@ class RandomScores:
         self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
     ) -> Float[Tensor, "images latents"]:
         """See `Scorer`; the same scores for every image of a class."""
+        # Seeded anew at each call and drawn per class: scores do not depend on how images are batched.
         rows = torch.empty(head.classes, codes.shape[1], device=codes.device)
         rows.uniform_(generator=torch.Generator(codes.device).manual_seed(self.seed))
         return rows[labels]

@@ -15,6 +15,7 @@ Rank = Literal["contrast", "plain"]
 def contrast(scores: Float[Tensor, "classes latents"]) -> Float[Tensor, "classes latents"]:
     """Each class's score beyond the mean of the other classes': what drives every class alike cancels."""
     classes = len(scores)
+    # s_c − (Σ_k s_k − s_c) / (C − 1), brought to one fraction.
     return (scores * classes - scores.sum(0)) / (classes - 1)
 
 
@@ -62,6 +63,7 @@ def select_features(
     latents = {}
     for index, name in enumerate(scores.attribute.classes):
         order = penalised[index].argsort(descending=True)[: counts[name]]
+        # A latent whose contrast is 0 or less drives the other classes as much or more: the list may stay short.
         latents[name] = tuple(int(i) for i in order if rank == "plain" or penalised[index, i] > 0)
     if not any(latents.values()):
         raise ValueError(
@@ -72,12 +74,14 @@ def select_features(
 
 
 def _relative(scores: Tensor) -> Tensor:
+    # Scores that are all zero stay zero, not NaN.
     return scores / scores.abs().amax().clamp_min(1e-12)
 
 
 def _counts(top: int | Mapping[str, int], attribute: Attribute, width: int) -> dict[str, int]:
     counts = {name: top for name in attribute.classes} if isinstance(top, int) else dict(top)
     for name in counts:
+        # Called for its refusal of a name that the attribute lacks.
         attribute.index(name)
     if set(counts) != set(attribute.classes):
         raise ValueError(f"attribution.top must name each of {list(attribute.classes)}, got {list(counts)}.")
@@ -106,8 +110,10 @@ def ablation_sets(
         ValueError: all others together fire less than the `size` of highest rank.
     """
     found = {}
+    # One stream for all classes: seeded for each, their random orders would be the same.
     generator = torch.Generator().manual_seed(seed)
     for index, name in enumerate(scores.attribute.classes):
+        # In double: running sums over thousands of latents are compared below.
         own, mass = ranked(scores.total(), rank)[index], activation[index].double()
         top = own.argsort(descending=True)[:size]
         others = (mass > 0).nonzero()[:, 0]

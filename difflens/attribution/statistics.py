@@ -29,6 +29,7 @@ def effect_coding(labels: Int[Tensor, "images attributes"], sizes: Sequence[int]
     columns = [torch.ones(len(labels), 1, dtype=torch.float64)]
     for attribute, size in enumerate(sizes):
         one_hot = torch.nn.functional.one_hot(labels[:, attribute], size).double()
+        # With −1 in the last class the constant is the mean over classes, not over images, whatever their numbers.
         columns.append(one_hot[:, :-1] - one_hot[:, -1:])
     return torch.cat(columns, 1)
 
@@ -63,12 +64,16 @@ def code_statistics(
         if products is None:
             products = torch.zeros(steps, effects, *codes.shape[1:], dtype=torch.float64)
         design = effect_coding(labels, sizes)
+        # Normal equations, summed batch by batch: all images' codes at every step would not fit into memory.
         squares[step] += design.T @ design
         products[step] += torch.einsum("ne,nlhw->elhw", design, codes)
         level[step] += codes.sum((0, 2, 3))
         fired[step] += (codes > 0).sum((0, 2, 3))
     assert products is not None, "no batch"
+    # `pinv`: other attributes may lack a class in these images, or two may always go together; XᵀX is then singular.
     fitted = torch.linalg.pinv(squares, hermitian=True) @ products.flatten(2)
+    # Effects sum to zero, so the last class has minus the sum of the others. Those of other attributes are left
+    # out, which holds these attributes even.
     own = fitted[:, 1 : sizes[0]]
     means = fitted[:, :1] + torch.cat([own, -own.sum(1, keepdim=True)], 1)
     return CodeStatistics(

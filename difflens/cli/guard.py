@@ -25,7 +25,9 @@ LOGGING = ("logging.", "colorlog.")
 
 def guard_hydra() -> None:
     """Check every configuration as Hydra composes it: its callbacks are built, and its logs are set up, right after that."""
+    # Hydra has no hook between composing and building its callbacks, so the loader itself is wrapped.
     compose = ConfigLoaderImpl.load_configuration
+    # Once per process: wrapped twice, it would check everything twice.
     if getattr(compose, "guarded", False):
         return
 
@@ -46,6 +48,7 @@ def guard_hydra() -> None:
             return read(self, config_path)
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
+            # PyYAML says of a tab only that it cannot start a token.
             spaces = "; indent with spaces" if "\\t" in str(error.problem) else ""
             raise UserError(f"{path}, line {line}: {error.problem}{spaces}.") from error
 
@@ -92,6 +95,7 @@ def check_hydra(settings: DictConfig) -> None:
     Raises:
         UserError: it names an object that is none of Hydra's own, or sets what the user's environment alone may say.
     """
+    # A configuration that lets in packages for itself would make the list of targets no fence.
     if EXTRA_VARIABLE in (settings.job.env_set or {}):
         raise UserError(f"hydra.job.env_set may not name {EXTRA_VARIABLE}: set it before difflens is started.")
     for key, word, value in _named(settings, "hydra"):
@@ -110,6 +114,7 @@ def _named(node: Any, where: str) -> Iterator[tuple[str, str, Any]]:
             # Hydra fills in a few values later, such as the job's number; what is imported must be plain to see now.
             plain: Any = OmegaConf.to_container(node, resolve=False)
             value = plain[key]
+        # `class` is an ordinary word elsewhere; `logging.config` imports what it names.
         if key == "_target_" or (key in FACTORIES and "logging" in where):
             yield where, str(key), value
         elif OmegaConf.is_dict(value):

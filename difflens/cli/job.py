@@ -44,6 +44,7 @@ def flags_first(arguments: list[str]) -> list[str]:
     They stay as they are where a flag's value stands by itself (`-c job`).
     """
     together = all(not each.startswith("-") or "=" in each or each in SWITCHES for each in arguments)
+    # The sort is stable: of two overrides of one key the later still wins.
     return sorted(arguments, key=lambda each: not each.startswith("-")) if together else arguments
 
 
@@ -56,10 +57,13 @@ def readable(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals or argument.startswith("-"):
         return argument
+    # `++` adds a key or replaces it: the target is null until it is given shares.
     if key.startswith(SHARE):
         key = f"++{key}"
+    # Shells leave a `~` behind `paths.outputs=` as it is.
     if value.startswith("~/"):
         value = str(Path(value).expanduser())
+    # Hydra's grammar refuses an umlaut or a second `=` outside of quotes; a list in quotes would be a text.
     for text in (value, *([] if MEANT & {*value} else [f"'{value}'"])):
         try:
             OverridesParser.create().parse_override(f"{key}={text}")
@@ -109,20 +113,25 @@ def run_task(cfg: DictConfig, folder: Path, overrides: list[str], *, sweep: bool
     """
     settings, run = HydraConfig.get(), None
     try:
+        # Opened before anything is checked, so that a mistake leaves a status and a folder too.
         with open_run(cfg, folder, overrides=overrides, sweep=sweep, key=key) as run:
             sources = tuple(Path(s.path) for s in settings.runtime.config_sources if s.schema == "file")
             check_preset(settings.runtime.choices.get("preset"), overrides, sources)
             # Imported by need: `--help` has no use for pydantic.
             importlib.import_module("difflens.config").check_settings(resolve(cfg))
             check_mappings(overrides, list(OmegaConf.select(cfg, "attribute.classes") or ()))
+            # The first import of torch: whatever the configuration alone can tell was told within a second.
             resolve_target(cfg.task._target_, "task")(cfg, run)
     except Exception as error:
         if os.environ.get(DEBUG, "0") not in ("", "0"):
             raise
+        # Lightning and torch make other errors of an interruption; any Exception would be one failed job to Hydra,
+        # which goes on with the sweep.
         if was_interrupted(error):
             raise KeyboardInterrupt from error
         end = ending(error, stage=None if run is None else run.failed_stage)
         if run is None or run.speaks:
+            # A failure that its line explains needs no traceback.
             unexpected = end.exit_code == 1 and not isinstance(error, NotReadyError)
             more = f" [{os.path.relpath(folder / TRACEBACK)}]" if unexpected else ""
             print(f"difflens: error: {rank_prefix(process_rank())}{end.line}{more}", file=sys.stderr, flush=True)
@@ -153,10 +162,12 @@ def run_program(conf: Path) -> tuple[int, str]:
         return 0, ""
     # A log that cannot be written (a full disk) is no reason for a traceback next to the error's line.
     logging.raiseExceptions = False
+    # In this order: `hydra.job.env_set` may not change the environment first, and nothing is composed unguarded.
     read_environment()
     guard_hydra()
     register_products(conf)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
+    # The user's wish is kept apart, since Hydra's own switch is on from here; workers inherit both.
     os.environ.setdefault(DEBUG, os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on instead of printing a report of its own
     try:
@@ -165,9 +176,11 @@ def run_program(conf: Path) -> tuple[int, str]:
             hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(job)()
         finally:
             close_sweep()
+    # SystemExit is Hydra's own end, or argparse's; after a signal it is Lightning's word for an interruption.
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         if os.environ[DEBUG] not in ("", "0") or (isinstance(error, SystemExit) and not was_interrupted(error)):
             raise
+        # Only out of a sweep: the job of a single run has ended with its code already.
         if isinstance(error, JobFailedError) and not was_interrupted(error):
             return sweep_ending(error)
         end = ending(error, groups=sorted(config_groups(conf)))

@@ -71,6 +71,7 @@ def choices(conf: Path) -> dict[str, dict[str, Mapping[str, Any]]]:
         "strength": dict(STRENGTHS),
         "width": dict(map(width, WIDTHS)),
         "tuning": {
+            # Raw neurons act when and where the method was tuned to, so that the two differ in their latents alone.
             path.stem.replace("difflens", "activation", 1): {"defaults": [path.stem]}
             for path in sorted((conf / "tuning").glob("difflens_*.yaml"))
         },
@@ -91,6 +92,7 @@ def register_products(conf: Path) -> None:
             store.store(group=group, name=name, node=node, package=PACKAGES.get(group))
     files = sorted(path.stem for path in (conf / "attribute").glob("*.yaml"))
     for size in range(2, LARGEST + 1):
+        # Permutations, since the order of the parts names the product's classes.
         for names in permutations(files, size):
             defaults = [*(f"{name}@parts.{name}" for name in names), "_self_"]
             store.store(group="attribute", name="+".join(names), node={"defaults": defaults, "name": "+".join(names)})

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 def sweep_name(overrides: Sequence[str]) -> str:
     """The folder of a sweep: words of its overrides and a hash of them, the same for the same command."""
     overrides = list(overrides)
+    # The words are for people, and cut; the hash tells any two commands apart.
     words = re.sub(r"[^a-z0-9]+", "-", " ".join(overrides).lower()).strip("-")[:48].strip("-")
     digest = hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:8]
     return f"{words}_{digest}".lstrip("_")
@@ -41,6 +42,7 @@ def sweep_name(overrides: Sequence[str]) -> str:
 class SweepCallback(Callback):  # type: ignore[misc]
     """Keeps the folder of the sweep that this process leads, and points `latest_sweep` to it."""
 
+    # On the class: Hydra builds the callback itself, and `close_sweep` is handed none.
     folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
@@ -71,6 +73,8 @@ def job_to_do(cfg: DictConfig, folder: Path) -> Iterator[tuple[bool, str | None]
         # The lock is held, and the folder cleared, by the first of the job's processes.
         yield not is_done(folder, key), key
         return
+    # Two shells with the same command share the folder. It is looked at under the lock: the other may have done the job
+    # while this one waited.
     with exclusive(folder / ".job.lock", f"job {folder.name} of the sweep"):
         to_do = not is_done(folder, key)
         if to_do:
@@ -83,6 +87,7 @@ def job_to_do(cfg: DictConfig, folder: Path) -> Iterator[tuple[bool, str | None]
 def is_done(folder: Path, key: str | None) -> bool:
     """Whether a job's folder holds the finished results of this key."""
     status = read_status(folder / "status.json")
+    # Done by another configuration, or by code whose numbers have changed since, is not done.
     return key is not None and (status.get("status"), status.get("key")) == ("done", key)
 
 
@@ -104,6 +109,7 @@ def clear(folder: Path) -> None:
 def job_states(sweep: Path) -> dict[str, dict[str, Any]]:
     """The status of every job of a sweep that has begun, by the name of its folder, in the order of the numbers."""
     found = {path.parent.name: read_status(path) for path in sweep.glob("*/status.json")}
+    # Folders are numbered without leading zeros: by length first, 10 comes after 9.
     return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
 
 
@@ -119,8 +125,10 @@ def close_sweep() -> None:
     for name, state in states.items():
         took = str(timedelta(seconds=round(state["seconds"]))) if "seconds" in state else ""
         cells = (name, " ".join(state.get("overrides", [])), state.get("status", "?"), took, state.get("error", ""))
+        # As Text: rich would take the brackets of an override for markup.
         table.add_row(*(Text(str(cell)) for cell in cells))
     console = Console()
+    # Not wrapped, so that the path can be copied.
     console.print(Text(f"sweep {os.path.relpath(sweep)}", style="table.title"), soft_wrap=True)
     console.print(table)
 

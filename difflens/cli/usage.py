@@ -68,6 +68,7 @@ def usage(conf: Path) -> str:
     lines = []
     for group, names in config_groups(conf).items():
         if "/" not in group:
+            # For a terminal of 80 columns; a choice that breaks at its hyphen could not be copied.
             lines += textwrap.wrap(
                 f"{group:<12} {', '.join(names)}",
                 width=79,

@@ -34,6 +34,7 @@ class ActivationStore:
         self.shards = shards_of(folder)
         if not self.shards:
             raise ValueError(f"no activations in {str(folder)!r}; run `difflens task=activations` first.")
+        # Opened and not read: a store may hold tens of GB, of which one step or one shard is read at a time.
         self._files = [safe_open(path, framework="pt") for path in self.shards]
         shapes = [file.get_slice("activations").get_shape() for file in self._files]
         self.sizes = [shape[0] for shape in shapes]
@@ -69,5 +70,7 @@ def as_tokens(maps: Float[Tensor, "images channels height width"]) -> Float[Tens
 def split_by_image(images: int, validation: float, *, seed: int) -> tuple[Sequence[int], Sequence[int]]:
     """Positions of training and validation images: a seeded split of images, never of tokens."""
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed)).tolist()
+    # Tokens of one image are alike: split among them, the SAE would be measured on what it was trained on.
+    # One image at least is held out, or there is no health to measure.
     held = max(1, round(images * validation))
     return sorted(order[held:]), sorted(order[:held])

@@ -75,7 +75,9 @@ class ImageFolder:
         """
         waiting: list[tuple[str, np.ndarray]] = []
         for name in self.files if names is None else names:
+            # Read again, not kept from the scan: a file that was spoilt meanwhile is refused here, by its name.
             pixels = decode(read_file(self.files[name]), self.files[name]).pixels
+            # The size counts three channels.
             limit = min(size, LARGEST_BATCH * 3 // pixels.size)
             if waiting and (len(waiting) >= limit or waiting[0][1].shape != pixels.shape):
                 yield _stacked(waiting)
@@ -121,6 +123,8 @@ def scan_folder(folder: str | Path, *, seen: Callable[[], None] = lambda: None) 
     converted: dict[str, list[str]] = {}
     refused: dict[str, list[str]] = {}
     digest = hashlib.sha256()
+    # Sorted, since the hash must not depend on the order in which a file system lists. Links stay in, even to folders
+    # and to nothing, so that they are refused by name.
     for file in sorted(file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()):
         seen()
         inside = file.relative_to(path)
@@ -128,12 +132,14 @@ def scan_folder(folder: str | Path, *, seen: Callable[[], None] = lambda: None) 
         try:
             content = read_file(file)
             conversions = decode(content, file).conversions
+            # After decoding, so that a damaged file takes the name from no sound one.
             if name in files:
                 raise RefusedFileError(file, "same name as another image")
         except RefusedFileError as error:
             refused.setdefault(error.reason, []).append(told)
             continue
         files[name] = file
+        # No name holds a zero byte: it keeps name and hash apart.
         digest.update(f"{told}\0{hashlib.sha256(content).hexdigest()}\n".encode())
         for conversion in conversions:
             converted.setdefault(conversion, []).append(told)
@@ -154,6 +160,7 @@ def read_file(path: Path) -> bytes:
     Raises:
         RefusedFileError: it is empty, unreadable, or a pipe, a broken link or a link to a folder.
     """
+    # Asked first: opening a pipe would wait until somebody writes into it.
     if not path.is_file():
         raise RefusedFileError(path, "not a file")
     try:
@@ -178,6 +185,7 @@ def decode(content: bytes, path: Path) -> Decoded:
                 raise RefusedFileError(path, LARGER)
             return _rgb(image, path)
     except UnidentifiedImageError as error:
+        # Pillow says the same of a note and of a damaged picture: the suffix tells which was meant.
         known = path.suffix.lower() in Image.registered_extensions()
         raise RefusedFileError(path, "corrupt" if known else "not an image") from error
     except RefusedFileError:
@@ -190,6 +198,8 @@ def decode(content: bytes, path: Path) -> Decoded:
 
 
 def _rgb(image: Image.Image, path: Path) -> Decoded:
+    # 16-bit RGB has the mode RGB too: only the tile tells, and decoding empties it. Frames and orientation are
+    # asked for first as well, since `exif_transpose` forgets both.
     deep = ";16" in image.mode or ";16" in str(getattr(image, "tile", ""))
     conversions = {
         "first of several frames": getattr(image, "n_frames", 1) > 1,
@@ -197,6 +207,7 @@ def _rgb(image: Image.Image, path: Path) -> Decoded:
         "16 bits": deep,
     }
     image = ImageOps.exif_transpose(image)
+    # 65535 / 257 = 255. Pillow's own conversion cuts off all that is above 255.
     if image.mode.startswith("I;16"):
         image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
     if image.mode not in PLAIN:
@@ -204,6 +215,7 @@ def _rgb(image: Image.Image, path: Path) -> Decoded:
     transparent = image.has_transparency_data
     conversions |= {NOTES.get(image.mode, image.mode): image.mode not in ("RGB", "RGBA"), "transparency": transparent}
     if transparent:
+        # Without this, `convert` would show whatever colours lie under transparent pixels.
         over = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
     return Decoded(np.asarray(image.convert("RGB")), tuple(what for what, done in conversions.items() if done))
@@ -230,6 +242,7 @@ def pair_by_name(first: ImageFolder, second: ImageFolder, *, pairs: str = "all")
     """
     if pairs not in ("all", "intersect"):
         raise ValueError(f"pairs must be all or intersect, got {pairs!r}.")
+    # By name, never by position: a single missing file would shift all pairs after it.
     names = tuple(name for name in first.files if name in second.files)
     lonely = tuple(
         tuple(name for name in a.files if name not in b.files) for a, b in ((first, second), (second, first))

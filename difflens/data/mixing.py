@@ -56,8 +56,10 @@ class StoredTokens:
         """See `TokenSource.chunks`; every epoch visits each (shard, step) once."""
         generator = torch.Generator().manual_seed(seed)
         while True:
+            # Shards and steps in one order: an SAE must train on tokens mixed across both (METHOD section 1).
             for index in torch.randperm(len(self._rows) * self.store.steps, generator=generator).tolist():
                 shard, step = divmod(index, self.store.steps)
+                # A shard may hold validation images alone.
                 if len(self._rows[shard]):
                     tokens = self.tokenise(self.store.shard_at(shard, step)[self._rows[shard]])
                     yield TokenBatch(tokens, torch.full((len(tokens),), step))
@@ -94,6 +96,7 @@ def buffer_sizes(tokens: int, *, batch: int, dim: int) -> BufferSizes:
     The sample for statistics is half a buffer, but no more than `SAMPLE_BYTES` hold.
     """
     capacity = max(tokens, 2 * batch)
+    # At most half: `mixed_batches`, which draws the sample, asks for room for two batches.
     buffer, sample = 2 * dim * capacity, max(1, min(capacity // 2, SAMPLE_BYTES // (4 * dim)))
     return BufferSizes(capacity, buffer, round(REFILL * buffer), sample, 4 * dim * sample)
 
@@ -129,6 +132,7 @@ class OnlineTokens:
             texts = None if self.prompts is None else tuple(self.prompts[i % len(self.prompts)] for i in ids.tolist())
             for batch in self.model.sample(GenerationPlan(self.base_seed, ids, None, texts), record=self.site):
                 assert batch.activations is not None
+                # In random order: a refill that ends within a micro-batch then favours no part of the trajectory.
                 for step in torch.randperm(self.model.steps, generator=generator).tolist():
                     tokens = self.tokenise(batch.activations[:, step])
                     yield TokenBatch(tokens, torch.full((len(tokens),), step))
@@ -149,19 +153,23 @@ def mixed_batches(source: TokenSource, *, batch: int, batches: int, capacity: in
     tokens, steps = torch.empty(0), torch.empty(0, dtype=torch.int64)
     used = 0
     for _ in range(batches):
+        # Not below half: batches drawn from a nearly empty buffer would be of few images and steps.
         if used + batch > max(len(tokens) - capacity // 2, 0):
+            # What is left is mixed in again, so that no token is lost.
             kept, size = [TokenBatch(tokens[used:], steps[used:])] if used < len(tokens) else [], len(tokens) - used
             while size < capacity:
                 kept.append(next(chunks))
                 size += len(kept[-1].tokens)
             tokens, steps = _in_order(kept, torch.randperm(size, generator=generator))
             used = 0
+        # Widened batch by batch: the buffer keeps the half precision of the recording, and half the memory.
         yield TokenBatch(tokens[used : used + batch].float(), steps[used : used + batch])
         used += batch
 
 
 def _in_order(chunks: list[TokenBatch], order: Tensor) -> TokenBatch:
     """All tokens of the chunks in this order, without a copy in the old one."""
+    # Where each row goes: `torch.cat(chunks)[order]` would hold all tokens once more.
     places = torch.empty_like(order)
     places[order] = torch.arange(len(order))
     tokens = chunks[0].tokens.new_empty(len(order), chunks[0].tokens.shape[1])

@@ -53,6 +53,7 @@ def check_prompts(prompts: Sequence[Any], *, name: str = "prompts") -> tuple[str
     Raises:
         ValueError: the list is empty, holds something other than texts, a blank one or one twice.
     """
+    # A text is a sequence too: each of its letters would pass for a prompt.
     if isinstance(prompts, str):
         raise ValueError(f"{name} must be a list of prompts, got the single text {prompts!r}: write [{prompts!r}].")
     if not prompts:
@@ -70,6 +71,7 @@ def fill(prompt: str, word: str = "") -> str:
     """The prompt with a word in its slot, or with none; an article just before the slot suits what follows it."""
     before, after = prompt.split(SLOT)
     rest = f"{word}{after}" if word else after.lstrip()
+    # A tuple: where nothing follows the slot, the empty text is part of every string.
     article = "an" if rest[:1].lower() in tuple("aeiou") else "a"
     return re.sub(r"\b(a)n?(\s+)$", lambda m: article + m[2], before, flags=re.IGNORECASE) + rest
 
@@ -101,6 +103,7 @@ def study_plan(
     texts = [fill(studied[i % len(studied)]) for i in range(neutral)]
     named = torch.arange(images - neutral)
     labels = named % classes
+    # Classes vary faster than prompts, so that every prompt names every class equally often.
     texts += [fill(studied[int(i) // classes % len(studied)], words[int(i) % classes]) for i in named]
     plan = GenerationPlan(base_seed, torch.arange(images), None, tuple(texts))
     return plan, torch.cat([torch.full((neutral,), UNNAMED), labels])

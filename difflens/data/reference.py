@@ -39,10 +39,12 @@ def collect_reference(
         ArtifactError: what the store holds is damaged.
     """
     made = {"name": extractor.name, "resize": extractor.resize, "fingerprint": extractor.fingerprint}  # type: ignore[attr-defined]
+    # What decides the features: the images' bytes and the network's weights, not where either of them lies.
     spec = {"images": images.sha256, "n": len(images.files), "extractor": made}
 
     def make(folder: Path) -> None:
         save_file({"features": collect_features(images, extractor, batch=batch)}, folder / "features.safetensors")
+        # Nothing is asked of it any more, and memory may have room for one network at a time.
         free(extractor)
 
     artifact, _ = store.get_or_create("reference", spec, make)

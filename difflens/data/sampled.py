@@ -70,6 +70,7 @@ class Shards:
 
 def as_bytes(images: Float[Tensor, "images 3 height width"]) -> UInt8[Tensor, "images 3 height width"]:
     """Images in [0, 1] with 8 bits."""
+    # Rounded: `byte` alone cuts off, which darkens images by half a level.
     return (images * 255).round().byte()
 
 
@@ -78,6 +79,7 @@ def in_order(image_ids: Int[Tensor, "images"], batches: Iterable[tuple[Tensor, T
     position, found = _positions(image_ids), 0
     images = torch.empty(0, dtype=torch.uint8)
     for ids, part in batches:
+        # Written into one tensor as they come: a list of batches, joined at the end, would take twice the memory.
         if not found:
             images = part.new_empty(len(image_ids), *part.shape[1:])
         images[[position[image_id] for image_id in ids.tolist()]] = part
@@ -92,6 +94,7 @@ def _positions(image_ids: Tensor) -> dict[int, int]:
 
 def _finite(batch: Generated, site: Site) -> Tensor:
     assert batch.activations is not None
+    # Recorded in half precision, in which all beyond 65504 is infinite: said here, before an SAE trains on it.
     if not batch.activations.isfinite().all():
         raise ValueError(
             f"activations at {site.module!r} are not finite in half precision; check the model's weights and precision."

@@ -36,6 +36,7 @@ VISION = "visual."
 NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
 """Numbers that OpenAI's archives keep among the weights."""
 
+# What torch, pickle, safetensors and open_clip raise when a file is cut off or holds something else.
 DAMAGE = (RuntimeError, OSError, KeyError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError)
 
 
@@ -79,6 +80,8 @@ class ClipWeights:
         dtypes = {name: place.dtype for name, place in places.items()}
         wanted = [name for name in places if _serves(name, tower)]
         whole = {} if self._fits else {name: places[name].data for name in wanted}
+        # Both towers give their memory up before one is filled, so that never more than one is held. An empty
+        # place also fails where random numbers would go unnoticed.
         for place in places.values():
             place.data = place.data.new_empty(0)
         for name, value in read_tensors(self.path, wanted) if self._fits else whole.items():
@@ -91,18 +94,22 @@ class ClipWeights:
     def _untrained(self) -> nn.Module:
         """The architecture, its memory reserved but not written to: the system gives it out when weights come."""
         with _Untouched(), _no_warning():
+            # `pretrained_text` is on by default and would fetch the weights of a text tower from the hub.
             network: nn.Module = open_clip.create_model(
                 self.model, load_weights=False, pretrained_text=False, **self._conventions()
             )
         return network
 
     def _whole(self) -> nn.Module:
+        # Without `require_pretrained` open_clip goes on with random weights after a mere warning.
         network: nn.Module = open_clip.create_model(
             self.model, pretrained=str(self.path), require_pretrained=True, weights_only=True, **self._conventions()
         )
         return network
 
     def _conventions(self) -> dict[str, Any]:
+        # OpenAI's weights were trained with another activation than the same architecture's default; loaded
+        # without it they give no error and other embeddings.
         return {"force_quick_gelu": self.tag.get("quick_gelu", False), "force_preprocess_cfg": dict(self.tag)}
 
     def _holds_exactly(self, network: nn.Module) -> bool:
@@ -142,6 +149,7 @@ def _blocks(network: nn.Module) -> Iterator[nn.Module]:
 def _narrowest(value: Tensor) -> Tensor:
     """The same numbers in two bytes each where no bit is lost, else in float32."""
     for dtype in (torch.float16, torch.bfloat16):
+        # Tried and compared: weights trained in half precision are often published in float32.
         narrow = value.to(dtype)
         if torch.equal(narrow.float(), value.float()):
             return narrow
@@ -154,6 +162,7 @@ def _widen_while_running(block: nn.Module) -> None:
 
     def widen(module: nn.Module, _: object) -> None:
         kept.extend((parameter, parameter.data) for parameter in module.parameters())
+        # Beside the narrow weights, only the block that runs is in memory in float32.
         for parameter, values in kept:
             parameter.data = values.float()
 
@@ -163,6 +172,7 @@ def _widen_while_running(block: nn.Module) -> None:
         kept.clear()
 
     block.register_forward_pre_hook(widen)
+    # After an exception too, or the wide copies would stay and be taken for the kept ones next time.
     block.register_forward_hook(narrow, always_call=True)
 
 
@@ -173,6 +183,7 @@ class _Untouched(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         drawn = func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", "") == "torch.nn.init"
+        # Initialisers return the tensor that they fill, which is their first argument.
         return (*args, *(kwargs or {}).values())[0] if drawn else func(*args, **(kwargs or {}))
 
 
@@ -231,6 +242,7 @@ class OpenClipModel:
     @property
     def scale(self) -> float:
         """What cosines are multiplied by before a softmax."""
+        # All that is not the image tower's is read with the texts, this number included.
         return float(self.text_network.logit_scale.exp())  # type: ignore[operator, union-attr]
 
     def free(self) -> None:
@@ -246,6 +258,7 @@ class OpenClipModel:
 
     def embed_images(self, images: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n embed"]:
         """Unit-norm float32 embeddings of images in [0, 1]."""
+        # Split before they become photographs, so that only one batch exists in both forms.
         return torch.cat([self.embed_photographs(as_photographs(x)) for x in torch.split(images, self.batch)])
 
     @torch.inference_mode()
@@ -288,6 +301,7 @@ def load_open_clip(
     config = open_clip.get_model_config(model)
     if config is None:
         raise ValueError(f"open_clip has no model {model!r}; `open_clip.list_models()` names them, such as 'ViT-L-14'.")
+    # Such a model may have its weights here and would still ask the hub for its tokenizer.
     if not download and {"hf_model_name", "hf_tokenizer_name"} & config["text_cfg"].keys():
         raise ValueError(f"{model} reads texts with files of the hub; set download=true, or take one like 'ViT-L-14'.")
     tag = open_clip.get_pretrained_cfg(model, pretrained)
@@ -322,6 +336,7 @@ def find_pretrained(model: str, pretrained: str, folder: str) -> str:
             find_weights(pretrained, obtain=f"a checkpoint of open_clip's {model}; its tags are {tags or 'none'}")
         )
     stem = Path(folder).expanduser() / f"{model}-{pretrained}"
+    # `owner/name/file`, or `owner/name/` where the file has one of the hub's two usual names.
     repository, name = os.path.split(tag.get("hf_hub") or "")
     names = (name,) if name else (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME)
     cached = [try_to_load_from_cache(repository, each) for each in names] if repository else []

@@ -54,6 +54,7 @@ class LargestFace(ABC):
     def __init__(self, name: str, *, margin: float) -> None:
         if not margin >= 0:
             raise ValueError(f"the margin around a face is a share of its size, 0 or more, got {margin}.")
+        # The name enters judges' fingerprints, so it must tell all that decides the crop.
         self.name, self.margin = f"{name}, margin {margin:g}", margin
 
     @abstractmethod
@@ -65,9 +66,12 @@ class LargestFace(ABC):
         boxes = self.boxes(image)
         if not boxes:
             return None
+        # One face per image, so that every image counts once, however many faces stand behind.
         box = max(boxes, key=lambda box: box.width * box.height)
+        # A square, since judges stretch what they get to one: any other shape would distort the face.
         side = round(max(box.width, box.height) * (1 + 2 * self.margin))
         left, top = round(box.left + (box.width - side) / 2), round(box.top + (box.height - side) / 2)
+        # It may reach beyond the image: Pillow fills the rest with black, and the face stays in the middle.
         return image.crop((left, top, left + side, top + side))
 
 
@@ -79,6 +83,7 @@ class HaarFaces(LargestFace):
 
     def __init__(self, *, margin: float = 0.25) -> None:
         cv2 = import_extra("cv2", extra="faces")
+        # OpenCV 5 has left the cascades out.
         if not hasattr(cv2, "CascadeClassifier"):
             raise ValueError(
                 f"OpenCV {cv2.__version__} has no cascades; install difflens[faces] (OpenCV 4) or use YuNet."
@@ -122,6 +127,7 @@ class YunetFaces(LargestFace):
         path = find_weights(weights, obtain=obtain, sha256=sha256)
         super().__init__(f"{path.stem}, score {score:g}", margin=margin)
         try:
+            # This size is a placeholder: every image sets its own before it is searched.
             self._network = cv2.FaceDetectorYN.create(str(path), "", (320, 320), score)
         except cv2.error as error:
             raise ValueError(f"OpenCV {cv2.__version__} cannot read {str(path)!r}: {error}") from error
@@ -212,6 +218,7 @@ def as_photographs(images: Float[Tensor, "images channels height width"]) -> lis
     # A comparison with NaN is false. Denoisers may overshoot by a rounding error, never by a grey level.
     if not (low > -1e-3 and high < 1 + 1e-3):
         raise ValueError(f"images must lie in [0, 1], got values from {low:g} to {high:g}; divide 8-bit images by 255.")
+    # As a saved PNG would have them, so that images in memory and a folder of them give the same numbers.
     pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(image) for image in pixels]
 
@@ -225,10 +232,12 @@ def read_faces(
     batch: int,
 ) -> Float[Tensor, "images outputs"]:
     """What a network answers to the images' faces [N, width] (float32, the images' device); NaN where there is none."""
+    # NaN and not equal logits: an image without a face must not pass for one in doubt between the classes.
     rows = torch.full((len(images), width), torch.nan, device=images.device)
     for start in range(0, len(images), batch):
         crops = [faces(photograph) for photograph in as_photographs(images[start : start + batch])]
         found = [i for i, crop in enumerate(crops) if crop is not None]
+        # Networks and `torch.stack` refuse an empty batch.
         if found:
             rows[[start + i for i in found]] = network([crop for crop in crops if crop is not None]).float().to(rows)
     return rows

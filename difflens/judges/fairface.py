@@ -36,6 +36,7 @@ def group_outputs(outputs: Float[Tensor, "images outputs"]) -> dict[str, Tensor]
     if outputs.shape[1] != OUTPUTS:
         raise ValueError(f"FairFace has {OUTPUTS} outputs, got {list(outputs.shape)}.")
     return {
+        # softmax over log Σ exp gives each class exactly its outputs' summed probability, within its attribute alone.
         name: torch.stack([outputs[:, list(members)].logsumexp(1) for members in groups.values()], dim=1)
         for name, groups in GROUPS.items()
     }
@@ -73,10 +74,12 @@ class FairFaceJudge:
         self._network = network if isinstance(network, OnDemand) else OnDemand(lambda: network)
         self.faces, self.protocol = faces or WholeImage(), protocol
         self.device, self.batch = check_device(device), batch
+        # The protocol too: under `official` the 18 outputs are stored beside the answers.
         described = {"weights": weights_fingerprint(self._network()), "faces": self.faces.name, "protocol": protocol}
         self.fingerprint = fingerprint(described)
         self._prepare = v2.Compose(
             [
+                # To a square, as the released code does, not by the shorter side as is usual for ImageNet's networks.
                 v2.Resize((224, 224), interpolation=v2.InterpolationMode.BILINEAR),
                 v2.PILToTensor(),
                 v2.ToDtype(torch.float32, scale=True),
@@ -98,6 +101,7 @@ class FairFaceJudge:
         self._network.free()
 
     def _read(self, photographs: Sequence[Image.Image]) -> Tensor:
+        # Moved here, since after `free` the network is built anew, on the CPU.
         network = self._network().to(self.device)
         answer: Tensor = network(torch.stack([self._prepare(p) for p in photographs]).to(self.device))
         return answer

@@ -37,6 +37,7 @@ class InceptionFeatures:
 
     def __init__(self, layers: OnDemand, *, fingerprint: str, device: str = "cpu", batch: int = 16) -> None:
         self.layers, self.fingerprint, self.device, self.batch = layers, fingerprint, device, batch
+        # clean-fid's resizer alone: its own distance calls scipy's sqrtm with an argument that SciPy 1.18 has removed.
         self._resize = build_resizer("clean")
 
     @torch.inference_mode()
@@ -49,8 +50,10 @@ class InceptionFeatures:
         self.layers.free()
 
     def _features(self, images: Tensor) -> Tensor:
+        # Pillow filters in 32-bit floats, unrounded: the choice of resizing alone moves FID (Parmar et al., 2022).
         resized = np.stack([self._resize(np.asarray(photograph)) for photograph in as_photographs(images)])
         pixels = torch.from_numpy(resized).permute(0, 3, 1, 2).to(self.device)
+        # (x - 128) / 128, as clean-fid feeds this file, and not the usual x / 127.5 - 1.
         features: Tensor = self.layers()((pixels - 128) / 128)
         return features.reshape(len(images), self.dim).float()
 
@@ -66,6 +69,7 @@ def load_inception(
     """
     path = find_weights(weights, obtain=obtain, sha256=sha256)
     layers = OnDemand(partial(_load, path, check_device(device), obtain=obtain))
+    # Once, so that a file of another kind is told before any image is made.
     layers()
     layers.free()  # it was looked at; images may be long in coming
     return InceptionFeatures(layers, fingerprint=sha256_of(path)[:16], device=device, batch=batch)
@@ -74,7 +78,9 @@ def load_inception(
 def _load(path: Path, device: torch.device, *, obtain: str) -> nn.Module:
     try:
         with warnings.catch_warnings():
+            # torch warns that TorchScript will go; the published network is in no other format.
             warnings.simplefilter("ignore", FutureWarning)
+            # `layers` alone, as in clean-fid: the whole file would resize the images once more.
             layers: nn.Module = torch.jit.load(str(path), map_location=device).eval().layers
     except (RuntimeError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]

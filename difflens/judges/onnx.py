@@ -87,6 +87,7 @@ class Preparation:
         if len(shape) != 4:
             raise ValueError(f"{str(path)!r} takes an input {list(shape)}, not images of four dimensions.")
         count = CHANNELS[self.channels]
+        # The file decides by the place of its channels; the setting only where the file leaves that open.
         fitting = [
             each
             for each, at in LAYOUTS.items()
@@ -119,6 +120,7 @@ class Preparation:
         if self.fit == "crop":
             image = ImageOps.fit(image, (width, height), filtered)
         image = image.resize((width, height), filtered)
+        # In double, so that numbers are rounded once: in the cast to the network's own format, at the end.
         pixels = np.asarray(image, dtype=np.float64).reshape(height, width, CHANNELS[self.channels])
         pixels = pixels[..., ::-1] if self.channels == "BGR" else pixels
         pixels = (pixels / 255 * self.scale - np.asarray(self.mean)) / np.asarray(self.std)
@@ -186,12 +188,15 @@ class Answer:
         Raises:
             ValueError: what should be probabilities are none, or what should be logits are probabilities.
         """
+        # softmax((0, z)) is sigmoid(z), so beside a lone sigmoid the class of all the rest has the logit 0.
         rest = numbers.new_zeros(len(numbers), 1)
         total = numbers.sum(1)
         within = bool((numbers.min() > -1e-3) & (numbers.max() < 1 + 1e-3))
         if self.values == "logits":
+            # A softmax over probabilities is nearly uniform: any set of images would look fair, without an error.
             if within and numbers.shape[1] > 1 and torch.allclose(total, torch.ones_like(total), atol=1e-4):
                 raise ValueError("its numbers are probabilities (they sum to 1); set values=probabilities.")
+            # log Σ exp(z) over a class's columns: after the softmax it has their probabilities together.
             parts = [numbers[:, columns] if columns else rest for columns in self.columns]
             return torch.stack([part.logsumexp(1) for part in parts], 1)
         if not within:
@@ -200,6 +205,7 @@ class Answer:
             )
         sums = [numbers[:, columns].sum(1) for columns in self.columns]
         left = 1 - torch.stack(sums).sum(0)
+        # A probability that was rounded to 0 keeps a finite logarithm: infinite logits are refused everywhere.
         chosen = [share if columns else left for columns, share in zip(self.columns, sums, strict=True)]
         return torch.stack(chosen, 1).clamp_min(torch.finfo(torch.float32).tiny).log()
 
@@ -266,6 +272,7 @@ class OnnxJudge:
             for attribute, described in outputs.items()
         }
         self.classes: Mapping[str, tuple[str, ...]] = {a: answer.names for a, answer in self._answers.items()}
+        # Opened to check what fits, given back at the end: it is not known yet whether this judge will be asked.
         self._session = OnDemand(self._open)
         asked = _said("preparation", partial(Preparation, **preparation))
         network = self._session()
@@ -279,6 +286,7 @@ class OnnxJudge:
         described = {
             a: [answer.columns, answer.names, answer.values, self._outputs[a]] for a, answer in self._answers.items()
         }
+        # All that can change an answer: what was read off images before is looked up under this.
         self.fingerprint = fingerprint(
             {
                 "file": sha256_of(self._path),
@@ -304,8 +312,10 @@ class OnnxJudge:
     def _open(self) -> Any:
         runtime = import_extra("onnxruntime", extra="onnx")
         options = runtime.SessionOptions()
+        # By itself onnxruntime takes every core, whatever torch was limited to, and logs what it raises as well.
         options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
         provider = PROVIDERS[self._device.type]
+        # onnxruntime would go on with the CPU after a mere warning.
         if provider not in runtime.get_available_providers():
             raise ValueError(
                 f"this onnxruntime does not run on {self._device}; set device=cpu, or install onnxruntime-gpu."
@@ -336,10 +346,13 @@ class OnnxJudge:
     def _read(self, photographs: Sequence[Image.Image]) -> Float[Tensor, "images classes"]:
         """The logits of all attributes side by side."""
         pixels = np.stack([self._prepare(photograph) for photograph in photographs])
+        # A network of a fixed batch takes no fewer images; it gets the last one again, whose answers are dropped.
         padding = (self._fixed or len(pixels)) - len(pixels)
         pixels = np.pad(pixels, [(0, padding), (0, 0), (0, 0), (0, 0)], mode="edge")
+        # A plain cast would cut off the decimals, and 256 would become 0.
         if DTYPES[self._input.type] is np.uint8:
             pixels = pixels.round().clip(0, 255)
+        # Several attributes may share one output, which is then computed and checked once.
         names = list(dict.fromkeys(self._outputs.values()))
         try:
             found = self._session().run(names, {self._input.name: pixels.astype(DTYPES[self._input.type])})
@@ -360,6 +373,7 @@ class OnnxJudge:
                 f"output {name!r} of {str(self._path)!r} is {shape} for {images} images; a row for each is needed (batch=1?)."
             )
         numbers = torch.from_numpy(value.astype(np.float32).reshape(images, -1))
+        # NaN means that no face was found, so a network may not say it for any other reason.
         if not bool(numbers.isfinite().all()):
             raise ValueError(f"output {name!r} of {str(self._path)!r} is NaN or infinite; look at scale, mean and std.")
         return numbers

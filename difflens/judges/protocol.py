@@ -79,6 +79,7 @@ def select_classes(judge: Judge, attribute: Attribute) -> Int[Tensor, "classes"]
     unknown = [name for name in attribute.classes if name not in known]
     if unknown:
         raise ValueError(f"the judge has no class {unknown} of {attribute.name!r}; its classes are {list(known)}.")
+    # By name and never by position: the released code itself orders gender differently from file to file.
     return torch.tensor([known.index(name) for name in attribute.classes])
 
 
@@ -95,6 +96,7 @@ def read_classes(
     logits = [answer[part.name][:, select_classes(judge, part)] for part in attribute.components]
     if not attribute.parts:
         return logits[0]
+    # Sums of logarithms stand for products of probabilities; the last part varies fastest, as in a product's classes.
     joint = logits[0].new_zeros(len(logits[0]), 1)
     for part in logits:
         joint = (joint[:, :, None] + part.log_softmax(-1)[:, None]).flatten(1)
@@ -103,6 +105,7 @@ def read_classes(
 
 def other_share(logits: Float[Tensor, "images all"], columns: Int[Tensor, "classes"]) -> float:
     """Mean probability that the judge gives to classes outside `columns`, over the images with a face."""
+    # Over all classes the judge knows: after the selection nothing would lie outside any more.
     probabilities = logits[faces_found(logits)].double().softmax(-1)
     return float(1 - probabilities[:, columns].sum(-1).mean()) if logits.shape[-1] > len(columns) else 0.0
 
@@ -114,6 +117,7 @@ def faces_found(logits: Num[Tensor, "images classes"]) -> Bool[Tensor, "images"]
         ValueError: a row is NaN or infinite in part, which no judge's answer should be.
     """
     found = logits.isfinite().all(-1)
+    # Taken for a missing face, the fault of a network would quietly leave the shares.
     if bool((~found & ~logits.isnan().all(-1)).any()):
         raise ValueError("a judge's logits are partly NaN or infinite; only a row of NaN means that it found no face.")
     return found
@@ -155,6 +159,7 @@ class ReferenceStatistics:
 
     def __post_init__(self) -> None:
         dim = self.mean.numel()
+        # float64, since the distance of two close distributions is a small difference of large traces.
         assert self.mean.dtype == self.covariance.dtype == torch.float64
         if self.mean.shape != (dim,) or self.covariance.shape != (dim, dim) or self.n < 2:
             shapes = f"mean {list(self.mean.shape)}, covariance {list(self.covariance.shape)}, n={self.n}"
@@ -171,6 +176,7 @@ class ReferenceStatistics:
     @property
     def sha256(self) -> str:
         """Hash of everything these statistics hold; printed beside each distance to them."""
+        # Extractor and resizing count too: either gives other statistics of the same images.
         digest = hashlib.sha256(json.dumps([self.extractor, self.resize, self.n]).encode())
         for tensor in (self.mean, self.covariance):
             digest.update(tensor.contiguous().numpy().tobytes())

@@ -25,6 +25,7 @@ def find_weights(path: str, *, obtain: str, sha256: str | None = None) -> Path:
     found = Path(path).expanduser()
     if not found.is_file():
         raise ValueError(f"no file at {str(found)!r}; put it there or name where it lies; it comes from: {obtain}")
+    # A flipped bit loads silently; only the hash tells such a file from the published one.
     actual = sha256_of(found) if sha256 is not None else None
     if sha256 is not None and actual != sha256.lower():
         raise ValueError(
@@ -41,8 +42,10 @@ def load_weights(network: nn.Module, path: Path) -> nn.Module:
         ValueError: the file holds no plain state dict, or its keys or shapes are not the network's; all are listed.
     """
     try:
+        # Nothing but tensors is unpickled: a checkpoint of somebody else could run code.
         network.load_state_dict(read_state_dict(path))
     except RuntimeError as error:
+        # torch lists every key that does not fit, each on a line of its own.
         raise ValueError(f"{str(path)!r} holds another network: {' '.join(str(error).split())}") from error
     return network.eval().requires_grad_(False)
 
@@ -72,4 +75,5 @@ class OnDemand:
 
 def free(reader: object) -> None:
     """Have a judge or an extractor give back the memory of its networks, if it can."""
+    # `free` is no part of the protocols: a judge of one's own may lack it.
     getattr(reader, "free", lambda: None)()

@@ -58,6 +58,7 @@ class ZeroShotJudge:
     @torch.inference_mode()
     def __call__(self, images: Float[Tensor, "images channels height width"]) -> dict[str, Tensor]:
         """See `Judge`."""
+        # Before the images: CLIP holds one tower at a time, and that of the texts is needed only once.
         texts, scale = self._described
         width = next(iter(texts.values())).shape[1]
         embeddings = read_faces(images, self.faces, self.clip.embed_photographs, width=width, batch=self.clip.batch)
@@ -78,5 +79,7 @@ class ZeroShotJudge:
 
     def _ensemble(self, words: Sequence[str]) -> Tensor:
         texts = [template.format(word) for word in words for template in self._templates]
+        # A mean of unit vectors is shorter than 1, and the shorter the more they differ: without a new
+        # length, classes of varied phrases would get smaller logits.
         mean = self.clip.embed_texts(texts).mean(0)
         return mean / mean.norm()

@@ -39,6 +39,7 @@ class SwitchedPrompt(Steering):
         named: neutral prompt → the same naming each class [C].
     """
 
+    # It must know a call's prompts before the call is made, so it cannot act inside one that a user makes.
     before_call = True
 
     def __init__(self, attribute: Attribute, named: Mapping[str, Sequence[str]]) -> None:
@@ -48,15 +49,19 @@ class SwitchedPrompt(Steering):
     @contextmanager
     def attach(self, model: DiffusionModel, batch: Batch) -> Iterator[None]:
         """See `Steering.attach`."""
+        # Here and not in the hook, which comes by at every step.
         late = encode_prompts(model, texts_of(self.named, batch))
         strength = self.strength_of(batch.images).clamp(0, 1)
+        # An image without a class would switch after the last step, which is never.
         switch = torch.where(batch.images.target >= 0, ((1 - strength) * model.steps).round(), model.steps)
 
         def exchange(step: int, own: TextStates) -> TextStates | None:
             now = step >= switch
+            # Nothing is exchanged, so that the images are the plain ones bit for bit.
             if not bool(now.any()):
                 return None
             hidden = torch.where(now[:, None, None], late.hidden.to(own.hidden), own.hidden)
+            # SDXL's denoiser is given pooled states too, which must name the same class.
             if own.pooled is None or late.pooled is None:
                 return TextStates(hidden, own.pooled)
             return TextStates(hidden, torch.where(now[:, None], late.pooled.to(own.pooled), own.pooled))

@@ -99,6 +99,7 @@ class Given:
     attribute: Attribute
     site: Site
     steps: int
+    # Functions: stored maps are read, and images judged, for those methods alone that learn from them.
     maps: Callable[[int], Tensor] | None = None
     labels: Callable[[], Tensor] | None = None
     probe: Probe | None = None
@@ -194,6 +195,7 @@ class Steering(ABC):
     def for_prompts(self: Same, prompts: Sequence[str]) -> Same:
         """The same with strengths [P·C] of its own for each of these prompts, the classes of the first prompt first."""
         other = copy(self)
+        # A shallow copy: SAE, probe and statistics are shared, not held twice.
         other.prompts = tuple(prompts)
         return other
 
@@ -205,6 +207,7 @@ class Steering(ABC):
         other = copy(self)
         table = strength.unflatten(0, (max(1, len(self.prompts)), -1))
         if self.prompts:
+            # Neutral means that nobody was pushed there; in the mean it would weaken the edit of unseen prompts.
             used = (table != self.neutral).to(table)
             usual = self.neutral + ((table - self.neutral) * used).sum(0) / used.sum(0).clamp_min(1)
             table = torch.cat([table, usual[None]])
@@ -218,7 +221,9 @@ class Steering(ABC):
         if self.prompts:
             assert images.prompt is not None
             number = {prompt: row for row, prompt in enumerate(self.prompts)}
+            # The row after the last prompt is that of prompts without strengths of their own.
             rows = torch.tensor([number.get(text, len(number)) for text in images.prompt], device=rows.device)
+        # Words such as `UNTOUCHED` are negative, and as indices would count from the end.
         return table[rows, images.target.clamp_min(0)]
 
 
@@ -257,10 +262,12 @@ class SiteEdit(Steering):
 
     def delta(self, z: Tensor, h: Tensor, step: int, images: PerImage) -> Tensor:
         """Δz of all images; towards every class at once, each class's change starts from what the former ones made."""
+        # Read once, before anything is changed: the gate must not answer to the edit itself.
         shown, every = self.shown(h, step), images.target == EVERY_CLASS
         found = self._towards(z, step, images.target, images, shown)
         if not bool(every.any()):
             return found
+        # One class after the other: a latent of two classes is scaled by both factors, as when all are scaled at once.
         total = torch.zeros_like(z)
         for index in range(len(self.attribute.classes)):
             own = torch.where(every, index, UNTOUCHED)

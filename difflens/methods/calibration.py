@@ -61,6 +61,7 @@ def read_dose(
     """
     moved = targets != UNTOUCHED
     seen = after >= 0
+    # Images that nobody pushed must keep their class: strays that end in a class do not count for it.
     right = seen & (after == torch.where(moved, targets, before))
 
     def count(labels: Tensor, rows: Tensor) -> Tensor:
@@ -70,9 +71,11 @@ def read_dose(
         faces = torch.bincount(groups[rows], minlength=len(strength) // classes)
         return faces.clamp_min(1).double().repeat_interleave(classes)
 
+    # 0 / 0 is meant: NaN says that nobody was pushed towards the class.
     success = count(targets, moved & right) / count(targets, moved)
     if by_share:
         right = seen
+    # A face that the edit has lost stays below the line, or destroying faces would pay.
     shares, held = count(after, seen) / size(seen), count(after, right) / size(seen | (before >= 0))
     return Dose(strength.clone(), success, shares, held)
 
@@ -88,6 +91,7 @@ def assigned_shares(
         groups: of each image, from 0; every one has images.
         classes: number of classes.
     """
+    # What was drawn, not what was asked for: of few images even a perfect edit misses the target (METHOD section 6).
     after = torch.where(targets != UNTOUCHED, targets, before)
     seen, slots = after >= 0, (int(groups.max()) + 1) * classes
     counts = torch.bincount((groups * classes + after)[seen], minlength=slots).double().view(-1, classes)
@@ -129,11 +133,14 @@ def calibrate(
         raise ValueError(f"calibration needs a margin of at least 1, got {margin}.")
     search = _Search(measure, target * (1 - tolerance), neutral=neutral, first=neutral + first)
     search.bracket(neutral + largest)
+    # Who is pushed does not depend on the strength, so the first dose tells.
     pushed = ~search.doses[0].success.isnan()
+    # A dose samples all calibration images: none is spent where no class has a bracket to refine.
     for _ in range(refinements if (search.done & pushed).any() else 0):
         search.bisect()
     enough = (neutral + margin * (search.high - neutral)).clamp_max(neutral + largest)
     chosen = torch.where(search.done, enough, search.best())
+    # Where nobody was pushed nothing was measured, whatever the search passed through.
     strength = torch.where(pushed, chosen, torch.full_like(chosen, neutral))
     return Calibration(strength, tuple(bool(d) for d in search.done), tuple(search.doses))
 
@@ -154,10 +161,12 @@ class _Search:
             doubled = (self.neutral + 2 * (self.high - self.neutral)).clamp_max(largest)
             self.low = torch.where(self.done, self.low, self.high)
             self.high = torch.where(self.done, self.high, doubled)
+            # A class that has its bracket keeps it while the others, measured in the same images, go on.
             self.done = self.done | self._met(self.high)
 
     def bisect(self) -> None:
         """Try the middle of every bracket."""
+        # Classes without a bracket go along at their last strength: one measurement serves all.
         middle = torch.where(self.done, (self.low + self.high) / 2, self.high)
         enough = self._met(middle)
         self.high = torch.where(self.done & enough, middle, self.high)
@@ -170,4 +179,5 @@ class _Search:
 
     def _met(self, strength: Tensor) -> Tensor:
         self.doses.append(self.measure(strength))
+        # By what is held: shares would also rise with images that stray from another class.
         return (self.doses[-1].held >= self.wanted) | self.doses[-1].success.isnan()

@@ -80,6 +80,7 @@ class DiffLens(Method):
         """See `Method.edit`."""
         assert given.located is not None
         located = given.located
+        # With a usual level of 1 strengths are plain numbers, which is how the released code states them.
         if self.unit == "code":
             level = torch.ones_like(located.statistics.level)
             located = located._replace(statistics=located.statistics._replace(level=level))
@@ -153,12 +154,14 @@ class FeatureEdit(SiteEdit):
     ) -> None:
         super().__init__(features.attribute, site=site, update=update, window=window or Window(), gate=gate)
         check_mode(mode, places, protocol)
+        # Codes and statistics are matched by position.
         assert torch.equal(statistics.latents, selected_latents(features)), "statistics of other latents"
         if mode == "margin" and gate is None:
             raise ValueError("mitigation.mode=margin goes by what the probe reads; set mitigation.gate=true.")
         self.sae, self.features, self.statistics = sae, features, statistics
         self.mode, self.places, self.suppress, self.protocol = mode, places, suppress, protocol
         self.neutral = 1.0 if mode == "scale" else 0.0
+        # Nothing changes until strengths are given; the zeros of `Steering` would silence latents under `scale`.
         self._table = torch.full((1, len(self.attribute.classes)), self.neutral)
         self._own = membership(features.latents, features.attribute.classes, statistics.latents)
         self._reads, self._columns = statistics.latents, torch.arange(len(statistics.latents))
@@ -167,6 +170,7 @@ class FeatureEdit(SiteEdit):
         """See `SiteEdit.beside`: all read the codes of the latents of each."""
         members = [member for member in (self, *others) if isinstance(member, FeatureEdit)]
         assert len(members) == 1 + len(others), "edits of another kind read no codes"
+        # `unique` sorts, as `searchsorted` in `_reading` needs it.
         together = torch.cat([member.statistics.latents for member in members]).unique()
         return tuple(member._reading(together) for member in members)
 
@@ -203,9 +207,11 @@ class FeatureEdit(SiteEdit):
         strength = self.strength_of(images).to(z)
         pushed = (images.target >= 0) & (strength > 0)
         logits = gate(h, step)
+        # The classes to be left, in the proportions in which they are read; p_c says nothing of the direction.
         others = logits.softmax(-1).scatter(1, target[:, None], 0.0)
         shown = others / others.sum(1, keepdim=True).clamp_min(1e-12)
         along = self._contrast(z, step, target, torch.ones_like(strength), shown)
+        # log(e^r − 1), such that large r do not overflow and small ones keep their digits; −∞ at r = 0, hence `where`.
         missing = torch.where(
             pushed, strength + torch.log(-torch.expm1(-strength)) - margin(logits, target), 0.0
         ).clamp_min(0)
@@ -214,6 +220,7 @@ class FeatureEdit(SiteEdit):
         for _ in range(SECANTS):
             found[:, self._columns] = self.limit(z[:, self._columns], amount[:, None, None, None] * along)
             gained = margin(gate(self.write(h, found, pushed), step), target) - margin(logits, target)
+            # Where the way gains nothing, going further would not help: the image is left as it is.
             ratio = torch.where(gained > 0, missing / gained.clamp_min(1e-9), 0.0)
             amount = (amount * ratio).clamp(0, FARTHEST)
         found[:, self._columns] = self.limit(z[:, self._columns], amount[:, None, None, None] * along)
@@ -237,8 +244,10 @@ class FeatureEdit(SiteEdit):
             found = self.limit(codes, self._contrast(codes, step, target, strength, shown))
         else:
             if shown is not None:
+                # Shrunk towards neutral, which under `scale` is 1.
                 strength = self.neutral + (strength - self.neutral) * (1 - shown.gather(1, target[:, None])[:, 0])
             found = self._change_own_latents(codes, step, target, strength[:, None, None, None])
+        # z may also hold the codes of edits beside this one, which are not its to change.
         delta = torch.zeros_like(z)
         delta[:, self._columns] = found
         return delta
@@ -247,6 +256,7 @@ class FeatureEdit(SiteEdit):
         """r·Σ_k p_k (mean_c − mean_k): the mean of the target class less that of the classes shown."""
         mean = self.statistics.mean[:, step].to(codes)
         wanted = torch.nn.functional.one_hot(target, len(mean)).to(codes)
+        # Σ_k p_k (mean_c − mean_k) = mean_c − Σ_k p_k mean_k, since p sums to 1.
         weight = wanted - ((1 - wanted) / (len(mean) - 1) if shown is None else shown.to(codes))
         return torch.einsum("nc,clhw->nlhw", strength[:, None] * weight, mean)
 

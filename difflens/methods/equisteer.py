@@ -48,6 +48,7 @@ class EquiSteer(Method):
                 "mitigation=equisteer edits cross-attention, and the model takes no prompts; use another one."
             )
         assert given.model is not None
+        # What goes into `to_out.0` is what the heads give, before it is mixed.
         modules = [f"{name}.to_out.0" for name in attention_modules(given.model.unet, "attn2")]
         kinds = [None, *range(len(given.attribute.classes))]
         # Two passes over the same images: the outputs of all heads at every step would not fit into memory.
@@ -66,6 +67,7 @@ class EquiSteer(Method):
             found[f"{LENGTH}{name}"] = torch.stack([each[name][:, c] for c, each in enumerate(named)])
         gate = modules[0]
         with_it = torch.stack([each[gate][0, c] for c, each in enumerate(named)])
+        # Halfway between what is read with and without the class, as in the public code.
         found[BORDER] = (with_it + neutral[gate][0]) / 2
         return found
 
@@ -82,12 +84,15 @@ class EquiSteer(Method):
             part = plan.part(start, start + model.micro_batch)
             kept: dict[str, list[Tensor]] = {name: [] for name in modules}
 
+            # `kept` is bound here, since the loop gives its name to another dictionary.
             def keep(name: str, step: int, values: Tensor, kept: dict[str, list[Tensor]] = kept) -> None:
                 kept[name].append(read(name, step, values.float()).cpu())
 
             with tapped(model, model.micro_batch, modules, keep, inputs=True):
+                # For what the taps see: the images are of no use.
                 list(model.sample(part))
             for name, steps in kept.items():
+                # The last micro-batch is padded by repetition, and copies must not count.
                 sums[name] = sums[name] + torch.stack(steps)[:, : len(part.image_ids)].sum(1) / self.images
         return sums
 
@@ -117,6 +122,7 @@ class HeadEdit(Steering):
     def attach(self, model: DiffusionModel, batch: Batch) -> Iterator[None]:
         """See `Steering.attach`."""
         target, strength = batch.images.target, self.strength_of(batch.images)
+        # Every row needs an index; `moved` leaves out those without a class.
         wanted = target.clamp_min(0)
         first = next(iter(self.directions))
         moved = (target >= 0) & (strength != 0)
@@ -124,11 +130,13 @@ class HeadEdit(Steering):
         def steer(name: str, step: int, values: Tensor) -> Tensor | None:
             nonlocal moved
             unit, length = self.directions[name][:, step].to(values), self.lengths[name][:, step].to(values)
+            # Before the window is asked: the reading is that of the first step, edited or not.
             if step == 0 and name == first:
                 shown = torch.einsum("ntd,nd->nt", values, unit[wanted]).amax(-1)
                 moved = moved & (shown <= self.border.to(values)[wanted])
             if not self.active(step, model.steps) or not bool(moved.any()):
                 return None
+            # An orthonormal basis of all directions, which Gram–Schmidt would give as well. QR knows no half precision.
             basis = torch.linalg.qr(unit.float().T)[0].to(values)
             without = values - (values @ basis) @ basis.T
             own = (strength.to(values) * length[wanted])[:, None, None] * unit[wanted][:, None]

@@ -51,6 +51,7 @@ class HDirection(Method):
         if not counts.all():
             name = given.attribute.classes[int(counts.argmin())]
             raise ValueError(f"no learning image is {name!r} ({given.attribute.name}); raise data.images.")
+        # Step by step: maps of all steps would not fit into memory.
         steps = [class_directions(given.maps(step), labels, counts) for step in range(given.steps)]
         return {DIRECTIONS: torch.stack(steps, 1)}
 
@@ -137,5 +138,6 @@ class DirectionEdit(SiteEdit):
         self, h: Float[Tensor, "images channels height width"], delta: Tensor, touched: Bool[Tensor, "images"]
     ) -> Float[Tensor, "images channels height width"]:
         """See `SiteEdit.write`."""
+        # Only where something changes: adding zero would already lose the sign of -0.0.
         moved = touched & (delta != 0).flatten(1).any(1)
         return torch.where(moved[:, None, None, None], (h.float() + delta).to(h.dtype), h)

@@ -88,6 +88,7 @@ class GradientEdit(SiteEdit):
 
     def delta(self, z: Tensor, h: Tensor, step: int, images: PerImage) -> Tensor:
         """−r · factor · ∇_h L of each image, 0 of those without a class."""
+        # Images without a class are left out of the mean as well: they are not to be balanced.
         moved = images.target >= 0
         found = torch.zeros_like(z)
         if bool(moved.any()):
@@ -100,6 +101,7 @@ class GradientEdit(SiteEdit):
     @property
     def scale(self) -> float:
         """One strength for all: the mean of the classes'."""
+        # The loss is one for the whole micro-batch: no class has a part of it that a strength could scale.
         return float(self.strength.double().mean())
 
     def read(self, h: Float[Tensor, "images channels height width"]) -> Tensor:
@@ -128,5 +130,6 @@ def distribution_gradient(
     """
     p = ((h @ weight.T + bias) / TEMPERATURE).softmax(-1)
     q = torch.nn.functional.one_hot(target, len(bias)).to(p).mean(0)
+    # ∂L/∂p̄_k, of which each of the n images has one n-th; then the softmax's Jacobian diag(p) − p pᵀ, then W / 8.
     slope = torch.where(q > 0, 2 * (p.mean(0) - q) / q.clamp_min(1e-12), 0.0) / len(h)
     return (p * (slope - (p @ slope)[:, None])) @ weight / TEMPERATURE

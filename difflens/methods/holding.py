@@ -54,8 +54,10 @@ class Holding(SiteEdit):
         weight = (self.edit.strength_of(images).to(z) - self.neutral).abs() * self.ratio
         for holder in self.holders:
             shown = images.shown[holder.attribute.name]
+            # Only what the edit moves can drift; `shown` may be negative too, where nobody knows the class.
             back = replace(images, target=torch.where(images.target >= 0, shown, UNTOUCHED))
             total = total + weight[:, None, None, None] * holder.delta(z, h, step, back)
+        # Each change keeps its limits by itself, their sum need not.
         return self.edit.limit(z, total)
 
     def read(self, h: Tensor) -> Tensor:
@@ -116,6 +118,7 @@ class NullSpace(SiteEdit):
         basis = self._basis(step, h.device)
         change = (edited.float() - h.float()).flatten(1)
         kept = (change - (change @ basis) @ basis.T).view(h.shape)
+        # Where the edit did nothing h itself is given back: the projection's rounding would change bits.
         touched = (edited != h).flatten(1).any(1)
         return torch.where(touched[:, None, None, None], (h.float() + kept).to(h.dtype), h)
 

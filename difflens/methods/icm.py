@@ -90,6 +90,7 @@ def collect_means(
     labels = torch.arange(images) % classes
     if given.prompts:
         texts = given.prompts
+        # Classes vary faster than prompts, so that every prompt names every class equally often.
         prompts = tuple(fill(texts[i // classes % len(texts)], given.words[i % classes]) for i in range(images))
     found: dict[str, list[Tensor]] = {name: [] for name in modules}
     made = []
@@ -98,6 +99,7 @@ def collect_means(
         kept: dict[str, list[Tensor]] = {name: [] for name in modules}
 
         def keep(name: str, step: int, values: Tensor, kept: dict[str, list[Tensor]] = kept) -> None:
+            # Averaged at once: outputs of all modules at every step would not fit into memory.
             kept[name].append(as_tokens(values).float().mean(1).cpu())
 
         with tapped(model, model.micro_batch, modules, keep):
@@ -124,8 +126,10 @@ def normal_of(x: Float[Tensor, "images dim"], member: Bool[Tensor, "images"]) ->
     )
 
     def loss() -> Tensor:
+        # The objective of scikit-learn's `LogisticRegression` at its default C = 1.
         return torch.nn.functional.softplus(-sign * (x @ weight + bias)).sum() + weight.square().sum() / 2
 
+    # Whoever calls may have switched gradients off, and the fit needs them.
     with torch.inference_mode(False), torch.enable_grad():
         minimise([weight, bias], loss, iterations=100)
     return torch.nn.functional.normalize(weight.detach() / scale, dim=0).float()

@@ -37,6 +37,7 @@ def named_prompts(given: Given) -> dict[str, tuple[str, ...]]:
     """
     if not given.prompts:
         raise ValueError("this method names classes in prompts, and the model takes none; choose another mitigation.")
+    # Unseen prompts too: their images are evaluated and edited as well.
     return {
         fill(prompt): tuple(fill(prompt, word) for word in given.words) for prompt in (*given.prompts, *given.unseen)
     }

@@ -54,6 +54,7 @@ class Redrawn(Steering):
         """See `Steering.attach`; every draw of an image is a function of its own noise and the draw's number."""
         assert self.classify is not None and batch.generators is not None
         images, wanted = len(batch.latents), batch.images.target
+        # A batch knows no ids: an image is told by its noise, so that its redraws do not depend on its neighbours.
         seeds = [noise_digest(row) for row in batch.latents]
         given = batch.latents.clone()
         open_rows, done = (wanted >= 0).nonzero()[:, 0].tolist(), 0
@@ -61,6 +62,7 @@ class Redrawn(Steering):
             # As many draws of every open image as the micro-batch has room for, the first fitting one of which is taken.
             each = min(max(1, images // len(open_rows)), self.draws - done)
             tried = [(row, done + 1 + number) for number in range(each) for row in open_rows][:images]
+            # Full micro-batches: pixels depend on the batch's size, and the judge must see the image that will be made.
             padded = [tried[i % len(tried)] for i in range(images)]
             generators = [image_generator(seeds[row], draw) for row, draw in padded]
             latents = normal(generators, model.latent_shape, device=given.device)
@@ -68,11 +70,13 @@ class Redrawn(Steering):
             candidates = Batch(
                 batch.images.take(rows), latents.to(given), batch.texts(rows), generators, batch.settings
             )
+            # With 8 bits, as finished images are kept and judged.
             shown = self.classify(as_bytes(model.make(candidates).float().cpu()))
             done += each
             for place, (row, _) in enumerate(tried):
                 fits = int(shown[place]) == int(wanted[row])
                 if row in open_rows and (fits or done == self.draws):
+                    # The generator goes with its noise: with eta > 0 the sampler draws on from it.
                     batch.latents[row], batch.generators[row] = latents[place], generators[place]
                 if row in open_rows and fits:
                     open_rows.remove(row)

@@ -43,6 +43,7 @@ class SemanticGuidance(Method):
         Raises:
             ValueError: the model takes no prompts.
         """
+        # Called for its refusal of models without prompts.
         named_prompts(given)
         return GuidedByConcepts(given.attribute, [f"{word} person" for word in given.words], self)
 
@@ -72,6 +73,7 @@ class GuidedByConcepts(Steering):
         if model.guidance.calls != ("both",):
             raise ValueError("mitigation=sega needs both branches of guidance in one call: set model.guidance above 1.")
         scheduler = _Guiding(model, self, batch)
+        # A hook beside the scheduler, which is given both branches combined and not the unconditional one.
         handle = model.unet.register_forward_hook(scheduler.keep)
         try:
             with scheduler_of(model.pipeline, scheduler):
@@ -97,6 +99,7 @@ class _Guiding:
 
     def keep(self, _: Any, __: Any, output: Any) -> None:
         """Take the unconditional estimate of the pipeline's own call."""
+        # The concepts' own calls come by here too. Of the pipeline's rows the unconditional ones are first.
         if not self._own_call:
             tensor = output[0] if isinstance(output, tuple) else output.sample
             self._uncond = tensor[: len(self._target)]
@@ -106,6 +109,7 @@ class _Guiding:
         assert self._uncond is not None
         shown = self._scheduler.scale_model_input(sample, timestep)
         concepts = torch.stack([self._estimate(shown, timestep, index) for index in range(len(self._texts.hidden))])
+        # During the warm-up as well, which is there to build up the momentum.
         edit, self._momentum = semantic_guidance(
             concepts,
             self._uncond,
@@ -155,6 +159,7 @@ def semantic_guidance(
     momentum = torch.zeros_like(uncond) if momentum is None else momentum
     towards = torch.nn.functional.one_hot(target.clamp_min(0), len(concepts)).T.to(concepts) * 2 - 1
     change = (strength * towards)[:, :, None, None, None] * (concepts - uncond)
+    # A limit for each channel; `quantile` takes no half precision.
     limit = change.abs().float().flatten(3).quantile(settings.threshold, dim=3).to(change)
     kept = torch.where(change.abs() >= limit[..., None, None], change, 0.0)
     edit = kept.sum(0) + settings.momentum * momentum

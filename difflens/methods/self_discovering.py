@@ -74,6 +74,7 @@ class SelfDiscovering(Method):
 
     def edit(self, given: Given, learnt: Mapping[str, Tensor]) -> DirectionEdit:
         """See `Method.edit`."""
+        # A view: the same map at every step is held once.
         maps = learnt[MAPS].expand(-1, given.steps, -1, -1, -1)
         return DirectionEdit(given.attribute, maps, site=given.site, update=self.update, window=self.window)
 
@@ -93,6 +94,7 @@ class SelfDiscovering(Method):
             labels = given.classify(made)
         pictures = made.float() / 255
         if not model.prompted:
+            # A model on pixels denoises the images themselves, in [−1, 1].
             return pictures * 2 - 1, neutral, labels
         parts = [encode_images(model.pipeline.vae, part).cpu() for part in pictures.split(model.micro_batch)]
         return torch.cat(parts), neutral, labels
@@ -101,7 +103,9 @@ class SelfDiscovering(Method):
         """The map under which the denoiser explains these images best."""
         assert given.model is not None
         model = given.model
+        # On the CPU, so that every device learns from the same draws.
         generator = torch.Generator().manual_seed(self.seed)
+        # Each distinct prompt is encoded once, not in every update.
         texts = None if prompts is None else dict.fromkeys(prompts)
         hidden = None if texts is None else encode_prompts(model, list(texts)).hidden
         number = {} if texts is None else {text: row for row, text in enumerate(texts)}
@@ -109,6 +113,7 @@ class SelfDiscovering(Method):
         optimiser = torch.optim.Adam([found], lr=self.lr)
         for _ in progress(range(self.updates), title):
             rows = torch.randint(len(clean), (self.batch,), generator=generator)
+            # One for the whole batch: hooks of a site refuse rows at several timesteps.
             timestep = int(model.timesteps[int(torch.randint(model.steps, (1,), generator=generator))])
             noise = torch.randn(self.batch, *clean.shape[1:], generator=generator).to(model.device)
             noisy = add_noise(model.pipeline.scheduler, clean[rows].to(model.device), noise, timestep)

@@ -56,12 +56,15 @@ class UnifiedConceptEditing(Method):
         model, texts = given.model, [fill(prompt) for prompt in given.prompts]
         old = cross_attention(model.unet)
         concepts, attributes = (last_tokens(model, names) for names in (texts, list(given.words)))
+        # v_i begins at W c_i, and wanting what is there changes nothing.
         wanted = {name: concepts @ weight.T for name, weight in old.items()}
         new, taken = dict(old), 0
         for _ in range(self.rounds):
+            # Other images in every round (`taken`), or the weights would be fitted to a few faces.
             lacking = given.target.to(concepts) - measured_shares(
                 model, texts, new, given, self.images, self.seed + taken
             )
+            # A prompt that is near enough wants nothing more, while others still do.
             lacking[(lacking.abs() <= self.within).all(1)] = 0.0
             if not bool(lacking.any()):
                 break
@@ -95,6 +98,7 @@ def last_tokens(model: DiffusionModel, texts: Sequence[str]) -> Float[Tensor, "t
     """The encoder's state of each text's last token before the one that ends it."""
     tokenizer = model.pipeline.tokenizer
     hidden = encode_prompts(model, texts).hidden.float()
+    # A text that is too long is cut, so that its end is the window's.
     ends = [min(len(tokenizer(text).input_ids), tokenizer.model_max_length) - 2 for text in texts]
     return hidden[torch.arange(len(texts)), torch.tensor(ends)]
 
@@ -117,6 +121,7 @@ def edited_weight(
     c, v = concepts.double(), wanted.double()
     left = ridge * weight.double() + v.T @ c
     right = ridge * torch.eye(c.shape[1], dtype=torch.float64, device=c.device) + c.T @ c
+    # Solved, not inverted: X R = L is R Xᵀ = Lᵀ, since R is symmetric.
     return torch.linalg.solve(right, left.T).T.to(weight.dtype)
 
 
@@ -129,6 +134,7 @@ def measured_shares(
     edit = EditedWeights(given.attribute, weights)
     for number, text in enumerate(texts):
         ids = torch.arange(images) + FIRST_ID + number * images
+        # Whichever class: the edit asks only whether an image has one.
         plan = GenerationPlan(seed, ids, torch.zeros(images, dtype=torch.int64), (text,) * images)
         made = torch.cat([as_bytes(batch.images) for batch in model.sample(plan, method=edit)])
         labels = given.classify(made)
@@ -154,6 +160,7 @@ class EditedWeights(Steering):
         """See `Steering.attach`."""
         with ExitStack() as stack:
             for name, weight in self.weights.items():
+                # A hook and no assignment: some rows keep the old weights, and nothing need be put back.
                 handle = model.unet.get_submodule(name).register_forward_hook(_other_weight(weight, batch.images))
                 stack.callback(handle.remove)
             yield

@@ -58,6 +58,7 @@ class ClipSimilarity(RowMetric):
             ValueError: an original has no mitigated counterpart.
         """
         n = self.require_all_rows()
+        # Summed in the order of ids: the same to the last bit, however the batches and ranks came.
         mean = self.clip_cosines[self.image_ids.argsort()].mean()
         return SimilarityResult(float(mean), float(paper_scale(mean)), n)
 
@@ -81,6 +82,7 @@ class PromptSimilarity(SumMetric):
 
     def update(self, images: Num[Tensor, "images dim"], prompts: Num[Tensor, "images dim"]) -> None:
         """Adds image embeddings [N, dim] and, row by row, those of their prompts."""
+        # A sum and a count, since a mean of batches' means would give the images of a short last batch more weight.
         self.prompt_cosines = self.prompt_cosines + paired_cosine(images, prompts).sum().to(self.prompt_cosines)
         self.prompt_n = self.prompt_n + len(images)
 

@@ -31,6 +31,7 @@ def mean_and_covariance(features: Num[Tensor, "images dim"]) -> Moments:
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"a covariance needs at least two rows of features, got {list(features.shape)}.")
     x = features.double()
+    # Centred before the product: E[xxᵀ] - E[x]E[x]ᵀ cancels the digits of features far from the origin.
     centred = x - x.mean(0)
     return Moments(x.mean(0), centred.mT @ centred / (len(x) - 1))
 
@@ -50,10 +51,14 @@ def frechet_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Floa
         raise ValueError(f"features of dimensions {len(mean_a)} and {len(mean_b)} cannot be compared.")
     if not all(bool(x.isfinite().all()) for x in (*a, *b)):
         raise ValueError("features with NaN or infinite values have no Fréchet distance; check the generated images.")
+    # Not the root of the product Σ_a Σ_b itself, which is not symmetric: its eigenvalues take three times as long and
+    # may come out complex.
     values, vectors = torch.linalg.eigh(covariance_a.double())
+    # The usual bound of a numerical rank: what lies below it is the largest eigenvalue's rounding.
     kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
     root = values[kept].sqrt()[:, None] * vectors[:, kept].mT
     product = root @ covariance_b.double() @ root.mT
+    # `eigvalsh` reads one triangle only, so both are averaged first; eigenvalues below 0 are rounding.
     overlap: Tensor = torch.linalg.eigvalsh((product + product.mT) / 2).clamp(min=0).sqrt().sum()
     shift = (mean_a.double() - mean_b.double()).square().sum()
     spread = covariance_a.double().trace() + covariance_b.double().trace()
@@ -91,9 +96,11 @@ def kernel_subsets(
     size = min(size, len(x), len(y))
     if subsets < 1 or size < 2:
         raise ValueError(f"KID needs at least one subset of two or more images, got {subsets} of {size}.")
+    # On the CPU wherever the features lie: the same subsets on every device.
     generator = torch.Generator().manual_seed(seed)
     pairs = ((_draw(x, size, generator), _draw(y, size, generator)) for _ in range(subsets))
     values = torch.stack([kernel_distance(a, b) for a, b in pairs])
+    # The divisor of torchmetrics and torch-fidelity, so that spreads can be compared with theirs.
     return KernelSubsets(values.mean(), values.std(correction=0), size)
 
 
@@ -102,11 +109,13 @@ def _draw(features: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 
 def _total(x: Tensor, y: Tensor, block: int) -> Tensor:
+    # Block by block: of 10,000 images the whole Gram matrix takes 800 MB in double precision.
     parts = [_kernel(rows.double(), columns.double()).sum() for rows in x.split(block) for columns in y.split(block)]
     return torch.stack(parts).sum()
 
 
 def _within(x: Tensor, block: int) -> Tensor:
+    # k(x, x) = (|x|²/dim + 1)³ of an image with itself is taken out again: it would bias the mean upwards.
     lengths = torch.cat([rows.double().square().sum(1) for rows in x.split(block)])
     diagonal = (lengths / x.shape[1] + 1).pow(3).sum()
     return (_total(x, x, block) - diagonal) / (len(x) * (len(x) - 1))

@@ -68,6 +68,7 @@ class FairnessDiscrepancy(SumMetric):
         self, classes: Sequence[str], target: Num[Tensor, "classes"] | None = None, *, missing: str = "error"
     ) -> None:
         super().__init__()
+        # On no image at all: an unknown policy is told now, not with the first missing face.
         missing_faces(torch.ones(0, dtype=torch.bool), policy=missing)
         self.classes, self.missing = tuple(classes), missing
         size = len(self.classes)
@@ -83,6 +84,8 @@ class FairnessDiscrepancy(SumMetric):
         """Adds logits [N, C], or `probabilities`, such as of product classes; a row of NaN is an image without a face."""
         if logits.ndim != 2 or logits.shape[1] != len(self.classes):
             raise ValueError(f"logits of {self.classes} are [N, {len(self.classes)}], got {list(logits.shape)}.")
+        # Counted, never filled in: an image that shows no face belongs to no class, and leaving it out unsaid would
+        # flatter an edit that destroys faces.
         found = faces_found(logits)
         missing_faces(found, policy=self.missing)
         seen = logits[found].to(self.target)
@@ -101,6 +104,7 @@ class FairnessDiscrepancy(SumMetric):
         counts, target, n = self.fairness_counts.cpu(), self.target.cpu(), int(self.fairness_counts.sum())
         if n == 0:
             raise ValueError(f"no image was judged for {self.classes} ({int(self.fairness_missing)} without a face).")
+        # Intervals, chance level and the unbiased square hold for counted images, not for mean probabilities.
         mean, shares, bounds = self.fairness_probabilities.cpu() / n, counts.double() / n, wilson_interval(counts, n)
         intervals = zip(shares.tolist(), bounds.low.tolist(), bounds.high.tolist(), strict=True)
         return FairnessResult(
@@ -136,5 +140,6 @@ def count_others(logits: Float[Tensor, "images all"], columns: Int[Tensor, "clas
     seen = logits[faces_found(logits)]
     if len(seen) == 0:
         raise ValueError(f"none of {len(logits)} images has a face; look at them, or change the judge's `faces`.")
+    # Over all of the judge's classes: restricted to the attribute's, every image would fall into one of them.
     outside = (seen.argmax(-1)[:, None] != columns.to(seen.device)).all(-1)
     return Others(int(outside.sum()), other_share(logits, columns), len(seen))

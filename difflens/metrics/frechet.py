@@ -86,8 +86,10 @@ class FrechetDistance(SumMetric):
         if n < 2:
             raise ValueError(f"a Fréchet distance needs at least two images, got {n}.")
         shift = self.frechet_sum / n
+        # Σ(x-o)(x-o)ᵀ - n s sᵀ with s the mean seen from the origin o: small, so that little cancels.
         covariance = (self.frechet_products - n * torch.outer(shift, shift)) / (n - 1)
         made = (reference.mean.to(self.origin), reference.covariance.to(self.origin))
+        # The images first: they may be fewer than the dimensions, and what is empty in the first argument is cut away.
         distance = frechet_distance((self.origin + shift, covariance), made)
         return FrechetResult(float(distance), n, reference.extractor, reference.resize, reference.n, reference.sha256)
 
@@ -126,7 +128,9 @@ class KernelDistance(RowMetric):
     ) -> None:
         super().__init__(image_ids, name="kernel")
         self.subsets, self.subset_size, self.seed = subsets, subset_size, seed
+        # In its own number format: 10,000 × 2048 take 164 MB in double precision, which is needed block by block only.
         self.register_buffer("reference", reference, persistent=False)
+        # Of fixed shape and filled in by row: torchmetrics' lists of batches abort where a rank has no images.
         self.add_sum("kernel_features", len(image_ids), reference.shape[1], dtype=reference.dtype)
 
     def update(self, features: Num[Tensor, "images dim"], image_ids: Int[Tensor, "images"]) -> None:
@@ -142,6 +146,7 @@ class KernelDistance(RowMetric):
             ValueError: an expected image did not come exactly once.
         """
         n = self.require_all_rows()
+        # By id, so that the seeded subsets hold the same images in whatever order these came.
         ordered = self.kernel_features[self.image_ids.argsort()]
         part = kernel_subsets(ordered, self.reference, subsets=self.subsets, size=self.subset_size, seed=self.seed)
         distance = float(kernel_distance(ordered, self.reference))

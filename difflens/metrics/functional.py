@@ -24,6 +24,7 @@ def valid_target(target: Num[Tensor, "classes"]) -> Float[Tensor, "classes"]:
         ValueError: it is not a vector of at least two finite, non-negative shares that sum to 1 within 1e-6.
     """
     q = target.double()
+    # `not … <=` in place of `>`: comparisons with NaN are false, so that NaN is refused too.
     if q.ndim != 1 or len(q) < 2 or not bool((q >= 0).all()) or not abs(float(q.sum()) - 1) <= 1e-6:
         raise ValueError(f"a target needs two or more shares, non-negative and summing to 1, got {target.tolist()}.")
     return q / q.sum()
@@ -71,6 +72,7 @@ def unbiased_squared_discrepancy(
     It may be negative, and is NaN for n = 1.
     """
     p = shares.double()
+    # E‖p̂ - q‖² = ‖p - q‖² + Σ p(1 - p)/n, and p̂(1 - p̂)/(n - 1) estimates that last term without bias.
     noise = (p * (1 - p)).sum() / (n - 1) if n > 1 else p.new_tensor(math.nan)
     return discrepancy(p, target) ** 2 - noise
 
@@ -95,8 +97,10 @@ def chance_discrepancy(
     if n < 1:
         raise ValueError(f"a chance level needs at least one image, got n={n}.")
     q = valid_target(target).cpu()
+    # Both classes are off by the same amount, so FD is √2 times one of them.
     if len(q) == 2:
         return torch.tensor(math.sqrt(2) * _binomial_deviation(n, float(q[0])) / n, dtype=torch.float64)
+    # Seeded and by its own generator: the same table always has the same chance level.
     counts = np.random.default_rng(seed).multinomial(n, q.numpy(), size=draws)
     return _norm(torch.from_numpy(counts).double() / n - q).mean()
 
@@ -104,8 +108,10 @@ def chance_discrepancy(
 def _binomial_deviation(n: int, q: float) -> float:
     """E|K − nq| for K ~ Binomial(n, q), by 2v·C(n,v)·q^v·(1−q)^(n−v+1) with v = ⌊nq⌋ + 1 (de Moivre, 1730)."""
     v = math.floor(n * q) + 1
+    # At q = 0 or q = 1 every image is of one class.
     if q == 0 or v > n:
         return 0.0
+    # In logarithms: from about n = 1,000 on, C(n, v) is larger than any float.
     log_choose = math.lgamma(n + 1) - math.lgamma(v + 1) - math.lgamma(n - v + 1)
     return 2 * v * math.exp(log_choose + v * math.log(q) + (n - v + 1) * math.log1p(-q))
 
@@ -119,6 +125,7 @@ def wilson_interval(counts: Int[Tensor, "classes"], n: int, *, confidence: float
     if n < 1 or not 0 < confidence < 1:
         raise ValueError(f"an interval needs n ≥ 1 and 0 < confidence < 1, got n={n}, confidence={confidence}.")
     z = float(torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)))
+    # Wilson's and not Wald's ± z·√(p(1-p)/n), which has no width at 0 and 1, where successful edits end.
     p = counts.double() / n
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)).sqrt()
@@ -134,6 +141,7 @@ def share_measures(shares: Num[Tensor, "classes"], target: Num[Tensor, "classes"
     """
     p, q = shares.double(), valid_target(target)
     worst = torch.maximum(1 - q, q).max()
+    # `entr` and `xlogy` take 0·log 0 as 0, where the formula written out gives NaN for a class without images.
     return {
         "deviation_ratio": float((p - q).abs().max() / worst),
         "entropy": float(torch.special.entr(p).sum() / math.log(len(p))),
@@ -157,16 +165,20 @@ def corrected_shares(shares: Num[Tensor, "classes"], recalls: Num[Tensor, "class
     """
     p, right = shares.double(), recalls.double()
     classes = len(p)
+    # At chance all columns of A are equal: it has no inverse, and any shares would explain the answers.
     if not bool(((right > 1 / classes) & (right <= 1)).all()):
         raise ValueError(f"recalls must lie above chance (1/{classes}) and not above 1, got {recalls.tolist()}.")
+    # Column j is how images of class j are read.
     confusion = ((1 - right) / (classes - 1)).expand(classes, classes).clone()
     confusion.diagonal().copy_(right)
+    # A share that chance made too small may be solved to less than none.
     true = torch.linalg.solve(confusion, p).clamp_min(0)
     return true / true.sum()
 
 
 def unrelated_cosine(embeddings: Num[Tensor, "images dim"]) -> Float[Tensor, ""]:
     """The mean cosine of all pairs of different images: what CLIP-I gives for images that have nothing in common."""
+    # ‖Σ u_i‖² = n + Σ_{i≠j} u_i·u_j gives all pairs without n² cosines.
     unit = torch.nn.functional.normalize(embeddings.double(), dim=-1)
     n = len(unit)
     return (unit.sum(0).square().sum() - n) / max(1, n * (n - 1))
@@ -193,6 +205,7 @@ def paired_cosine(a: Num[Tensor, "pairs dim"], b: Num[Tensor, "pairs dim"]) -> F
     """
     if a.shape != b.shape:
         raise ValueError(f"paired embeddings must have one shape, got {list(a.shape)} and {list(b.shape)}.")
+    # torch's own cosine calls that of a zero vector 0, which would hide a broken image.
     lengths = _norm(torch.stack([a.double(), b.double()]))
     if not bool((lengths.isfinite() & (lengths > 0)).all()):
         raise ValueError("an embedding is zero or not finite and has no cosine; check the images of this batch.")

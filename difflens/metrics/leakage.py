@@ -73,6 +73,7 @@ class Leakage(RowMetric):
         missing: str = "error",
     ) -> None:
         super().__init__(image_ids, name="leakage")
+        # An unknown policy is told now, not with the first missing face.
         missing_faces(torch.ones(0, dtype=torch.bool), policy=missing)
         if target not in classes or len(classes) < 2:
             raise ValueError(f"leakage from {target!r} needs its logits and another attribute's, got {list(classes)}.")
@@ -98,6 +99,7 @@ class Leakage(RowMetric):
         """
         new, edited = self._join(after).to(self.before), edited.to(self.before.device)
         rows = self.take_rows(image_ids, new, edited)
+        # Without a face on either side nothing has been kept and nothing flipped: a pair counts whole or not at all.
         missing_faces(faces_found(self.before[rows]) & faces_found(new), policy=self.missing)
         self.leakage_after = self.leakage_after.index_add(0, rows, new)
         self.leakage_edited = self.leakage_edited.index_add(0, rows, edited.long())
@@ -116,6 +118,7 @@ class Leakage(RowMetric):
         old, new = self.before[found], self.leakage_after[found]
         edited = self.leakage_edited[found].bool()
         changes = dict(zip(self.classes, self._split(new - old), strict=True))
+        # The edit's own purpose is no leakage; it is what all other changes are measured against.
         moved = changes.pop(self.target)
         before, after = (dict(zip(self.classes, self._split(logits), strict=True)) for logits in (old, new))
         others = {
@@ -132,6 +135,7 @@ class Leakage(RowMetric):
         shift = share_shift(old, new, classes=len(self.classes[name])).tolist()
         return AttributeLeakage(
             float(flip_rate(old, new)),
+            # Beside the rate over all: where few images are edited, that one is small whatever the edit does.
             float(flip_rate(old[edited], new[edited])),
             dict(zip(self.classes[name], shift, strict=True)),
             precision,
@@ -143,6 +147,7 @@ class Leakage(RowMetric):
             shape = list(logits[name].shape) if name in logits else None
             if shape is None or shape[1:] != [len(names)]:
                 raise ValueError(f"logits of {name!r} must be [N, {len(names)}], got {shape or 'none'}.")
+        # Side by side, so that one state of fixed shape holds any number of attributes.
         return torch.cat([logits[name].double() for name in self.classes], dim=1)
 
     def _split(self, joined: Tensor) -> tuple[Tensor, ...]:

@@ -30,6 +30,7 @@ def official_discrepancies(logits: Float[Tensor, "images outputs"]) -> OfficialD
     """
     if logits.ndim != 2 or logits.shape[1] != OUTPUTS or len(logits) == 0:
         raise ValueError(f"the official protocol reads FairFace logits [N, {OUTPUTS}], got {list(logits.shape)}.")
+    # As released, faults included: these numbers stand beside the paper's and nowhere else.
     race, gender, age = (part.double().softmax(-1).mean(0) for part in torch.split(logits, [7, 2, 9], dim=1))
     grouped = torch.stack([age[:3].sum(), age[3:7].sum(), age[7:].sum()])
     return OfficialDiscrepancies(*(_from_uniform(p) for p in (gender, grouped, race[:4])))

@@ -49,6 +49,7 @@ class PixelChange(Metric):
         edited: Bool[Tensor, "images"],
     ) -> None:
         """Take images in [0, 1] and the same ids without mitigation."""
+        # By nearest neighbours, the default: a smoothed mask would reach into pixels that do not count.
         mask = torch.nn.functional.interpolate(self.where[None, None].float(), images.shape[-2:])[0, 0] > 0
         change = (images - originals)[edited.to(images.device)].abs()[..., mask.to(images.device)]
         self.total += LEVELS * change.double().flatten(1).mean(1).sum().to(self.total.device)
@@ -62,4 +63,5 @@ class PixelChange(Metric):
 def _white(file: Path) -> Tensor:
     with Image.open(file) as image:
         grey = image.convert("L")
+        # A copy that may be written to: torch warns of any other buffer.
         return (torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8) > 127).view(grey.height, grey.width)

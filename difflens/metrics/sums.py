@@ -18,9 +18,11 @@ class SumMetric(Metric):
     """
 
     is_differentiable = False
+    # Batches' sums add up: `forward` need not update twice, and without this `merge_state` refuses to work.
     full_state_update = False
 
     def __init__(self) -> None:
+        # By default torchmetrics gathers from all ranks here, and a rank that measures alone would wait for ever.
         super().__init__(sync_on_compute=False)
 
     def add_sum(self, name: str, *shape: int, dtype: torch.dtype = torch.float64) -> None:
@@ -44,6 +46,7 @@ def match_rows(image_ids: Int[Tensor, "batch"], known_ids: Int[Tensor, "images"]
     """
     wanted = image_ids.to(known_ids)
     ordered, order = known_ids.sort()
+    # An id beyond the largest is placed past the end; moved back, it is found to be another and refused.
     position = torch.searchsorted(ordered, wanted).clamp(max=len(ordered) - 1)
     unknown = wanted[ordered[position] != wanted]
     if len(unknown):
@@ -83,6 +86,7 @@ class RowMetric(SumMetric):
             raise ValueError(f"a batch of {len(image_ids)} image ids came with tensors of {sorted(lengths)} rows.")
         rows = match_rows(image_ids, self.image_ids)
         seen = getattr(self, self._seen).index_add(0, rows, torch.ones_like(rows))
+        # Before it is kept, so that a refused batch leaves the metric as it was.
         self._refuse_repeats(seen)
         setattr(self, self._seen, seen)
         return rows
@@ -94,6 +98,7 @@ class RowMetric(SumMetric):
             ValueError: an image came twice (a padded last batch does that) or not at all.
         """
         seen = getattr(self, self._seen)
+        # Once more, for an image may have come on two ranks, which only their sum tells.
         self._refuse_repeats(seen)
         absent = self.image_ids[seen == 0]
         if len(absent):

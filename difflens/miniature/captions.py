@@ -87,6 +87,7 @@ def caption(factors: Mapping[str, Tensor], *, seed: int, mentioned: Mapping[str,
 
 def _sentence(face: Mapping[str, int], choices: random.Random) -> str:
     phrases = {name: choices.choice(_WORDINGS[name])[index] for name, index in face.items()}
+    # The noun is the profession's here, and gender an adjective before it: a female doctor.
     if face.get("profession") and "gender" in face:
         phrases["gender"] = _WORDINGS["gender"][0][face["gender"]]
     subject = _subject(phrases)
@@ -138,6 +139,7 @@ def zero_shot_prompts(factor: str) -> list[list[str]]:
 def caption_words(factors: Iterable[str] = FACTORS) -> list[str]:
     """Every word and punctuation mark of captions of these factors, lower-cased and sorted."""
     phrases = [phrase for name in factors for wording in _WORDINGS[name] for phrase in wording]
+    # `_subject` adds words of its own, which no factor lists.
     return sorted({word for text in (*phrases, *_OPENINGS, "a, an person") for word in _split(text)})
 
 
@@ -182,8 +184,10 @@ class ByteTokenizer:
         for row, text in zip(tokens, texts, strict=True):
             ids = self.encode(text)
             room = self.context_length - 2
+            # Cut like CLIP's texts, but said: an embedding of half a text looks like any other.
             if len(ids) > room:
                 warnings.warn(f"{text!r} has {len(ids)} tokens, of which only the first {room} are read.", stacklevel=2)
+            # The end stays even where the text is cut, since the model pools at the highest id.
             ids = [self.start, *ids[:room], self.end]
             row[: len(ids)] = torch.tensor(ids)
         return tokens
@@ -194,6 +198,7 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
     pieces = [[*word[:-1], word[-1] + _END_OF_WORD] for word in sorted(set(words))]
     merges = []
     while pairs := Counter(pair for word in pieces for pair in pairwise(word)):
+        # Of equally frequent pairs the first by alphabet: ids must not depend on the order in which pairs were met.
         merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
         pieces = [_merged(word, merges[-1]) for word in pieces]
     return merges
@@ -222,4 +227,5 @@ def build_tokenizer(words: Iterable[str], *, context_length: int) -> CLIPTokeniz
     tokens = [*alphabet, *(byte + _END_OF_WORD for byte in alphabet), *("".join(pair) for pair in merges), _START, _END]
     vocabulary: Any = {token: i for i, token in enumerate(tokens)}
     rules: Any = merges  # pairs, which the annotation does not foresee
+    # From values and not from files, so that nothing asks the hub.
     return CLIPTokenizer(vocab=vocabulary, merges=rules, model_max_length=context_length)

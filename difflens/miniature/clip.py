@@ -74,6 +74,7 @@ class ClipModel:
     @torch.inference_mode()
     def __call__(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n dim"]:
         """Features [N, dim] (float32) of images in [0, 1]."""
+        # The last block alone, normalised, its tokens averaged: what open_clip's own pooling hands to the projection.
         options = {"indices": 1, "intermediates_only": True, "normalize_intermediates": True, "output_fmt": "NLC"}
         parts = [self.network.visual.forward_intermediates(x, **options) for x in self._prepared(images)]
         return torch.cat([part["image_intermediates"][-1].mean(1) for part in parts]).float().to(images.device)
@@ -81,6 +82,7 @@ class ClipModel:
     def _prepared(self, images: Tensor) -> Iterator[Tensor]:
         for chunk in torch.split(images.to(self.network.logit_scale.device).float(), self.batch):
             if chunk.shape[-2:] != (SIZE, SIZE):
+                # Without antialiasing a reduced image has patterns that no drawn face has.
                 chunk = nn.functional.interpolate(chunk, size=(SIZE, SIZE), mode=self.resize, antialias=True)
             yield (chunk - MEAN) / STD
 
@@ -96,6 +98,7 @@ def load_clip(folder: str, *, device: str = "cpu") -> ClipModel:
     if not (config.is_file() and weights.is_file()):
         raise ValueError(f"{path} holds no open_clip model; train it: `difflens task=miniature task.models=[clip]`.")
     try:
+        # The header alone: a broken file is told before the first stage, and no network is built for it.
         safe_open(weights, framework="pt")
     except SafetensorError as error:
         raise ValueError(f"{weights} cannot be read ({error}); it is no safetensors file, or half of one.") from error

@@ -69,7 +69,9 @@ class VaeRecipe(Recipe):
         rows = torch.randint(self.pool, (settings.batch,), generator=generator)
         images = render({name: index[rows] for name, index in self.faces.items()}) * 2 - 1
         posterior = vae.encode(images).latent_dist
+        # In float32: under autocast these are bfloat16, with three digits at most, and an exponential magnifies that.
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+        # Drawn here and not by the posterior: the loss of a step depends on weights, seed and step alone.
         noise = torch.randn(mean.shape, generator=generator)
         error = vae.decode(mean + (0.5 * log_variance).exp() * noise).sample.float() - images
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
@@ -102,6 +104,7 @@ def load_vae(folder: str) -> AutoencoderKL:
     Raises:
         ValueError: there is none.
     """
+    # A folder is never asked of the hub, which is tried five times where nothing lies.
     options = {"local_files_only": True, "torch_dtype": torch.float32, "low_cpu_mem_usage": False}
     return AutoencoderKL.from_pretrained(locate(folder), **options).eval().requires_grad_(False)
 
@@ -139,6 +142,8 @@ class _Denoising(Recipe):
         clean = self.clean(rows)
         noise = torch.randn(clean.shape, generator=generator)
         steps = len(self.schedule.alphas_cumprod)
+        # One timestep in each of N equal parts of the schedule: the noisiest steps, which decide the class shares and
+        # converge last, are in every batch.
         strata = (torch.arange(len(clean)) + torch.rand(len(clean), generator=generator)) / len(clean)
         t = (strata * steps).long().clamp_max(steps - 1)
         target = self.schedule.get_velocity(clean, noise, t)
@@ -197,12 +202,15 @@ class GeneratorRecipe(_Denoising):
             for t in scheduler.timesteps:
                 with fast_autocast():
                     velocity = model(x, t).sample
+                # The state stays in float32: rounding would add up from step to step.
                 x = scheduler.step(velocity.float(), t, x).prev_sample
             images.append((x / 2 + 0.5).clamp(0, 1))
         return torch.cat(images)
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Class shares, how far they are off, and how often the judge is sure."""
+        # Shares and confidence, on the same seeds every time: images look clean long before shares are right, and the
+        # loss alone does not tell.
         judged = self.judge(self.sample(model, self.watched, seed=7))
         figures: dict[str, float] = {}
         for name in NAMEABLE:
@@ -275,6 +283,7 @@ class PipelineRecipe(_Denoising):
     def latents(self) -> Tensor:
         """Scaled latents of the renders trained on, float16 [pool, C, H, W]."""
         size, channels = self.unet["sample_size"], self.unet["in_channels"]
+        # Encoded once, since the autoencoder is finished; 65,536 latents of 8 × 8 × 8 in half precision are 67 MB.
         latents = torch.empty(self.pool, channels, size, size, dtype=torch.float16)
         for rows in torch.arange(self.pool).split(256):
             images = render({name: index[rows] for name, index in self.faces.factors.items()})
@@ -297,6 +306,7 @@ class PipelineRecipe(_Denoising):
 
     def velocity(self, model: nn.Module, noisy: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         """That of the prompts of these rows."""
+        # Token ids and not text states: the text encoder learns too.
         return model(noisy, t, self.tokens[self.faces.prompt[rows]])
 
     def pipeline(self, model: nn.Module) -> StableDiffusionPipeline:
@@ -307,6 +317,7 @@ class PipelineRecipe(_Denoising):
             tokenizer=self.tokenizer,
             unet=model.unet,
             scheduler=DDIMScheduler.from_config(self.schedule.config),
+            # A checker would black out samples, which would then enter every figure.
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -346,11 +357,13 @@ class PipelineRecipe(_Denoising):
     def _report_named(self, model: nn.Module) -> dict[str, float]:
         names = ("profession", *NAMEABLE)
         n = 2 * self.watched
+        # Uniform in all that is named: by the biased shares, rare combinations would hardly be tried.
         faces = without_bias(self.population, NAMEABLE).sample(n, seed=7)
         judged = self._read(model, prompts(faces, {name: torch.ones(n, dtype=torch.bool) for name in names}))
         return {f"named_{name}_obeyed": float((judged[name] == faces[name]).double().mean()) for name in names}
 
     def _read(self, model: nn.Module, texts: Sequence[str]) -> dict[str, Tensor]:
+        # The same seed in every report, so that reports can be compared.
         return {name: logits.argmax(-1) for name, logits in self.judge(self.sample(model, texts, seed=7)).items()}
 
     def export(self, model: nn.Module, folder: Path) -> None:

@@ -25,12 +25,14 @@ Shape = Callable[[Tensor, Tensor], Tensor]
 
 def coverage(distance: Tensor) -> Tensor:
     """Share of each pixel inside a shape, in [0, 1], from its signed distance in pixels (negative inside)."""
+    # Exact where an edge runs along the grid, elsewhere a soft edge of one pixel.
     return (0.5 - distance).clamp(0.0, 1.0)
 
 
 def ellipse(x: Tensor, y: Tensor, radius_x: float, radius_y: float) -> Tensor:
     """Signed distance (first-order) to an ellipse centred at the origin of `x`, `y`."""
     scaled = ((x / radius_x) ** 2 + (y / radius_y) ** 2).sqrt()
+    # (s - 1)/|∇s|, s being the scaled radius, whose gradient has the length `gradient`/s.
     gradient = ((x / radius_x**2) ** 2 + (y / radius_y**2) ** 2).sqrt()
     return scaled * (scaled - 1.0) / gradient.clamp_min(1e-6)
 
@@ -186,6 +188,7 @@ FACTORS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 WORKPLACE_FACTORS: Mapping[str, tuple[str, ...]] = MappingProxyType({**FACTORS, "profession": PROFESSIONS})
 """The factors of a face that may wear an outfit; without an index of `profession` it wears none."""
 
+# Far apart: with one tone too close to its neighbour, a prototype's shares of race stayed off by more than a tenth.
 _SKIN = ((250, 218, 202), (92, 54, 40), (226, 186, 112), (172, 112, 66))
 _HAIR = ((28, 26, 38), (196, 66, 28), (252, 232, 120))
 _BACKGROUND = ((112, 166, 226), (136, 202, 140), (176, 144, 220), (206, 208, 212))
@@ -206,6 +209,7 @@ def validate(factors: Mapping[str, Tensor]) -> int:
         raise ValueError(f"every factor needs one index per face, got lengths {lengths}.")
     for name, index in factors.items():
         values = WORKPLACE_FACTORS[name]
+        # No face at all has no smallest index.
         if len(index) and not (int(index.min()) >= 0 and int(index.max()) < len(values)):
             raise ValueError(f"factor {name!r} takes an index from 0 to {len(values) - 1} ({values}).")
     return next(iter(lengths.values()))
@@ -225,7 +229,9 @@ def render(factors: Mapping[str, Tensor]) -> Tensor:
     canvas = _palette(_BACKGROUND, factors["background"])[:, :, None, None].expand(n, 3, SIZE, SIZE)
     canvas = _draw_body(canvas, x, y, factors)
     canvas = _draw_age(canvas, x, y, factors)
+    # What lies in front moves further than the head does, as in a face that turns.
     canvas = _draw_features(canvas, x - 1.3 * turn, y, factors)
+    # Last, so that hair of any length and a hairline of any age lie beneath it.
     for outfit, rows in _worn(factors):
         canvas = canvas.index_copy(0, rows, _put_on_headgear(canvas[rows], x[rows], y[rows], outfit))
     return canvas.clamp(0, 1)
@@ -235,6 +241,7 @@ def surroundings() -> Tensor:
     """Where no face shows, whatever its gender, age, race, glasses, smile and pose: bool [32, 32]."""
     counts = [len(FACTORS[name]) for name in FACTORS]
     faces = dict(zip(FACTORS, torch.unravel_index(torch.arange(math.prod(counts)), counts), strict=True))
+    # One background, shirt and hair colour are enough: only these fill the surroundings themselves.
     chosen = (faces["background"] == 0) & (faces["shirt"] == 0) & (faces["hair"] == 0)
     images = render({name: index[chosen] for name, index in faces.items()})
     return (images == images[:1]).all(0).all(0)
@@ -251,6 +258,7 @@ def _draw_body(canvas: Tensor, x: Tensor, y: Tensor, factors: Mapping[str, Tenso
     long_hair = (factors["gender"] == 0).float()[:, None, None]
     canvas = paint(canvas, coverage(ellipse(x, y - 20.5, 14.0, 9.5)), shirt)
     canvas = paint(canvas, coverage(box(x, y - 3.0, 11.2, 12.0, corner=5.0)) * long_hair, hair)
+    # Over the hair that falls on the shoulders, and beneath the neck and the face.
     for outfit, rows in _worn(factors):
         canvas = canvas.index_copy(0, rows, _put_on_uniform(canvas[rows], x[rows], y[rows], outfit, shirt[rows]))
     canvas = paint(canvas, coverage(box(x, y - 9.5, 3.2, 3.8)), skin * 0.85)
@@ -272,6 +280,7 @@ def _draw_age(canvas: Tensor, x: Tensor, y: Tensor, factors: Mapping[str, Tensor
     canvas = paint(canvas, cheeks * 0.75, _BLUSH)
     wrinkles = coverage(box(x, y + 6.3, 3.6, 0.5)) + coverage(box(x, y + 4.3, 4.2, 0.5))
     jowls = coverage(box(x.abs() - 5.3 + 0.35 * (y - 6.0), y - 6.0, 0.5, 2.2))
+    # Shapes overlap, and a sum of their shares may exceed a whole pixel.
     return paint(canvas, (wrinkles + jowls).clamp_max(1) * old * 0.9, skin * 0.5)
 
 
@@ -279,6 +288,7 @@ def _draw_features(canvas: Tensor, x: Tensor, y: Tensor, factors: Mapping[str, T
     """Eyes, nose, glasses and mouth."""
     skin = _palette(_SKIN, factors["race"])
     glasses, smile = ((factors[name] == 1).float()[:, None, None] for name in ("glasses", "smile"))
+    # |x| mirrors the picture, so that both eyes are drawn at once.
     eye_x, eye_y = x.abs() - 3.3, y + 0.3
     canvas = paint(canvas, coverage(ellipse(eye_x, eye_y, 2.5, 2.5)) * 0.6 * glasses, _LENS)
     canvas = paint(canvas, coverage(ellipse(eye_x, eye_y, 1.6, 1.2)), _TEETH)
@@ -306,6 +316,7 @@ def _put_on_uniform(canvas: Tensor, x: Tensor, y: Tensor, outfit: Outfit, shirt:
     shoulders = coverage(ellipse(x, y - 18.4, 16.5, 9.5))
     canvas = paint(canvas, shoulders, outfit.uniform)
     for colour, shape in outfit.details:
+        # Within the uniform alone: details are sewn on, and neither neck nor background may show them.
         canvas = paint(canvas, shoulders * coverage(shape(x, y)), colour)
     neckline = x.abs() - 7.0 + 0.8 * (y - 10.0)
     canvas = paint(canvas, shoulders * coverage(neckline - 0.8), _rgb(outfit.uniform, canvas) * 0.7)

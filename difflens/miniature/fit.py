@@ -39,10 +39,12 @@ class FitSettings:
     restarts: Sequence[int] = ()
 
     def __post_init__(self) -> None:
+        # YAML gives a list, which would not equal the same settings written in Python.
         object.__setattr__(self, "restarts", tuple(self.restarts))
 
     def generator(self, step: int) -> torch.Generator:
         """The random numbers of a step, which are the same whatever came before it."""
+        # Further apart than a training has steps: two seeds never draw the same numbers.
         return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
 
 
@@ -85,7 +87,9 @@ class _Training:
 
     def save(self, path: Path) -> None:
         parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimiser")}
+        # Written beside and renamed: a kill in the middle leaves the checkpoint before.
         partial = path.with_name(f"{path.name}.partial")
+        # The state of torch's own generator too, for what draws from that, such as dropout.
         rest = {"step": self.step, "settings": asdict(self.settings), "rng": torch.get_rng_state()}
         torch.save({**parts, **rest}, partial)
         os.replace(partial, path)
@@ -127,16 +131,19 @@ def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Pa
     with Progressing(recipe.name, settings.steps) as display:
         display.advance(now.step)
         while (step := now.step) < settings.steps:
+            # At the beginning of a step, so that a run that resumes here makes the report its predecessor missed.
             if step and step % settings.report_every == 0:
                 _log(reports, {"step": step, **recipe.report(now.average)})
             if step in settings.restarts:
                 now.model.load_state_dict(now.average.state_dict())
+                # The moments belong to weights that training has left.
                 now.new_optimiser()
             for group in now.optimiser.param_groups:
                 group["lr"] = settings.lr * learning_rate_factor(step, settings)
             with fast_autocast():
                 loss = recipe.loss(now.model, step, settings)
             loss.backward()  # type: ignore[no-untyped-call]
+            # What is returned, and logged, is the norm before clipping.
             norm = nn.utils.clip_grad_norm_(now.model.parameters(), 1.0)
             now.optimiser.step()
             now.optimiser.zero_grad()
@@ -148,6 +155,7 @@ def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Pa
                 _log(workspace / "log.csv", row)
             if now.step % settings.checkpoint_every == 0 or now.step == settings.steps:
                 now.save(checkpoint)
+    # The averaged weights are reported, since they are the ones exported.
     figures = recipe.report(now.average)
     _log(reports, {"step": settings.steps, **figures})
     recipe.export(now.average, export_to)
@@ -162,6 +170,7 @@ def fit(recipe: Recipe, settings: FitSettings, *, workspace: Path, export_to: Pa
 
 def batch_indices(step: int, settings: FitSettings, pool: int) -> Tensor:
     """The rows of training step `step`: a new shuffle of the whole pool for every epoch."""
+    # Whole batches alone; what an epoch leaves over comes in others, whose order is another.
     per_epoch = pool // settings.batch
     epoch, position = divmod(step, per_epoch)
     order = torch.randperm(pool, generator=torch.Generator().manual_seed(settings.seed * 7_919 + epoch))

@@ -58,6 +58,7 @@ class MixerJudge(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images [N, 3, 32, 32] in [0, 1] → factor → logits [N, C]."""
         x = self.patches(images * 2 - 1).flatten(2).mT
+        # Not strict: there is one norm more than blocks, for the features.
         for tokens, channels, norm in zip(self.over_tokens, self.over_channels, self.norms, strict=False):
             x = x + tokens(norm(x).mT).mT
             x = x + channels(x)
@@ -69,6 +70,7 @@ def _heads(width: int, factors: Iterable[str]) -> nn.ModuleDict:
     return nn.ModuleDict({name: nn.Linear(width, len(WORKPLACE_FACTORS[name])) for name in factors})
 
 
+# Two kinds, so that the judge that scores does not share the blind spots of the one that labels.
 ARCHITECTURES: Mapping[str, type[nn.Module]] = {"convolutional": ConvolutionalJudge, "mixer": MixerJudge}
 
 
@@ -109,5 +111,6 @@ def load_judge(folder: str) -> MiniatureJudge:
     config = json.loads((path / "config.json").read_text())
     # Judges trained before there were professions do not say which factors they read.
     network = ARCHITECTURES[config["architecture"]](config.get("factors", FACTORS))
+    # Shipped in half precision, which CPUs compute slowly if at all.
     network.load_state_dict({name: value.float() for name, value in load_file(path / "judge.safetensors").items()})
     return MiniatureJudge(network.eval().requires_grad_(False), path.name)

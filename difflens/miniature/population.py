@@ -51,6 +51,7 @@ class Population:
             values = WORKPLACE_FACTORS.get(rule.given, ())
             if not values or set(rule.shares) != set(values):
                 raise ValueError(f"{name!r} given {rule.given!r} needs shares for each of {values}.")
+            # `sample` goes through them in this order, once.
             if rule.given in list(self.conditional)[place:]:
                 raise ValueError(f"{name!r} depends on {rule.given!r}; put {rule.given!r} first in `conditional`.")
             if rule.given not in self.factors:
@@ -81,15 +82,18 @@ class Population:
             if name not in self.conditional
         }
         for name, rule in self.conditional.items():
+            # Counted out within every value of the parent: shares hold exactly, in sets of any size.
             factors[name] = torch.empty(n, dtype=torch.int64)
             for index, value in enumerate(WORKPLACE_FACTORS[rule.given]):
                 rows = (factors[rule.given] == index).nonzero()[:, 0]
                 shares = _vector(name, rule.shares[value])
                 factors[name][rows] = _assign(shares, len(rows), _seeded(seed, name, value))
+        # In the renderer's order again, by which faces are numbered.
         return {name: factors[name] for name in self.factors}
 
 
 def _seeded(seed: int, *names: object) -> torch.Generator:
+    # Hashed and not added up: streams of neighbouring seeds would overlap.
     digest = hashlib.sha256(":".join(map(str, (seed, *names))).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -206,6 +210,7 @@ def draw_prompted_faces(
     counts = largest_remainder(torch.tensor([empty, (1 - empty) * neutral, *[others] * (len(subsets) - 1)]), n).tolist()
     drawn, texts = [population.sample(counts[0], seed=seed)], [""] * counts[0]
     for i, (names, count) in enumerate(zip(subsets, counts[1:], strict=True), start=1):
+        # Uniform in what the prompt names, so that a class which the bias makes rare is learnt as well.
         drawn.append(without_bias(population, names).sample(count, seed=seed + 1_000 * i))
         texts += prompts(drawn[-1], {name: torch.ones(count, dtype=torch.bool) for name in ("profession", *names)})
     factors = {name: torch.cat([faces[name] for faces in drawn]) for name in population.factors}

@@ -72,6 +72,7 @@ class JudgeRecipe(Recipe):
     def faces(self) -> dict[str, Tensor]:
         """The faces trained on, none held out: factor → int64 [pool or fewer]."""
         factors = self.population.sample(self.pool, seed=2)
+        # Left out by number: there are so few distinct faces that draws of another seed would be the same ones.
         kept = ~torch.isin(face_numbers(factors), self.unseen)
         return {name: index[kept] for name, index in factors.items()}
 
@@ -169,12 +170,14 @@ class ClipRecipe(Recipe):
         A factor that neither tower expresses yet gives neither a gradient: contrast alone finds small details late.
         """
         factors, mentioned = self.batch(step, settings)
+        # What it will read has been saved as 8-bit images.
         images = _disturb(_in_eight_bits(render(factors)), settings.generator(step), sigma=0.06)
         told_as = caption(factors, seed=settings.seed * 1_000_003 + step, mentioned=mentioned)
         pictured, told, scale = model((images - MEAN) / STD, self.tokenizer(told_as))
         # bfloat16 resolves logits near 100 to no better than 0.5.
         with torch.autocast("cpu", enabled=False):
             pictured, told = pictured.float(), told.float()
+            # The scale is bounded as in CLIP, where training was unstable otherwise.
             contrast = forgiving_clip_loss(pictured, told, scale.clamp_max(100), describes(factors, mentioned))
             read = reading_loss(model, pictured, factors) + reading_loss(model, told, factors, mentioned)
         return contrast + self.supervision * read
@@ -241,6 +244,7 @@ def forgiving_clip_loss(
     """
     assert bool(true.diagonal().all())
     own = torch.arange(len(true))
+    # In so small a world a caption that names one factor is true of many faces of the batch.
     logits = (scale * images @ texts.T).masked_fill(true & ~torch.eye(len(true), dtype=torch.bool), -math.inf)
     return (nn.functional.cross_entropy(logits, own) + nn.functional.cross_entropy(logits.T, own)) / 2
 
@@ -249,6 +253,7 @@ def reading_loss(
     clip: open_clip.CLIP, features: Tensor, factors: Mapping[str, Tensor], mentioned: Mapping[str, Tensor] | None = None
 ) -> Tensor:
     """Cross-entropy of the factors (those mentioned) read from unit-norm features; their sum, averaged over faces."""
+    # Unit vectors have entries of about 1/√D; a linear layer's initial weights are meant for entries of about 1.
     read = clip.factor_reader(features * features.shape[1] ** 0.5).split(value_counts(factors), dim=1)
     losses = [nn.functional.cross_entropy(z, factors[k], reduction="none") for k, z in zip(factors, read, strict=True)]
     shown = 1 if mentioned is None else torch.stack([mentioned[name] for name in factors])

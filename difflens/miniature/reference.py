@@ -15,5 +15,7 @@ def render_population(images: int, population: Population | str, *, seed: int = 
     """
     population = named_population(population) if isinstance(population, str) else population
     factors = population.sample(images, seed=seed)
+    # In parts: every canvas of 65,536 faces takes 0.8 GB in float32, and painting makes many.
     chunks = torch.arange(images).split(256)
+    # In 8 bits like the images that are compared with it.
     return torch.cat([(render({k: v[rows] for k, v in factors.items()}) * 255).round().byte() for rows in chunks])

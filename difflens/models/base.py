@@ -88,7 +88,9 @@ PROVENANCE = {"architectures", "dtype", "transformers_version"}
 def weights_fingerprint(module: nn.Module) -> str:
     """SHA-256 (16 hex digits) of a module's configuration and weights."""
     config = getattr(module, "config", {})
+    # diffusers keeps a mapping, transformers an object.
     config = config if isinstance(config, Mapping) else config.to_dict()
+    # Underscored entries say where and by which version it was saved.
     config = {key: value for key, value in config.items() if not key.startswith("_") and key not in PROVENANCE}
     return tensors_fingerprint(sorted(module.state_dict().items()), config=config)
 
@@ -98,11 +100,13 @@ def tensors_fingerprint(tensors: Iterable[tuple[str, Tensor]], *, config: Mappin
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, value in tensors:
         digest.update(name.encode())
+        # As bytes, since NumPy has no bfloat16, and flat, since a scalar cannot be viewed as bytes.
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
 def vocabulary_fingerprint(tokenizer: Any) -> str:
     """SHA-256 (16 hex digits) of a tokenizer's vocabulary and length."""
+    # The length decides where prompts are cut off, and so what the denoiser is given.
     described = json.dumps([tokenizer.get_vocab(), tokenizer.model_max_length], sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()[:16]

@@ -39,6 +39,7 @@ def check_device(device: str) -> torch.device:
     """
     try:
         found = torch.device(device)
+        # A name that parses may still be of a device that is not there; only an allocation tells.
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -95,6 +96,7 @@ def autocast_denoiser(denoiser: nn.Module, *, enabled: bool) -> Iterator[None]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         with torch.autocast(device, torch.bfloat16):
             output = plain(*args, **kwargs)
+        # In float32 the scheduler goes on as it does without autocast.
         if isinstance(output, tuple) and isinstance(output[0], Tensor):
             return (output[0].float(), *output[1:])
         return output
@@ -128,6 +130,8 @@ def placed(network: Network, device: torch.device) -> Network:
                 there = tensor.detach().to(device)
                 learnt = isinstance(tensor, nn.Parameter)
                 moved[id(tensor)] = nn.Parameter(there, tensor.requires_grad) if learnt else there
+            # deepcopy takes what its memo holds for copies already made: nothing is copied on the old device, and
+            # tensors that are shared stay so.
             copies[device] = deepcopy(network, moved)
     return copies[device]
 

@@ -70,6 +70,7 @@ class Guidance:
         guided = outputs["uncond"] + self.scale * (cond - outputs["uncond"])
         if self.rescale <= 0:
             return guided
+        # In the pipelines' own order of operations, so that `check_combination` meets rounding alone.
         spread, wanted = (rows.std(dim=(1, 2, 3), keepdim=True) for rows in (guided, cond))
         return self.rescale * (guided * (wanted / spread)) + (1 - self.rescale) * guided
 
@@ -98,6 +99,7 @@ def guidance_of(pipeline: DiffusionPipeline) -> Guidance:
     Raises:
         ValueError: it guides, and does not tell how, or in a way of its own.
     """
+    # Without the flag, what a scale does is decided inside the call; an image scale means three branches.
     told = hasattr(pipeline, "do_classifier_free_guidance")
     if hasattr(pipeline, "image_guidance_scale") or not (
         told or "guidance_scale" not in inspect.signature(pipeline.__call__).parameters
@@ -106,6 +108,7 @@ def guidance_of(pipeline: DiffusionPipeline) -> Guidance:
             f"{type(pipeline).__name__} guides in a way of its own, so that nobody knows which rows of its batch hold which "
             "branch; use a pipeline with do_classifier_free_guidance and one guidance_scale."
         )
+    # By the flag, not by the scale, which guides nothing where a distilled U-Net takes it as an input.
     if not told or not pipeline.do_classifier_free_guidance:
         return Guidance(1.0, 0.0, UNGUIDED)
     return Guidance(float(pipeline.guidance_scale), float(getattr(pipeline, "guidance_rescale", 0.0)), BATCHED)

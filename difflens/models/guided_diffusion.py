@@ -101,15 +101,18 @@ def convert_unet(
     """
     layout = read_layout(state)
     head_channels = _head_channels(layout, head_channels, num_heads)
+    # Without memory or random numbers: the converted tensors take the places of these.
     with torch.device("meta"):
         unet = UNet2DModel(**unet_arguments(layout, image_size=image_size, head_channels=head_channels))
     shapes = {key: value.shape for key, value in unet.state_dict().items()}
     sources = {key: source_key(key, layout) for key in shapes}
+    # Names before shapes, which can only be compared where both tensors are there.
     refuse_keys(missing=set(sources.values()) - set(state), unknown=set(state) - set(sources.values()))
     wrong = {
         source for key, source in sources.items() if state[source].shape != _source_shape(key, shapes[key], layout)
     }
     refuse_keys(misshapen=wrong)
+    # Rows of qkv: all queries, all keys, all values; in the older order, these three for each head in turn.
     split = (1, 3, -1) if new_attention_order else (-1, 3, head_channels)
     tensors = {key: _value(state[source], key, layout, split=split) for key, source in sources.items()}
     unet.load_state_dict(tensors, assign=True)
@@ -136,6 +139,7 @@ def unet_arguments(layout: Layout, *, image_size: int, head_channels: int) -> di
         "attention_head_dim": head_channels,
         # Named, because with scale-shift norm diffusers leaves the norm out of the attention in the middle.
         "attn_norm_num_groups": 32,
+        # GroupNorm32 of guided-diffusion, of which no tensor tells.
         "norm_num_groups": 32,
         "norm_eps": 1e-5,
         "time_embedding_dim": layout.time_channels,
@@ -162,6 +166,7 @@ def source_key(key: str, layout: Layout) -> str:
 
 def _head_channels(layout: Layout, head_channels: int | None, num_heads: int | None) -> int:
     """The one width of heads that a `UNet2DModel` has everywhere."""
+    # The middle attends at the last width, whatever the levels do.
     widths = sorted({w for w, yes in zip(layout.widths, layout.attended, strict=True) if yes} | {layout.widths[-1]})
     if (head_channels is None) == (num_heads is None):
         raise ValueError(
@@ -223,8 +228,10 @@ def read_layout(state: Mapping[str, Tensor]) -> Layout:
     Raises:
         ValueError: tensors that decide it are missing, or a `UNet2DModel` cannot have this layout.
     """
+    # Down and up have equally many blocks, so that a side tells which keys the other lacks.
     blocks = 1 + max((int(match[1]) for match in _matches(r"(?:in|out)put_blocks\.(\d+)\.", state)), default=-1)
     upsampling = sorted(int(m[1]) for m in _matches(r"output_blocks\.(\d+)\.[12]\.(?:\w+_layers|conv)\.", state))
+    # The first block that upsamples is the last of its level; a single level has none.
     resnets = upsampling[0] if upsampling else blocks - 1
     refuse_keys(missing={"output_blocks.0.0.in_layers.0.weight"} if resnets < 1 else ())
     levels, rest = divmod(blocks, resnets + 1)
@@ -241,7 +248,9 @@ def read_layout(state: Mapping[str, Tensor]) -> Layout:
         widths=widths,
         attended=tuple(_attended(state, first, resnets) for first in firsts),
         resnets=resnets,
+        # Only a convolution that downsamples is called `op`.
         resnet_updown=not _matches(r"input_blocks\.\d+\.0\.op\.", state),
+        # The embedding then gives each channel a scale and a shift.
         scale_shift=_rows(state, "middle_block.0.emb_layers.1") == 2 * widths[-1],
     )
 

@@ -27,6 +27,7 @@ _replayed: ContextVar["SiteHooks | object | None"] = ContextVar("replayed", defa
 @contextmanager
 def unhooked() -> Iterator[None]:
     """Inside the block no hook of a site counts or changes a pass of its denoiser's `forward`."""
+    # An object that is no hook, so that every hook stands aside.
     token = _replayed.set(object())
     try:
         yield
@@ -80,6 +81,7 @@ class SiteHooks:
         self.denoiser, self.site, self.module = denoiser, site, find_module(denoiser, site)
         if fork and not top_blocks(denoiser):
             raise ValueError(f"{type(denoiser).__name__} is no U-Net: only update=symmetric can be made in it.")
+        # Looked up, because pipelines skip the first steps, as img2img does, or call a timestep twice.
         self._step_of = {float(t): step for step, t in enumerate(timesteps)}
         self._read, self._change, self._fork, self._aside = read, change, fork, aside
         self._rows_of, self._expected, self._stacked = tuple(rows), batch, stacked
@@ -89,11 +91,13 @@ class SiteHooks:
         self._size: tuple[int, ...] = ()
         self._pending: Tensor | None = None
         self._apart: tuple[Any, Any] | None = None
+        # Compared with the dot, or `up_blocks.1` would also hold what lies in `up_blocks.10`.
         self._block = next((name for name in top_blocks(denoiser) if f"{site.module}.".startswith(f"{name}.")), None)
         self.calls = self.fired = 0
 
     def __enter__(self) -> "SiteHooks":
         add = self._handles.append
+        # Modules are not told the timestep; only the denoiser's own call is.
         add(self.denoiser.register_forward_pre_hook(self._begin, with_kwargs=True))
         if self._fork:
             for block in map(self.denoiser.get_submodule, top_blocks(self.denoiser)):
@@ -116,6 +120,7 @@ class SiteHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        # Not after an exception, which explains the missing call and would be hidden by this one.
         if kind is None and self.fired != self.calls:
             raise RuntimeError(
                 f"the hook at {self.site.module!r} fired {self.fired} times in {self.calls} denoiser calls; "
@@ -128,6 +133,7 @@ class SiteHooks:
         return self._fork and self._block is not None and self._block != self.site.module
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # By signature: pipelines give these by place or by name, and transformers call the sample hidden_states.
         given = inspect.signature(self.denoiser.forward).bind(*args, **kwargs).arguments
         sample, timestep = next(iter(given.values())), given["timestep"]
         if sample.ndim != 4:
@@ -150,19 +156,23 @@ class SiteHooks:
                 "calls it once per guidance branch, name them in order: model.calls=[uncond,cond]."
             )
         step = self._step_of[t]
+        # The same timestep again is the step's next branch, where a pipeline calls its denoiser once for each.
         self._call = (self._call + 1) % len(self._rows_of) if step == self._step else 0
         self._step, self._batch, self._forked, self._rows = step, len(sample), False, self._rows_of[self._call]
         self._size = tuple(sample.shape[2:])
+        # A pass that an exception ended may have left rows behind.
         self._apart = None
         self.calls += self._rows is not None
 
     def _new_value(self, h: Tensor, before: Tensor | None = None) -> Tensor | None:
         """What takes the place of the site's activations, or None where they stay."""
+        # The second pass over a block: the site that forked gives its edited activations, all others change nothing.
         if _replayed.get() is not None:
             return self._pending if _replayed.get() is self else None
         edited = None if self._rows is None else self._edited(self._own(h), before)
         if edited is None:
             return None
+        # The batch cannot grow here: the block's residuals and embeddings have the old number of rows.
         if self._replays:
             self._pending = edited
             return None
@@ -198,6 +208,7 @@ class SiteHooks:
             return torch.cat([h[: self._batch], edited])
         if self._rows == slice(None):
             return edited
+        # In a copy, since what a module returns may be its very input, which a residual connection still reads.
         h = h.clone()
         h[self._rows] = edited
         return h
@@ -232,6 +243,7 @@ class SiteHooks:
         result = self._new_value(args[0] if args else kwargs["hidden_states"])
         if result is None:
             return None
+        # The batch grew at this input: whatever else the module is given needs the same rows.
         if self._forked:
             args, kwargs = map_rows((args, kwargs), self._batch, lambda rows: torch.cat([rows, rows[self._rows]]))
         return ((result, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": result})
@@ -262,6 +274,7 @@ class SiteHooks:
         (args, kwargs), self._apart = self._apart, None
         token = _replayed.set(self)
         try:
+            # By forward: the block's own hooks would run it once more, and that run again.
             edited = block.forward(*args, **kwargs)
         finally:
             _replayed.reset(token)
@@ -273,6 +286,7 @@ class SiteHooks:
         assert self._aside is not None
         self._aside(self._call, value[: self._batch], value[self._batch :])
         kept = value[: self._batch]
+        # In the form that the pipeline asked for by return_dict.
         return (kept, *output[1:]) if isinstance(output, tuple) else type(output)(sample=kept)
 
     def _picked(self, value: Any) -> Any:
@@ -286,6 +300,7 @@ def find_module(denoiser: nn.Module, site: Site) -> nn.Module:
         ValueError: the denoiser has no such module; the message names the nearest ones.
     """
     modules = dict(denoiser.named_modules())
+    # named_modules gives the denoiser itself the empty name.
     if site.module in modules and site.module:
         return modules[site.module]
     near = difflib.get_close_matches(site.module, modules, n=3, cutoff=0.3) if site.module else []
@@ -330,6 +345,7 @@ def as_map(h: Tensor, size: Sequence[int]) -> Float[Tensor, "images channels hei
     if h.ndim == 4:
         return h
     if h.ndim == 3:
+        # The number of tokens alone does not tell height from width; with the shape of the input it does.
         for k in range(1, max(size) + 1):
             height, width = math.ceil(size[0] / k), math.ceil(size[1] / k)
             if height * width == h.shape[1]:

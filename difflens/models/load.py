@@ -80,12 +80,14 @@ def load_unconditional(
     local: dict[str, Any] = {"local_files_only": True}
     try:
         with quietly():
+            # The default of low_cpu_mem_usage asks for accelerate, which is no dependency here.
             unet = UNet2DModel.from_pretrained(
                 unet_folder, low_cpu_mem_usage=False, variant=_variant(unet_folder), **local
             )
             scheduler = DDIMScheduler.from_pretrained(scheduler_folder, **local)
     except OSError as error:
         raise ValueError(f"the model in {path} is incomplete ({error}); get it again with `{obtain}`.") from error
+    # In float32 even from files of half precision, since bf16 runs under autocast.
     pipeline = UnconditionalPipeline(unet.float().to(place), scheduler, respaced=respaced)
     return DiffusionModel(pipeline, precision=precision, **settings)
 
@@ -164,6 +166,7 @@ def find_pipeline(source: str, *, obtain: str, key: str = "model.folder") -> Pat
     Raises:
         ValueError: there is neither, or files are lacking; the message says where it was looked for and how to get them.
     """
+    # Looked for first: of a folder that is not there, from_pretrained would ask the hub five times.
     if source.startswith(PACKAGE) or Path(source).expanduser().exists():
         return _complete(locate(source), obtain=obtain)
     looked = f"no model at {str(Path(source).expanduser())!r}"
@@ -215,6 +218,7 @@ def _lacking(path: Path, part: str, *, alone: bool) -> Iterator[str]:
     if place is None:
         yield f"no {part}/{config}" + (f" and no {config}" if alone else "")
     elif part != "scheduler":
+        # Weights in shards; of a variant the index is named `….index.fp16.json`.
         indices = place.glob("*.index*.json")
         shards = {name for index in indices for name in _json(index).get("weight_map", {}).values()}
         yield from (f"no {part}/{name}" for name in sorted(shards) if not (place / name).is_file())
@@ -271,6 +275,7 @@ def _from_pretrained(source: Path | str, variant: str | None, **settings: Any) -
     settings["variant"] = variant
     if isinstance(source, Path):
         parts = (source / name for name in _parts_of(source / "model_index.json"))
+        # diffusers looks for files of a variant only where it is named.
         settings["variant"] = variant or _variant(*(part for part in parts if part.is_dir()))
     with quietly():
         index = DiffusionPipeline.load_config(str(source), local_files_only=local)
@@ -286,10 +291,12 @@ def _from_pretrained(source: Path | str, variant: str | None, **settings: Any) -
         try:
             pipeline = kind.from_pretrained(str(source), low_cpu_mem_usage=False, **settings)
         except (OSError, pickle.UnpicklingError, ValueError) as error:
+            # The hub's: whoever asked for it tells how to get it.
             if isinstance(error, OSError) and not local:
                 raise
             # Code in the folder, parts of other libraries, and pickles of anything but tensors: never run, said in one line.
             raise ValueError(f"the model in {str(source)!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    # By the index, since the checker itself was not loaded; runs say that one was switched off.
     library, *_ = index.get("safety_checker") or (None,)
     pipeline.had_safety_checker = library is not None
     return pipeline

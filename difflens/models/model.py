@@ -50,6 +50,7 @@ class UnconditionalPipeline(DDIMPipeline):  # type: ignore[misc]
 
     def __init__(self, unet: UNet2DModel, scheduler: Any, *, respaced: bool = False) -> None:
         super().__init__(unet, scheduler)
+        # Not before super().__init__, which makes a plain DDIMScheduler of any: its step takes no learned variance.
         kind = RespacedScheduler if respaced else PixelScheduler
         self.register_modules(scheduler=kind.from_config(scheduler.config))
 
@@ -114,6 +115,7 @@ class DiffusionModel:
         if micro_batch < 1:
             raise ValueError(f"model.micro_batch must be at least 1, got {micro_batch}.")
         self._adopt(pipeline)
+        # A setting of the other kind of model would be ignored without a word.
         foreign: dict[str, Any] = {
             "guidance": guidance,
             "guidance_rescale": guidance_rescale,
@@ -126,6 +128,7 @@ class DiffusionModel:
             if value:
                 kind = "a text-to-image" if self.prompted else "an unconditional"
                 raise ValueError(f"{kind} model knows no model.{key}, got {value!r}.")
+        # The step written out here clips x_0 at a fixed range alone.
         if not self.prompted and pipeline.scheduler.config.thresholding:
             raise ValueError("no unconditional model is sampled with dynamic thresholding; set it to false.")
         if eta and not isinstance(pipeline.scheduler, DDIMScheduler):
@@ -180,17 +183,20 @@ class DiffusionModel:
 
     def spec(self) -> dict[str, Any]:
         """Everything that decides the samples: weights' fingerprint, scheduler, timesteps, precision, batch shape."""
+        # Without entries like diffusers' version, which decide no sample: an upgrade would make every artifact anew.
         scheduler = {k: v for k, v in self.pipeline.scheduler.config.items() if not k.startswith("_")}
         common = {"name": self.name, "timesteps": self.timesteps, "eta": self.eta, "precision": self.precision}
         common |= {"micro_batch": self.micro_batch}
         if not self.prompted:
             own: dict[str, Any] = {"weights": self.fingerprints["unet"], "scheduler": scheduler}
             if isinstance(self.pipeline.scheduler, RespacedScheduler):
+                # The spec of an unconditional model names no class, so that this grid needs an entry of its own.
                 own["respaced"] = True
             return common | own | {"rederive_direction": self.rederive_direction}
         return common | {
             "weights": self.fingerprints,
             "pipeline": type(self.pipeline).__name__,
+            # Switches such as SDXL's force_zeros_for_empty_prompt change samples too.
             "pipeline_settings": {k: v for k, v in self.pipeline.config.items() if isinstance(v, bool | int | float)},
             "scheduler": {"class": type(self.pipeline.scheduler).__name__, **scheduler},
             "guidance": self.guidance.scale,
@@ -198,6 +204,7 @@ class DiffusionModel:
             "calls": list(self.guidance.calls),
             "negative_prompt": self.negative_prompt,
             "size": [self.height, self.width],
+            # Beside the precision: bf16 means float32 weights under autocast, or bfloat16 ones.
             "dtype": str(self.unet.dtype).removeprefix("torch."),
         }
 
@@ -235,6 +242,7 @@ class DiffusionModel:
             torch.zeros(1, *self.latent_shape),
             [""] * self.prompted or None,
         )
+        # One row without guidance tells the shape of either branch.
         hooks = SiteHooks(self.unet, site, timesteps=self.timesteps, read=read)
         try:
             with self._autocast(), hooks:
@@ -269,11 +277,13 @@ class DiffusionModel:
         padded = plan.take(torch.arange(full) % n)
         generators = [image_generator(plan.base_seed, image_id) for image_id in padded.image_ids.tolist()]
         images = PerImage(torch.full((full,), UNTOUCHED)) if method is None else padded.per_image()
+        # Drawn before a method is attached: comparisons pair images by id, which must begin with the same noise.
         latents = normal(generators, self.latent_shape, device=self.device)
         batch = Batch(images.to(self.device), latents, self._prompts(padded), generators)
         recorded: list[Tensor] = []
         with ExitStack() as stack:
             stack.enter_context(self._autocast())
+            # Hooked first, so that at the same site it reads what comes before the edit.
             if record is not None:
                 read = lambda _, h: recorded.append(h[:n].half().cpu())  # noqa: E731
                 stack.enter_context(self.hooks(record, images=full, read=read))
@@ -296,8 +306,10 @@ class DiffusionModel:
             images = PerImage(torch.full((self.micro_batch,), UNTOUCHED)).to(self.device)
             found: list[Tensor] = []
 
+            # The list is bound as a default, since each batch has one of its own.
             def read(now: int, h: Tensor, found: list[Tensor] = found) -> None:
                 if now == step:
+                    # A copy, since h may be a view that holds the rows of both branches in memory.
                     found.append(h.clone())
                     raise _SiteReachedError
 
@@ -313,6 +325,7 @@ class DiffusionModel:
     def make(self, batch: Batch) -> Float[Tensor, "images 3 height width"]:
         """The images in [0, 1] that a call of the pipeline gives now; the batch's generators stay as they are."""
         assert batch.generators is not None
+        # At eta > 0 a call uses its streams up, and the call that counts is still to come.
         return self._call(batch, generator=[generator.clone_state() for generator in batch.generators])
 
     def attached(self, method: Attachable | Edit, batch: Batch) -> AbstractContextManager[None]:
@@ -361,6 +374,7 @@ class DiffusionModel:
         with SiteHooks(self.unet, site, timesteps=self.timesteps, stacked=branch == "both", **how) as hooks:
             yield
         steps = self._steps_attached if steps is None else steps
+        # A pipeline that skips the branch at some steps would leave them unread or unedited without a word.
         if hooks.calls != steps:
             raise RuntimeError(f"the pipeline computed the branch {branch!r} {hooks.calls} times in {steps} steps.")
 
@@ -387,10 +401,12 @@ class DiffusionModel:
         noise = normal([image_generator(seed, row) for row in range(n)], clean.shape[1:], device=self.device)
         noisy = add_noise(scheduler, clean, noise, int(t))
         outputs: dict[int, Tensor] = {}
+        # Taken at the denoiser, since the pipeline goes on to mix the branches by guidance.
         keep = lambda call, output, _: outputs.update({call: output})  # noqa: E731
         edit = None if change is None else lambda h, _: change(h)
         batch = Batch(PerImage(torch.full((n,), UNTOUCHED)), noisy, list(prompts or ()) or None)
         with self._autocast(), self.hooks(site, images=n, steps=1, change=edit, aside=keep):
+            # At the model's own scale: with less, a guided model may not compute the unconditional branch.
             self._call_once(batch, timestep=t, guidance=self.guidance.scale)
         branch = enumerate(self.guidance.rows(self._branch(site), n))
         picked = [outputs[call][rows] for call, rows in branch if rows is not None]
@@ -403,6 +419,7 @@ class DiffusionModel:
         given: dict[str, Any] = {"latents": latents, "num_inference_steps": self._asked, "eta": self.eta}
         if not self.prompted:
             given |= {"use_clipped_model_output": self.rederive_direction}
+            # The others, such as output_type, are settings of text-to-image pipelines.
             more = {name: value for name, value in more.items() if name == "generator"}
             return self.pipeline(**{**given, **more, **batch.settings}).images
         # Not every pipeline knows these, so they are passed only where they say something.
@@ -431,6 +448,7 @@ class DiffusionModel:
             if not edit.active(step, self.steps):
                 return None
             edited = edit(h, step, images)
+            # Bit for bit: a fork for nothing costs a second pass, and another batch size gives other bits.
             return None if torch.equal(edited, h) else edited
 
         return change
@@ -470,6 +488,7 @@ class DiffusionModel:
         factor, size = self._factor, self.unet.config.sample_size
         own = (size, size) if isinstance(size, int) else tuple(size)
         height, width = height or own[0] * factor, width or own[1] * factor
+        # diffusers asks for multiples of 8 whatever the VAE's factor, but only when the pipeline is called.
         if self.prompted and (height % 8 or width % 8 or height % factor or width % factor):
             raise ValueError(f"model.height and model.width must be multiples of 8, got {height} and {width}.")
         return height, width
@@ -480,6 +499,7 @@ class DiffusionModel:
         checker = getattr(self.pipeline, "safety_checker", None)
         had = checker is not None or getattr(self.pipeline, "had_safety_checker", False)
         self.safety_checker = "switched off" if had else None
+        # A watermark, which SDXL adds where its package is installed, would change every image.
         for name in ("safety_checker", "watermark"):
             if getattr(self.pipeline, name, None) is not None:
                 setattr(self.pipeline, name, None)
@@ -508,5 +528,6 @@ class DiffusionModel:
 def cut_off(prompt: str, tokenizer: Any) -> str:
     """The end of a prompt that a CLIP tokenizer's length leaves unread; empty if it is read whole."""
     tokens = tokenizer(prompt).input_ids
+    # The last place that is read is the end token's, which here stands behind all others.
     unread = tokens[tokenizer.model_max_length - 1 : -1]
     return tokenizer.decode(unread).strip() if unread else ""

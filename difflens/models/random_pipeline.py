@@ -44,6 +44,7 @@ def build_random_pipeline(
     if divide_widths not in DIVISORS:
         raise ValueError(f"model.divide_widths must be one of {DIVISORS}, got {divide_widths}.")
     pipeline = getattr(diffusers, parts.pop("pipeline"))
+    # The caller's random numbers go on as if nothing had been drawn.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         made = {
@@ -97,6 +98,7 @@ def _build(kind: str, config: dict[str, Any], dtype: torch.dtype, device: str) -
         return byte_tokenizer(**config)
     if kind.endswith("Scheduler"):
         return getattr(diffusers, kind).from_config(config)
+    # Made in their format and place from the start: by way of float32 they would take more memory.
     with _default(dtype), torch.device(device):
         if hasattr(transformers, kind):
             return getattr(transformers, kind)(transformers.CLIPTextConfig(**config))

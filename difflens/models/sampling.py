@@ -29,6 +29,7 @@ def image_generator(base_seed: int, image_id: int) -> torch.Generator:
 
 def stream_seed(base_seed: int, image_id: int) -> int:
     """The seed of an image's stream, of 63 bits; torch's generator on a processor keeps the lowest 32 of them."""
+    # Hashed, since base + id would give neighbouring base seeds nearly the same images.
     digest = hashlib.sha256(f"{base_seed}:{image_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -37,6 +38,7 @@ def coinciding(images: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], tupl
     """Two different images (base seed, image id) that would begin with the same noise; None where no two do."""
     known: dict[int, tuple[int, int]] = {}
     for image in images:
+        # Only the bits that the generator keeps: among 200,000 images of one seed a few share them.
         other = known.setdefault(stream_seed(*image) & 0xFFFFFFFF, image)
         if other != image:
             return other, image
@@ -45,6 +47,8 @@ def coinciding(images: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], tupl
 
 def normal(generators: Sequence[torch.Generator], shape: Sequence[int], *, device: torch.device) -> Tensor:
     """Standard normal noise [len(generators), *shape] (float32), each row drawn from its own stream."""
+    # A draw for each row: in one draw for all, an image's noise would depend on its place in the batch. Drawn on the
+    # CPU, whose generator gives the same numbers whatever device the model is on.
     rows = [torch.randn(tuple(shape), generator=generator) for generator in generators]
     return torch.stack(rows).to(device)
 
@@ -68,11 +72,13 @@ def estimate(scheduler: SchedulerMixin, output: Tensor, timestep: int, x: Tensor
         case "epsilon":
             clean, noise = (x - noise_level * output) / signal, output
         case "v_prediction":
+            # v = √ᾱ ε − √(1 − ᾱ) x_0 (Salimans & Ho 2022), solved with x_t = √ᾱ x_0 + √(1 − ᾱ) ε.
             clean, noise = signal * x - noise_level * output, signal * output + noise_level * x
         case "sample":
             clean, noise = output, (x - signal * output) / noise_level
         case other:
             raise ValueError(f"prediction type {other!r} is not one of epsilon, v_prediction, sample.")
+    # The noise stays as told: deriving it again from the clipped x_0 is a choice of its own (see `ddim_step`).
     if scheduler.config.get("clip_sample", False):
         bound = scheduler.config.clip_sample_range
         clean = clean.clamp(-bound, bound)
@@ -107,11 +113,15 @@ def ddim_step(
     """
     previous = previous_timestep(scheduler, timestep)
     alpha = scheduler.alphas_cumprod[timestep].item()
+    # The last step ends at no timestep; the scheduler's set_alpha_to_one decides the noise level there.
     alpha_previous = (scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod).item()
     unedited = estimate(scheduler, output, timestep, x)
     clean = unedited.clean if edited_output is None else estimate(scheduler, edited_output, timestep, x).clean
+    # The direction never sees the edit; as released, P2 takes it from the clipped x_0 (METHOD section 5).
     noise = (x - alpha**0.5 * unedited.clean) / (1 - alpha) ** 0.5 if rederive_direction else unedited.noise
+    # Song et al. 2021, eq. 16.
     sigma = eta * ((1 - alpha_previous) / (1 - alpha) * (1 - alpha / alpha_previous)) ** 0.5
+    # Not below 0: Python's root of a number that rounding made negative is complex.
     x = alpha_previous**0.5 * clean + max(1 - alpha_previous - sigma**2, 0.0) ** 0.5 * noise
     if sigma == 0:
         return x
@@ -122,7 +132,9 @@ def ddim_step(
 
 def largest(size: Tensor, share: float) -> Tensor:
     """Where in each map [n, H, W] the values are among the largest `share`, [n, 1, H, W]."""
+    # In float32, since torch.quantile knows no half precision.
     limit = torch.quantile(size.flatten(1).float(), 1 - share, dim=1).to(size)
+    # All of a tie count, so that no place is singled out in an image that nothing changed.
     return (size >= limit[:, None, None])[:, None]
 
 
@@ -138,12 +150,15 @@ def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
         posterior = vae.encode((images * 2 - 1).to(vae.device, working)).latent_dist
     finally:
         if working != dtype:
+            # The pipeline decodes with the same VAE.
             vae.to(dtype)
+    # The mean, no draw: whatever is compared on an image starts from the same latents.
     return posterior.mode().float() * vae.config.scaling_factor
 
 
 def add_noise(scheduler: SchedulerMixin, clean: Tensor, noise: Tensor, timestep: int) -> Tensor:
     """Latents at a timestep of the forward process, at the scale that the denoiser sees whatever the scheduler's own."""
+    # Not scheduler.add_noise: Euler's gives x_0 + σ ε, which only its scale_model_input brings to this scale.
     alpha = scheduler.alphas_cumprod[timestep].item()
     return alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
 
@@ -153,6 +168,7 @@ def squared_error(scheduler: SchedulerMixin, output: Tensor, timestep: int, *, n
     repeats = (len(output) // len(noise), 1, 1, 1)
     # A learned variance says nothing of the noise.
     told = estimate(scheduler, output[:, : noise.shape[1]].float(), timestep, noisy.repeat(repeats)).noise
+    # In double precision: the loss recovered is a ratio of differences of such means.
     return (told - noise.repeat(repeats)).double().square().flatten(1).mean(1)
 
 
@@ -174,6 +190,7 @@ def check_asymmetric(scheduler: Any) -> None:
     Raises:
         ValueError: it cannot.
     """
+    # Asked first: a stand-in is no DDIMScheduler, so that the next check would blame the model's own scheduler.
     if isinstance(scheduler, AsymmetricScheduler):
         raise ValueError("another asymmetric edit is being made at once; give all but one of them update=symmetric.")
     if not isinstance(scheduler, DDIMScheduler):
@@ -181,6 +198,7 @@ def check_asymmetric(scheduler: Any) -> None:
             f"the asymmetric update needs the DDIM scheduler, this model has {type(scheduler).__name__}: "
             "use model.scheduler=ddim or mitigation.update=symmetric."
         )
+    # `estimate` clips x_0 at a fixed range, not at a quantile of each image.
     if scheduler.config.thresholding:
         raise ValueError("the asymmetric update knows no dynamic thresholding; use mitigation.update=symmetric.")
 
@@ -206,10 +224,14 @@ class RespacedScheduler(PixelScheduler):
         """See `DDIMScheduler.set_timesteps`."""
         super().set_timesteps(num_inference_steps, device)
         last, gaps = self.config.num_train_timesteps - 1, max(1, num_inference_steps - 1)
+        # Rounded down for the network, to the nearest for the noise levels: the release's hard-coded timesteps
+        # (0, 20, 40, 61, …) are not those of its respacing (0, 20, 41, 61, …).
         told = [i * last // gaps for i in range(num_inference_steps)]
+        # Kept aside, so that another number of steps begins with the trained levels, not with those of the last grid.
         if not hasattr(self, "trained_alphas"):
             self.trained_alphas: Tensor = self.alphas_cumprod.clone()
         self.alphas_cumprod: Tensor = self.trained_alphas.clone()
+        # Written where the told timesteps look them up, so that every formula of DDIM stays as it is.
         self.alphas_cumprod[told] = self.trained_alphas[[round(i * last / gaps) for i in range(num_inference_steps)]]
         self.before = dict(zip(told, [-1, *told[:-1]], strict=True))
         self.timesteps = torch.tensor(told[::-1], device=device)
@@ -219,6 +241,7 @@ def previous_timestep(scheduler: Any, timestep: int) -> int:
     """The timestep at which the step from this one ends; negative at the last."""
     if isinstance(scheduler, RespacedScheduler):
         return int(scheduler.before[timestep])
+    # By the stride, wherever the grid's next point lies: so does DDIMScheduler.step, which equal estimates reproduce.
     return int(timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps)
 
 
@@ -251,6 +274,7 @@ class AsymmetricScheduler:
         self._changed: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
+        # Pipelines ask their scheduler for its timesteps, configuration, order and more.
         return getattr(self._scheduler, name)
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
@@ -270,6 +294,7 @@ class AsymmetricScheduler:
     @contextmanager
     def remembering(self) -> Iterator[None]:
         """Inside the block it takes what the denoiser is called with."""
+        # Text embeddings, time ids and the like are known nowhere else: the pipeline makes them within its call.
         handle = self.denoiser.register_forward_pre_hook(self._remember, with_kwargs=True)
         try:
             yield
@@ -285,14 +310,18 @@ class AsymmetricScheduler:
         self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.0, generator: Any = None, **more: Any
     ) -> Any:
         """See `DDIMScheduler.step`, whose arguments these are; `model_output` is the unedited guided estimate."""
+        # Taken at once, so that a step that fails leaves nothing to the next.
         outputs, edited = self._outputs, self._edited
         self._outputs, self._edited = {}, {}
+        # The wrapped step itself, and so the very bits of a sampler without an edit.
         if not edited and self._beside is None:
             return self._scheduler.step(model_output, timestep, sample, eta=eta, generator=generator, **more)
         channels, combined = sample.shape[1], None
         if edited:
+            # On the unedited branches, where the pipeline's answer is known; ours alone combines the edited ones.
             check_combination(model_output[:, :channels], self.guidance.combine(outputs)[:, :channels])
             combined = self.guidance.combine(outputs | edited)
+        # Drawn once: both trajectories take the same noise, and the generators are used as without an edit.
         if eta > 0 and more.get("variance_noise") is None:
             more["variance_noise"] = randn_tensor(
                 sample.shape, generator=generator, device=sample.device, dtype=sample.dtype
@@ -308,9 +337,12 @@ class AsymmetricScheduler:
             if combined is not None:
                 pair = (each[:, :channels].float() for each in (model_output, combined))
                 plain, other = (estimate(self._scheduler, each, int(timestep), sample.float()).clean for each in pair)
+                # Place by place: averaged over 3 × 3 places, the change chose no better ones (experiments/README.md).
                 change = (other - plain).abs().mean(1)
                 self._changed = change if self._changed is None else self._changed + change
             assert self._changed is not None
+            # A trajectory of its own: places held at the unedited estimate of the edited one still changed with it
+            # (experiments/README.md).
             if self._beside is None:  # both trajectories are still one
                 self._beside = make(model_output, None, sample)
             else:
@@ -323,9 +355,11 @@ class AsymmetricScheduler:
         outputs: dict[str, Tensor] = {}
         with unhooked():
             for branch, (args, kwargs) in zip(self.guidance.calls, self._given, strict=True):
+                # As the pipelines batch them: the same latents for each branch, and unscaled, since DDIM scales none.
                 rows = latents.repeat(self.guidance.batch(1), 1, 1, 1)
                 given = (rows, *args[1:]) if args else args
                 named = kwargs if args else {**kwargs, "sample": rows}
+                # By forward, past the hooks on the denoiser itself, which would take this for a call of the pipeline.
                 found = self.denoiser.forward(*given, **named)
                 outputs |= split_branches(branch, found[0])
         return self.guidance.combine(outputs)
@@ -338,6 +372,7 @@ def check_combination(told: Tensor, ours: Tensor) -> None:
     Raises:
         ValueError: its estimate is another than ours, by more than half precision explains.
     """
+    # NaN on both sides comes from the model, not from another formula, and must not spoil the scale either.
     largest = float(ours.float().nan_to_num().abs().max())
     if told.shape != ours.shape or not torch.allclose(
         told.float(), ours.float(), rtol=0, atol=COMBINED * largest, equal_nan=True
@@ -364,7 +399,9 @@ def update(
     """`ddim_step` in float32, as a scheduler's `step` gives it; noise comes from a generator for each row, or one for all."""
     if eta > 0 and variance_noise is None:
         variance_noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+    # Further channels hold a learned variance, which DDIM has no use for and DDIMScheduler.step does not split off.
     channels = sample.shape[1]
+    # In float32: at noisy steps x − √(1 − ᾱ) ε nearly cancels and is then divided by a small √ᾱ.
     x = ddim_step(
         scheduler,
         output[:, :channels].float(),
@@ -381,6 +418,7 @@ def update(
 class OneStepScheduler:
     """One denoiser call at a timestep, on latents that are noised already; the step changes nothing."""
 
+    # Pipelines multiply the latents they are given by this; these have their noise already.
     init_noise_sigma, order = 1.0, 1
 
     def __init__(self, config: Any, timestep: float) -> None:
@@ -410,6 +448,7 @@ def timestep_grid(scheduler: SchedulerMixin, steps: int) -> list[float]:
     if not 1 <= steps <= limit:
         raise ValueError(f"model.steps must be 1 to {limit}, got {steps}.")
     scheduler.set_timesteps(steps)
+    # Integers where they are: they index alphas_cumprod, which a float cannot.
     grid = [int(t) if t == int(t) else t for t in scheduler.timesteps.tolist()]
     twice = next((t for i, t in enumerate(grid) if t in grid[:i]), None)
     if twice is not None:

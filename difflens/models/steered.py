@@ -54,12 +54,14 @@ def edited_pipeline(
             yield
     finally:
         object.__setattr__(pipeline, "unet", steered.unet)
+        # Somebody may have kept the stand-in, as a pipeline does that was made of these parts inside the block.
         steered.denoiser.ended = True
 
 
 class SteeredPipeline(DiffusionModel):
     """A pipeline as its user configured it; see `edited_pipeline`."""
 
+    # Attached anew for each call of the U-Net: how many of them a user's call makes is not known beforehand.
     _steps_attached = 1
 
     def __init__(
@@ -67,7 +69,9 @@ class SteeredPipeline(DiffusionModel):
     ) -> None:
         if isinstance(getattr(pipeline, "unet", None), SteeredDenoiser):
             raise ValueError("the pipeline is steered already; leave that block before a second one.")
+        # Not super().__init__, which freezes weights, drops the safety checker and fixes a grid: these are the user's.
         self._adopt(pipeline)
+        # A hook on a compiled module is ignored without a word, and any block may be compiled by itself.
         if any(is_compiled(module) for module in self.unet.modules()):
             raise ValueError("the pipeline's U-Net is compiled and would ignore the edit; give it the plain one.")
         self.name, self.timesteps = type(pipeline).__name__, list(timesteps)
@@ -78,6 +82,7 @@ class SteeredPipeline(DiffusionModel):
             self.check_update(method.update)
         own = pipeline.scheduler
         able = isinstance(own, DDIMScheduler) and not own.config.thresholding
+        # Also for a method that is no edit itself: it may make an asymmetric one whenever it is attached.
         self.scheduler: Any = AsymmetricScheduler(own, self.guidance, self.unet) if able else own
         self.denoiser = SteeredDenoiser(self)
         self._thread: int | None = None
@@ -98,11 +103,13 @@ class SteeredPipeline(DiffusionModel):
     def noticing_calls(self) -> Iterator[None]:
         """Inside the block a call of the pipeline is noticed by its setting of the scheduler's timesteps."""
 
+        # Pipelines set their timesteps once per call; by the U-Net alone, a new call could pass for the next step.
         def begin(*_: Any, **__: Any) -> None:
             if self.pipeline.unet is not self.denoiser or self.pipeline.scheduler is not self.scheduler:
                 raise ValueError("the pipeline was given another U-Net or scheduler inside the block; do so before it.")
             self._thread, self._images = get_ident(), None
 
+        # The text encoder meets an empty list before the U-Net is called, where a call for no image is noticed.
         def refuse_none(prompt: Any = None, *_: Any, **__: Any) -> None:
             if isinstance(prompt, list) and not prompt:
                 raise ValueError(NO_IMAGE)
@@ -122,9 +129,11 @@ class SteeredPipeline(DiffusionModel):
         """
         if self.pipeline.scheduler is not self.scheduler:
             raise ValueError("the pipeline was given another scheduler inside the block; give it one before the block.")
+        # The thread tells calls that take turns, the lock those that are in the U-Net together.
         if self._thread not in (None, get_ident()) or not self._busy.acquire(blocking=False):
             raise ValueError("the pipeline is called from two threads at once inside the block; call it from one.")
         try:
+            # Asked at every step, since a callback may switch guidance off in the middle of a call.
             self.guidance = guidance_of(self.pipeline)
             if any(more.get(name) is not None for name in RESIDUALS) and self._asymmetric_edit:
                 raise ValueError(
@@ -166,6 +175,7 @@ class SteeredPipeline(DiffusionModel):
         """
         if not count:
             raise ValueError(NO_IMAGE)
+        # Features and strengths belong to the noise levels of their own grid (METHOD section 1).
         grid, own = ([float(t) for t in steps] for steps in (self.pipeline.scheduler.timesteps, self.timesteps))
         if grid != own:
             raise ValueError(
@@ -195,6 +205,7 @@ class SteeredPipeline(DiffusionModel):
             assert change is not None
             try:
                 return change(h, step)
+            # A RuntimeError as well, but none of shapes that do not fit.
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:

@@ -41,6 +41,7 @@ def tapped(
         other = tap(name, state["step"], values[rows])
         if other is None:
             return None
+        # In a copy, since other modules may be given the same tensor.
         values = values.clone()
         values[rows] = other.to(values)
         return values
@@ -62,6 +63,7 @@ def tapped(
             handle = (
                 module.register_forward_pre_hook(before(name)) if inputs else module.register_forward_hook(after(name))
             )
+            # One by one, so that a module that does not exist leaves no hook behind.
             stack.callback(handle.remove)
         yield
 

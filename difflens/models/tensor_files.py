@@ -44,18 +44,21 @@ def read_index(path: Path) -> dict[str, Stored]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        # In any other file the first 8 bytes are some number, of up to exabytes to be read.
         if length > size - 8:
             raise ValueError(f"{str(path)!r} is no safetensors file, or half of one.")
         header = json.loads(file.read(length))
     try:
         header.pop("__metadata__", None)
         found = {
+            # Offsets in the header count from its end.
             name: Stored(DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + start, end - start)
             for name, entry in header.items()
             for start, end in (entry["data_offsets"],)
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(path)!r} has a header that cannot be read ({error!r}).") from error
+    # Half a download has a whole header, and would be noticed only when its last tensors are read.
     if max((entry.start + entry.length for entry in found.values()), default=8 + length) != size:
         raise ValueError(f"{str(path)!r} does not have the size that its header tells; it is half a file.")
     return found
@@ -84,6 +87,7 @@ def read_state_dict(path: Path, *, part: str | None = None) -> dict[str, Tensor]
     """
     if not path.is_file():
         raise ValueError(f"no checkpoint at {str(path)!r}; put the released file there or name another.")
+    # Before torch, which would say of a web page or a pointer only that it cannot be unpickled.
     _refuse_other_files(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -119,10 +123,12 @@ def _refuse_other_files(path: Path) -> None:
     for sign, what in INSTEAD.items():
         if start.startswith(sign):
             raise ValueError(f"{path} is {what}.")
+    # A zip archive, or a bare pickle as older versions of torch wrote it; `start` is in lower case.
     if not start.startswith((b"pk\3\4", b"\x80")):
         raise ValueError(
             f"{path} is nothing that torch.save wrote; it begins with {start[:16].decode('ascii', 'replace')!r}."
         )
+    # An archive's directory stands at its end, which half a file lacks.
     if start.startswith(b"pk\3\4") and not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is cut off; download it again.")
 
@@ -155,6 +161,7 @@ def is_torchscript(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
+        # torch.save writes zip archives too, but none with this entry.
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
@@ -184,6 +191,7 @@ def read_tensors(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor
     with path.open("rb") as file:
         for name in names:
             entry = index[name]
+            # Read into the tensor's own memory: there is no second copy, and NumPy need not know the number format.
             content = torch.empty(entry.length, dtype=torch.uint8)
             file.seek(entry.start)
             file.readinto(content.numpy().data)

@@ -35,6 +35,7 @@ def encode_prompts(model: DiffusionModel, prompts: Sequence[str]) -> TextStates:
     found = encode(
         prompt=list(prompts), device=model.device, num_images_per_prompt=1, do_classifier_free_guidance=False
     )
+    # SD gives (cond, uncond), SDXL also the pooled states of both.
     if not isinstance(found, tuple) or len(found) not in (2, 4):
         raise ValueError(
             f"{type(model.pipeline).__name__} encodes prompts in a way of its own, which is not known here."
@@ -60,6 +61,7 @@ def exchanged_text(model: DiffusionModel, images: int, exchange: Exchange) -> It
     counted = {"calls": 0}
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        # Counted: a call does not say which branch it holds, but their order within a step is declared.
         rows = calls[counted["calls"] % len(calls)]
         counted["calls"] += 1
         if rows is None:
@@ -72,6 +74,7 @@ def exchanged_text(model: DiffusionModel, images: int, exchange: Exchange) -> It
         other = exchange(step_of[float(timestep)], own)
         if other is None:
             return None
+        # In copies, since the pipeline gives the same tensors at every step.
         hidden = hidden.clone()
         hidden[rows] = other.hidden.to(hidden)
         if pooled is not None and other.pooled is not None:

@@ -67,6 +67,7 @@ def balanced_split(
     train, test = [], []
     for index in range(len(attribute.classes)):
         rows = (labels == index).nonzero()[:, 0]
+        # As many of each class, or a probe that always says the commonest one would pass for good.
         rows = rows[torch.randperm(len(rows), generator=generator)][:smallest]
         test.append(rows[:test_size])
         train.append(rows[test_size:])
@@ -104,6 +105,7 @@ def fit_each_step(
     train, test = balanced_split(labels, attribute, held_out=held_out, seed=seed)
     probe, accuracy = None, torch.zeros(steps, dtype=torch.float64)
     for step in range(steps):
+        # One step's maps are in memory at a time; only they tell how many features there are.
         h = maps(step).float()
         probe = probe or new(h[0].numel())
         fit_step(probe, step, h[train].flatten(1), labels[train])
@@ -116,12 +118,14 @@ def fit_each_step(
 def standardised(x: Float[Tensor, "images features"]) -> tuple[Float[Tensor, "images features"], Tensor, Tensor]:
     """Features centred and scaled to unit mean square, their mean [features], and what they were divided by."""
     mean = x.mean(0)
+    # One number for all features: `l2` then weighs alike at every step, and no quiet feature is blown up.
     scale = (x - mean).square().mean().sqrt().clamp_min(1e-12)
     return (x - mean) / scale, mean, scale
 
 
 def minimise(parameters: Sequence[Tensor], loss: Callable[[], Tensor], *, iterations: int) -> None:
     """L-BFGS with a strong Wolfe line search on a loss of these parameters, which are changed in place."""
+    # A line search leaves no learning rate to choose, and whole sets no order of images to depend on.
     optimiser = torch.optim.LBFGS(parameters, max_iter=iterations, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:

@@ -85,6 +85,7 @@ def _softmax_regression(
 ) -> tuple[Tensor, Tensor]:
     """Weights and biases on raw features, fitted on standardised ones."""
     x, mean, scale = standardised(x)
+    # The loss is convex: zeros are as good a start as any, and draw no random numbers.
     weight = torch.zeros(classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
 
@@ -92,5 +93,6 @@ def _softmax_regression(
         return nn.functional.cross_entropy(x @ weight.T + bias, labels) + l2 / 2 * weight.square().sum()
 
     minimise([weight, bias], loss, iterations=iterations)
+    # W (x − μ) / s + b = (W / s) x + (b − W μ / s): the probe takes activations as they were recorded.
     raw = weight.detach() / scale
     return raw, bias.detach() - raw @ mean

@@ -88,6 +88,7 @@ def fit_mlp_probe(
     classes = len(attribute.classes)
 
     def fit_step(probe: MlpProbe, step: int, x: Tensor, known: Tensor) -> None:
+        # The same first weights at every step: accuracies then differ by the activations alone.
         start = torch.Generator().manual_seed(seed)
         layers = _fitted_layers(x, known, classes, hidden, l2=l2, iterations=iterations, generator=start)
         for buffer, layer in zip((probe.weight_in, probe.bias_in, probe.weight, probe.bias), layers, strict=True):
@@ -109,6 +110,7 @@ def _fitted_layers(
     """Both layers on raw features, fitted on standardised ones."""
     x, mean, scale = standardised(x)
     shapes = ((hidden, x.shape[1]), (classes, hidden))
+    # Random: from zeros, as in the linear probe, all hidden units would stay alike.
     first, second = (torch.randn(shape, generator=generator) / math.sqrt(shape[1]) for shape in shapes)
     layers = [values.requires_grad_() for values in (first, torch.zeros(hidden), second, torch.zeros(classes))]
 

@@ -39,5 +39,6 @@ def load_probe(folder: Path) -> tuple[Probe, Float[Tensor, "steps"]]:
         probe = kind(**described["settings"])
     else:
         probe = LinearProbe(*stored["weight"].shape)
+    # The file also holds what was measured, which is no buffer of the probe.
     probe.load_state_dict({name: stored[name] for name in probe.state_dict()})
     return probe, stored["accuracy"]

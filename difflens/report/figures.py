@@ -45,9 +45,12 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
+    # Letters stay text, which can be searched and read aloud.
     "svg.fonttype": "none",
+    # By itself matplotlib draws the ids in a file at random.
     "svg.hashsalt": "difflens",
     "text.color": INK,
+    # A `$` in a name would begin a formula.
     "text.parse_math": False,
     "xtick.color": INK,
     "ytick.color": INK,
@@ -57,13 +60,16 @@ STYLE: dict[Any, Any] = {
 
 def class_styles(names: Sequence[str]) -> dict[str, dict[str, str]]:
     """Colour and marker per class, the same in every figure of a report; 49 differ in one or the other."""
+    # After every seven names the shapes move on by one against the colours.
     return {name: {"color": OKABE_ITO[i % 7], "marker": MARKERS[(i + i // 7) % 7]} for i, name in enumerate(names)}
 
 
 @contextmanager
 def drawn(draw: Draw, size: tuple[float, float]) -> Iterator[Figure]:
     """A figure of a size in inches, in the report's style while it is saved."""
+    # Around the saving too: fonts and how SVG is written are read only then.
     with matplotlib.rc_context(STYLE):
+        # Without pyplot, which keeps every figure it made alive and looks for a window.
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         yield figure
@@ -80,11 +86,15 @@ def inline_svg(draw: Draw, size: tuple[float, float], *, name: str, label: str) 
     """
     stream = io.StringIO()
     with drawn(draw, size) as figure:
+        # Without a date, or no two pages of one run would be equal.
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = stream.getvalue()
+    # What stands before the element, an XML declaration and a document type, has no place inside a page.
     text = re.sub(r'\b(id="|xlink:href="#|url\(#)', lambda match: f"{match[1]}{name}-", text[text.index("<svg") :])
+    # CSS counts 96 pixels to the inch.
     width = round(size[0] * 96)
     root = f'<svg role="img" aria-label="{escape(label)}" style="width:100%;max-width:{width}px;height:auto"'
+    # Without a width and height of its own the figure shrinks with a narrow page, by its view box.
     head, _, body = text.partition(">")
     return Markup(root + re.sub(r' (width|height)="[^"]*"|<svg', "", head) + ">" + body)
 
@@ -125,6 +135,7 @@ def inner(rows: Sequence[Json | None], *path: str) -> Any:
 
 def rows_down(axes: Axes, names: Sequence[str]) -> Any:
     """A line for each name, the first on top; returns their heights."""
+    # matplotlib counts upwards, readers downwards.
     heights = np.arange(len(names))[::-1].astype(float)
     axes.set_yticks(heights, list(names))
     axes.set_ylim(-0.6, len(names) - 0.4)
@@ -140,12 +151,14 @@ def draw_shares(figure: Figure, rows: Sequence[Json], *, classes: Sequence[str],
         if name in target:
             label = "target" if name == classes[0] else None
             axes.plot([100 * target[name]] * 2, [height - 0.42, height + 0.42], **CHANCE, label=label)
+    # Methods stand beside each other around their class's line, and never reach the next class's.
     reach = min(0.38, 0.09 * len(rows)) if len(rows) > 1 else 0.0
     edited = [str(row.get("method")) for row in rows if row.get("method") != "original"]
     styles = {**class_styles(["", *edited]), "original": {"color": FAINT, "marker": "o", "markerfacecolor": "white"}}
     for row, offset in zip(rows, np.linspace(reach, -reach, len(rows)), strict=True):
         shares = [(row.get("shares") or {}).get(name) for name in classes]
         middle, low, high = (100 * inner(shares, key) for key in ("share", "low", "high"))
+        # matplotlib refuses negative lengths, and rounding may give them where an interval ends at the share itself.
         error = np.nan_to_num(np.stack([middle - low, high - middle])).clip(0)
         style = {"capsize": 3, "markersize": 7, "ls": "", **styles[str(row.get("method"))]}
         axes.errorbar(middle, heights + offset, xerr=error, label=method_name(row), **style)  # type: ignore[arg-type]
@@ -163,7 +176,9 @@ def draw_leakage(figure: Figure, leakage: Json) -> None:
     )
     for key, offset, label, color, hatch in bars:
         rates = 100 * inner([*leakage.values()], key)
+        # Hatched beside coloured, for print without colour.
         style: dict[str, Any] = {"color": color, "hatch": hatch, "edgecolor": "white", "label": label}
+        # A rate that was not measured has no bar, and a dash in place of a number, or it would pass for 0.
         shown = axes.barh(heights + offset, np.nan_to_num(rates), 0.36, **style)
         axes.bar_label(shown, [number(rate, 1) for rate in rates.tolist()], padding=3, fontsize=8)
     axes.set(xlabel="images whose class changed (%)", xlim=(0, max(1.0, 1.12 * axes.dataLim.xmax)))
@@ -185,6 +200,7 @@ def draw_dose(figure: Figure, dose: Json, *, classes: Sequence[str], target: Map
     left, right = figure.subplots(1, 2)
     for name in classes:
         own = strength[name if name in pushed else lead]
+        # A search tries strengths as it comes to them; a curve goes from weak to strong.
         order = np.argsort(own, kind="stable")
         right.plot(own[order], 100 * shares[name][order], label=name, **styles[name])
         if name in pushed:
@@ -198,6 +214,7 @@ def draw_dose(figure: Figure, dose: Json, *, classes: Sequence[str], target: Map
     left.set(title="images that show the class asked for", xlabel="strength", ylabel="%", ylim=(-4, 104))
     right.set(title="share of all images (dashed: target)", xlabel="strength", ylim=(-4, 104))
     entries = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in (right, left)]
+    # Once for both panels, which share most classes.
     handles = {label: handle for panel in entries for handle, label in panel}
     figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=4)
 
@@ -212,6 +229,7 @@ def draw_sae_steps(figure: Figure, sae: Json) -> None:
     panels = figure.subplots(1, len(there), squeeze=False)[0]
     for axes, (title, values, perfect, color) in zip(panels, there, strict=True):
         axes.plot(series(values or []), color=color, marker="o", markersize=3)
+        # Only the loss recovered comes with an interval, and its perfect value is not 0.
         low, high = (sae.get(f"loss_recovered_{end}_per_step") if perfect else None for end in ("low", "high"))
         if low and high:
             axes.fill_between(range(len(low)), series(low), series(high), color=color, alpha=0.2, lw=0)
@@ -225,6 +243,7 @@ def draw_density(figure: Figure, density: Json) -> None:
     """How often latents fire: a histogram over powers of ten, of edges in log10 or as plain shares."""
     axes = figure.subplots()
     edges, counts = series(density["edges"]), series(density["counts"])
+    # Logarithms of shares are negative, shares are not; a share of 0 has no logarithm.
     powers_of_ten = edges if edges.min() < 0 else np.log10(edges.clip(1e-9))
     axes.stairs(counts, powers_of_ten, fill=True, color=OKABE_ITO[2])
     axes.set(xlabel="share of tokens on which a latent fires", ylabel="latents")
@@ -298,16 +317,19 @@ def draw_trade(figure: Figure, points: Sequence[Point], *, measure: Measure) -> 
     """Hard FD against a measure: one line per series over the strength, the points that nothing beats ringed."""
     axes, scale = figure.subplots(), measure.scale
     styles: dict[str, dict[str, Any]] = dict(class_styles(list(dict.fromkeys(point.name for point in points))))
+    # `groupby` joins neighbours only; the points come sorted by line and strength.
     for _, group in groupby(points, key=lambda point: point.line):
         line = list(group)
         (drawn,) = axes.plot([p.x for p in line], [scale * p.y for p in line], **styles[line[0].name])
         if line[0].original:
             drawn.set_markerfacecolor("white")
     rings: dict[str, Any] = {"s": 90, "facecolors": "none", "edgecolors": INK, "linewidths": 0.9}
+    # Each attribute has its own: the largest FD depends on the number of classes, so that two of them do not compete.
     for attribute in {point.attribute for point in points}:
         best = front([point for point in points if point.attribute == attribute], better=measure.better)
         axes.scatter([p.x for p in best], [scale * p.y for p in best], **rings)
     for name, style in styles.items():
+        # Drawn for the legend alone: several lines may have one name.
         axes.plot([], [], **style, label=name)
     axes.set(xlabel="FD hard (0 is fair)", ylabel=with_unit(measure))
     figure.legend(loc="outside upper left", ncols=4)
@@ -329,6 +351,7 @@ def doses_size(data: Json) -> tuple[float, float]:
 
 
 def _rows_of_panels(data: Json) -> int:
+    # Shares and FD are always there; then come the prices, and leakage if any was measured.
     return -(-(2 + len(dose_panels(data)) + any(row.get("leakage") for row in data["rows"])) // 2)
 
 
@@ -407,6 +430,7 @@ def draw_evolution(figure: Figure, data: Json) -> None:
     for axes in (left, right):
         steps_axis(axes)
     top.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=len(classes))
+    # One scale for all maps, so that they can be compared; latents that never fire leave it at 0, which spans nothing.
     largest = max(float(np.max(maps[name])) for name in classes) or 1.0
     for axes, name in zip(np.atleast_1d(bottom.subplots(1, len(classes))), classes, strict=True):
         axes.imshow(np.asarray(maps[name]), cmap="cividis", vmin=0, vmax=largest)

@@ -44,6 +44,7 @@ def embed(path: Path, *, longest: int) -> Picture | None:
     try:
         data = path.read_bytes()
         image: Image.Image = Image.open(io.BytesIO(data))
+        # Pillow opens lazily: a file that was cut off fails only here.
         image.load()
     except OSError:
         return None
@@ -51,14 +52,17 @@ def embed(path: Path, *, longest: int) -> Picture | None:
     if max(image.size) > longest or len(data) > LOSSLESS_BYTES:
         image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
         stream = io.BytesIO()
+        # JPEG knows no transparency and no palette.
         image.convert("RGB").save(stream, format="JPEG", quality=88)
         data, kind = stream.getvalue(), "image/jpeg"
     uri = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    # Compressed pixels are not the model's own and are better smoothed.
     return Picture(uri, *image.size, pixelated=min(image.size) <= 2 * SMALL_SIDE and kind != "image/jpeg")
 
 
 def pairs_of(images: Path, edits: Mapping[int, Edit], *, method: str) -> list[Pair]:
     """All pairs by id, which is their file names' number."""
+    # A file whose name is no number, such as an overview, belongs to no pair.
     before, after = (
         {int(path.stem): path for path in sorted((images / name).glob("*.png")) if path.stem.isdecimal()}
         for name in ("original", method)
@@ -92,6 +96,7 @@ def draw_grid(pairs: Sequence[Pair], *, method: str, columns: int = 6) -> Image.
     with Image.open(pairs[0].before) as first:
         width, height = cell_size(first.size)
     columns, inset = min(columns, len(pairs)), FRAME + GAP
+    # Every cell has room for the thick frame, so that edited and untouched pairs stand in line.
     across, down = 2 * width + GAP + 2 * inset, height + 2 * inset + CAPTION
     sheet = Image.new("RGB", (columns * across, HEADING + -(-len(pairs) // columns) * down), "white")
     draw, font = ImageDraw.Draw(sheet), _font(11)
@@ -110,6 +115,7 @@ def draw_grid(pairs: Sequence[Pair], *, method: str, columns: int = 6) -> Image.
 def _cell(path: Path, size: tuple[int, int]) -> Image.Image:
     with Image.open(path) as image:
         smooth = image.width > size[0] or image.height > size[1]
+        # Enlarged without smoothing: what is shown is what the model drew.
         return image.convert("RGB").resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)
 
 

@@ -17,6 +17,7 @@ METHOD_NAMES = {"difflens": "DiffLens"}
 
 def known(value: Any) -> bool:
     """Whether this is a number that was measured."""
+    # metrics.json has null for what was not measured or is not defined.
     return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -105,10 +106,12 @@ class Measure:
         if not isinstance(entry, Mapping):
             words = ", ".join(cls.DESCRIBED)
             raise ValueError(f"{where}.{key} must have {words}, got {entry!r}; ~{where}.{key} leaves it out.")
+        # An absent label is refused below like a wrong one, with the place where it belongs.
         found = {"label": None, "unit": "", "digits": 3, "better": 0, "meaning": "", **entry}
         allowed: dict[str, tuple[bool, str]] = {
             "label": (isinstance(found["label"], str) and bool(found["label"].strip()), "a text that is not empty"),
             "unit": (isinstance(found["unit"], str), "a text"),
+            # `type … is int`: to Python True is an int, and YAML reads `yes` as True.
             "digits": (type(found["digits"]) is int and 0 <= found["digits"] <= 15, "a whole number from 0 to 15"),
             "better": (type(found["better"]) is int and found["better"] in (-1, 0, 1), "-1 (less), 0 or 1 (more)"),
             "meaning": (isinstance(found["meaning"], str), "a text"),
@@ -142,6 +145,7 @@ class Measure:
 
     def read(self, row: Json) -> float | None:
         """The row's number; None if it was not measured."""
+        # A row may have the mean itself; else it is formed of what the prompts have.
         value = row.get(self.column)
         if self.of_prompts and not known(value):
             value = _mean(prompt.get(self.key) for prompt in (row.get("prompts") or {}).values())
@@ -175,6 +179,7 @@ def measures_of(*runs: Json) -> list[Measure]:
     """The measures that at least one row of these metrics has, in reading order."""
     listed = {measure.key: measure for metrics in runs for measure in _listed(metrics)}
     rows = [row for metrics in runs for row in rows_of(metrics)]
+    # By column, since a measure of prompts and the pooled one share their key.
     found = {version.column: version for measure in listed.values() for version in _versions(measure, rows)}
     return [measure for measure in found.values() if any(measure.read(row) is not None for row in rows)]
 
@@ -184,6 +189,7 @@ def _listed(metrics: Json) -> Iterator[Measure]:
         about = {name: entry[name] for name in Measure.DESCRIBED if name in entry}
         yield Measure(entry["key"], **{"label": entry["key"], **about})
     if not metrics.get("measures"):
+        # Without a list nothing measured is hidden: every number is shown under its own key.
         numbers = dict.fromkeys(key for row in rows_of(metrics) for key, value in row.items() if known(value))
         yield from (Measure(key, key) for key in numbers)
     yield WORST_LEAKAGE

@@ -39,6 +39,7 @@ def write_grid(run: RunFolder) -> Path | None:
     path = run.path / "images" / "grid.png"
     try:
         draw_grid(pairs, method=METHOD_NAMES.get(method, method)).save(path, optimize=True)
+    # A picture that cannot be read costs the sheet, and not the report.
     except OSError:
         return None
     return path
@@ -49,7 +50,9 @@ def template_of(name: str) -> Template:
     """A template of this package; what it is given is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
+        # Classes, prompts and errors are anybody's text.
         autoescape=True,
+        # A name that a template gets wrong is an error here, and would be an empty place otherwise.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -110,6 +113,7 @@ def result_sentence(metrics: Json) -> str:
 def chance_sentence(metrics: Json) -> str:
     """How the result compares with the FD that a perfectly fair sampler shows by chance; empty if not measured."""
     after = mitigated(metrics) or {}
+    # Hard FD, for the chance level is that of counted images.
     fd, chance = fairness(after, "fd_hard"), fairness(after, "fd_chance")
     if fd is None or chance is None:
         return ""

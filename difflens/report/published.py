@@ -47,6 +47,7 @@ def beside_published(run: RunFolder) -> Mapping[str, Any] | None:
         return None
     methods = [str(row.get("method")) for row in rows_of(published)]
     there, here = ([_row(of, method) for method in methods] for of in (published, run.metrics))
+    # Published rows bring no list of measures; they are read by this run's.
     listed = {"measures": run.metrics.get("measures"), "rows": [*there, *here]}
     measures = [measure for measure in measures_of(listed) if any(measure.read(row) is not None for row in there)]
     conditions = dict(_conditions(published, run.metrics, measures))
@@ -72,6 +73,7 @@ def _conditions(published: Json, metrics: Json, measures: Sequence[Measure]) -> 
     needed = [name for measure in measures for name in STATED.get(READS.get(measure.family, ""), ())]
     for name in dict.fromkeys([*stated, *needed]):
         value, found = stated.get(name), here.get(name)
+        # What was not published counts as different: a distance to an unknown reference cannot be subtracted from.
         same = name in stated and _alike(value, found)
         yield name, Condition(name.replace("_", " "), _words(value), _words(found), same)
 
@@ -79,6 +81,7 @@ def _conditions(published: Json, metrics: Json, measures: Sequence[Measure]) -> 
 def _alike(there: Any, here: Any) -> bool:
     """Whether a condition is met; of a described one, such as FID's reference, its name or what was published of it."""
     if isinstance(here, Mapping):
+        # A paper may name its reference and say nothing of its size or hash: only what it says is held against it.
         wanted = there if isinstance(there, Mapping) else {"name": there}
         return all(here.get(key) == value for key, value in wanted.items())
     return bool(there == here)
@@ -113,6 +116,7 @@ def _gap(measure: Measure, there: float | None, here: float | None) -> str:
 
 def _barred(line: Line, differing: list[list[str]], methods: list[str]) -> Iterator[str]:
     """Why a measure has no difference though both numbers are there, once where that is the same for every method."""
+    # Where a number is missing there is nothing to bar, and no reason to give.
     both = [NONE not in pair for pair in zip(line.cells[: len(methods)], line.cells[len(methods) :], strict=True)]
     lacking = {method: names for method, names, known in zip(methods, differing, both, strict=True) if known and names}
     if len(lacking) == len(methods) > 1 and all(names == differing[0] for names in differing):

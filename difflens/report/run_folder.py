@@ -59,12 +59,14 @@ def read_run(path: Path) -> RunFolder:
     if not path.is_dir():
         raise ValueError(f"there is no run folder {str(path)!r}; give one that a run made, such as outputs/latest.")
     unreadable: list[str] = []
+    # `metrics` to `status`, each kept in the file of its name but for `unseen`.
     names = {field.name: field.name for field in fields(RunFolder)[1:6]} | {"unseen": "metrics_unseen"}
     found = {field: _json(path / f"{name}.json", unreadable) for field, name in names.items()}
     config = path / "config.yaml"
     return RunFolder(
         path=path,
         **{field: data if isinstance(data, dict) else {} for field, data in found.items()},
+        # Shown and never parsed, so that a damaged byte may stay in it.
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         edits=_edits(path / "images" / "edited.json", unreadable),
         unreadable=tuple(unreadable),
@@ -77,6 +79,7 @@ def _json(path: Path, unreadable: list[str]) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
+        # Told on the page: a section that is missing for this reason would look like one that was never made.
         unreadable.append(f"{path.name} is not valid JSON ({error}); run the task that writes it again.")
         return None
 
@@ -93,6 +96,7 @@ def _edits(path: Path, unreadable: list[str]) -> dict[int, Edit]:
 
 def rows_of(metrics: Json) -> Sequence[Json]:
     """The rows of metrics.json, one per method."""
+    # Anything else in the list is damage, which must not cost the sound rows.
     return [row for row in metrics.get("rows") or [] if isinstance(row, dict)]
 
 

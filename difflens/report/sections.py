@@ -46,6 +46,7 @@ def classes_of(run: RunFolder) -> list[str]:
 
 def grid(run: RunFolder) -> Content | None:
     """Pairs of the same seed by every method whose pictures are there, the edited ones first where those are known."""
+    # A run without metrics may have pictures, and those of the program's own method are looked for.
     methods = [str(row.get("method")) for row in edited_rows(run.metrics)] or ["difflens"]
     found = [_pairs(run, method) for method in methods]
     return {"methods": shown} if (shown := [each for each in found if each["pairs"]]) else None
@@ -149,6 +150,7 @@ def features(run: RunFolder) -> Content | None:
     classes = classes_of(run)
     groups = list(dict.fromkeys([*classes, *(str(entry.get("class")) for entry in entries)]))
     ranked = sorted(entries, key=lambda entry: entry.get("rank") or 0)
+    # The same number for every class, or the first one's latents would fill the page.
     limit = max(1, MOST_CARDS // len(groups))
     shown = [entry for name in groups for entry in [e for e in ranked if str(e.get("class")) == name][:limit]]
     cards = [_card(run, entry, classes, f"latent-{place}") for place, entry in enumerate(shown[:MOST_CARDS])]
@@ -244,6 +246,7 @@ def command_line(command: str | list[str]) -> str:
     """The command as one types it: the program without its folder, arguments quoted."""
     if isinstance(command, str):
         return command
+    # Started by `python -m`, the program's name is that of a file in the package.
     program = PurePath(command[0]).name
     words = ["difflens"] if program in ("main.py", "__main__.py") else [program]
     return shlex.join([*words, *map(str, command[1:])])
@@ -286,6 +289,7 @@ def render(section: Section, run: RunFolder, template: Callable[[Content], str])
     where, task = section.source
     message = f"This run has no {where}."
     try:
+        # The template reads the data as well, so it is filled inside the same net.
         if (content := section.build(run)) is not None:
             return Markup(template({"section": section.key, **content}))
     except FAULTS as error:

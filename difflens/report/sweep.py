@@ -77,9 +77,11 @@ def read_jobs(sweep: Path, asked: Sequence[Sequence[str]] | None = None) -> list
     if not sweep.is_dir():
         raise ValueError(f"there is no sweep folder {str(sweep)!r}; give one that `difflens -m` made (sweep=...).")
     if asked is None:
+        # Shorter names first: jobs are numbered, and 10 comes after 9.
         names = sorted((path.parent.name for path in sweep.glob("*/status.json")), key=lambda name: (len(name), name))
         jobs = [_read_job(sweep / name, None) for name in names]
     else:
+        # By what was asked, which knows of jobs that never began.
         jobs = [_read_job(sweep / str(number), overrides) for number, overrides in enumerate(asked)]
     if not jobs:
         raise ValueError(f"the folder {str(sweep)!r} holds no job; give one that `difflens -m` made (sweep=...).")
@@ -90,6 +92,7 @@ def _read_job(folder: Path, overrides: Sequence[str] | None) -> Job:
     if not folder.is_dir():
         return Job(folder.name, _by_key(overrides or ()), folder)
     run = read_run(folder)
+    # A job that is not done may hold numbers of an earlier attempt in the same folder.
     done = run.status.get("status") == "done"
     return Job(
         name=folder.name,
@@ -105,6 +108,7 @@ def _read_job(folder: Path, overrides: Sequence[str] | None) -> Job:
 
 
 def _by_key(overrides: Sequence[str]) -> dict[str, str]:
+    # `+key` and `++key` ask for the same as `key`.
     pairs = (override.partition("=") for override in overrides)
     return {key.lstrip("+~"): value for key, _, value in pairs}
 
@@ -124,6 +128,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as CSV; what a row lacks is an empty cell."""
     stream = io.StringIO()
     columns = dict.fromkeys(column for row in rows for column in row)
+    # The csv module would end lines with a carriage return.
     writer = csv.DictWriter(stream, list(columns), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -137,6 +142,7 @@ def is_seed(key: str) -> bool:
 
 def moves_originals(key: str) -> bool:
     """Whether an override's key can change the row of the unmitigated images."""
+    # Of `sae.expansion`, `data/site` and `judge/network@judge.scores` the first word is the group.
     return key in TARGET or key.startswith("mitigation.target.") or re.split(r"[./@]", key)[0] not in AFTER_SAMPLING
 
 
@@ -165,6 +171,7 @@ def strength_of(value: str | None) -> float | None:
     if value in WORDS:
         return WORDS[value]
     try:
+        # `{female: 1, male: 2}` is one dose of the sweep: the mean puts it in its place among the others.
         numbers = [float(part.rpartition(":")[2]) for part in (value or "").strip("{} ").split(",")]
     except ValueError:
         return None
@@ -177,6 +184,7 @@ def spread_sentence(jobs: Sequence[Job]) -> str:
     remedy = f"sweep {OTHER_IMAGES} for the spread over images"
     if not varied:
         return f"One seed per setting, so no spread is known; {remedy}."
+    # Named one by one, for a spread over training seeds would be read as one over images too.
     covers = "; ".join(f"{key} ({SEEDS[key]})" if key in SEEDS else key for key in varied)
     sentence = f"Mean ± standard deviation over {covers}."
     same = f" All runs are measured on the same images, whose choice ± does not cover: {remedy}."

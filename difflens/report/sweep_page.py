@@ -81,15 +81,18 @@ def cells_of(jobs: Sequence[Job]) -> dict[Setting, Cell]:
     """
     factors, seeds = factors_of(jobs), seeds_of(jobs)
     cells: dict[Setting, Cell] = {}
+    # Jobs with results come first, so that one without finds the settings that it would have added to.
     for job in sorted(jobs, key=lambda job: not job.metrics):
         for row in rows_of(job.metrics) or [{}]:
             method = str(row.get("method", ""))
             asked = {key: value for key, value in job.overrides.items() if method != "original" or moves_originals(key)}
             setting = (*(asked.get(key, NONE) for key in factors), method)
+            # A failed job counts for all methods of its setting, which then say `1 of 2`; alone it has its own row.
             same = [cells[other] for other in cells if other[:-1] == setting[:-1] and other[-1] != "original"]
             for cell in same if not row and same else [cells.setdefault(setting, Cell())]:
                 cell.jobs.append(job)
                 if row:
+                    # The first of equals: jobs with the same seeds have measured the same unmitigated images.
                     cell.rows.setdefault(tuple(asked.get(key, "") for key in seeds), row)
     return cells
 
@@ -127,6 +130,7 @@ def _spent(manifest: Json, stage: str, kind: str) -> str:
     made = [entry for entry in manifest.get("artifacts") or [] if entry.get("kind") == kind]
     if not made:
         return NONE
+    # Where the artifact was there, the stage's seconds are those of finding it.
     return "reused" if made[0].get("reused") else f"{manifest['seconds'].get(stage, 0.0):.0f}"
 
 
@@ -134,6 +138,7 @@ def _order(item: tuple[Setting, Cell]) -> tuple[int, int]:
     """Settings in the order of their jobs, the unmitigated images first."""
     (*_, method), cell = item
     first = min(int(job.name) if job.name.isdigit() else 0 for job in cell.jobs)
+    # By the first job that asked, in which order the user wrote them.
     return first, int(method != "original")
 
 
@@ -163,6 +168,7 @@ def points_of(jobs: Sequence[Job], measure: Measure) -> list[Point]:
     """The settings that have both hard FD and the measure, line by line in the order of strength."""
     factors, fair = factors_of(jobs), fairest(measures_of(*(job.metrics for job in jobs))) or FD
     cells = {setting: cell for setting, cell in cells_of(jobs).items() if cell.rows}
+    # With one method alone the attribute says enough.
     several = len({method for *_, method in cells} - {"original"}) > 1
     points = []
     for setting, cell in cells.items():
@@ -172,6 +178,7 @@ def points_of(jobs: Sequence[Job], measure: Measure) -> list[Point]:
             attribute, method = cell.jobs[0].attribute, setting[-1]
             name = f"{attribute}, {METHOD_NAMES.get(method, method)}" if several else attribute
             points.append(Point(line, name, attribute, method == "original", strength or 0.0, x, y))
+    # The figure joins neighbours to lines, in this order.
     return sorted(points, key=lambda point: (point.line, point.strength))
 
 
@@ -268,6 +275,7 @@ def write_sweep(sweep: Path, jobs: Sequence[Job], pairs: Grid | None = None) -> 
 def standalone(figure: Markup) -> str:
     """An inline figure as a file of its own."""
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    # Inside a page an `<svg>` needs no name spaces; a file without them is shown by no browser.
     text = str(figure)
     return text if "xmlns=" in text else text.replace("<svg ", f"<svg {spaces} ", 1)
 
@@ -294,6 +302,7 @@ def response_plots(jobs: Sequence[Job]) -> Iterator[Plot]:
 def dose_plots(jobs: Sequence[Job]) -> Iterator[Plot]:
     """The dose–response curve of each attribute's first calibrated job."""
     calibrated = [job for job in jobs if job.dose and job.dose.get("points") and job.metrics.get("classes")]
+    # Later entries win in a mapping: backwards, the first job of each attribute does.
     first = {job.attribute: job for job in reversed(calibrated)}
     for number, (attribute, job) in enumerate(reversed(first.items())):
         classes, target = list(job.metrics["classes"]), job.metrics.get("target") or {}
@@ -316,6 +325,7 @@ def render_sweep(sweep: Path, jobs: Sequence[Job], pairs: Grid | None = None) ->
         models=list(models),
         drawn=any(model.startswith("mini") for model in models),
         spread=grid.caption,
+        # Captions stand as sentences of the page, and not a second time inside the tables.
         table=grid._replace(caption="").html(),
         pairs=None if pairs is None else pairs._replace(caption="").html(),
         paired=None if pairs is None else pairs.caption,

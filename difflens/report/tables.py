@@ -53,6 +53,7 @@ class Grid(NamedTuple):
         """GitHub-flavoured Markdown."""
         rule = ["---"] * self.words + ["---:"] * self.numbers
         lines = [self.header, rule, *self.rows]
+        # An unescaped bar would begin a new column.
         table = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
         return f"{table}\n{self.caption}\n" if self.caption else table
 
@@ -66,6 +67,7 @@ class Grid(NamedTuple):
 
     def html(self) -> Markup:
         """A `<table>` for every `ON_A_SHEET` columns of numbers; missing results say so to style sheets."""
+        # One block at least, also for a table without numbers.
         starts = range(self.words, max(len(self.header), self.words + 1), ON_A_SHEET)
         blocks = [[*range(self.words), *range(start, len(self.header))[:ON_A_SHEET]] for start in starts]
         captions = [f"<caption>{escape(self.caption)}</caption>\n" if self.caption else "", *[""] * len(blocks)]
@@ -103,7 +105,9 @@ class TerminalTable(NamedTuple):
         unbounded, words = options.update_width(UNBOUNDED), [*range(self.grid.words)]
         block = words
         for column in range(self.grid.words, len(self.grid.header)):
+            # Measured with room for everything: within the real width rich would already have folded the numbers.
             width = Measurement.get(console, unbounded, self._table([*block, column], widest=FOLDED)).maximum
+            # A terminal too narrow for even one column of numbers gets that one nevertheless.
             if width > options.max_width and block != words:
                 yield block
                 block = words
@@ -116,10 +120,13 @@ class TerminalTable(NamedTuple):
         for column in block:
             name = self.grid.header[column]
             if column < self.grid.words:
+                # A `Text`, since rich reads brackets in a plain string as markup; dotted keys fold behind their dots.
                 table.add_column(Text(name.replace(".", ".\n")), overflow="fold", max_width=widest)
             else:
+                # Headings fold between words, but a sign or an arrow stays with the word before it.
                 cells = [*re.findall(r"\S+(?: [%↓↑])*", name), *(row[column] for row in self.grid.rows)]
                 width = max(map(len, cells))
+                # A fixed width, for rich would shrink all columns alike and break numbers over two lines.
                 table.add_column(Text(name), justify="right", width=width if width <= LONGEST_NUMBER else None)
         for row in self.grid.rows:
             table.add_row(*(Text(row[column]) for column in block))
@@ -128,6 +135,7 @@ class TerminalTable(NamedTuple):
 
 def latex_text(words: str) -> str:
     """Words with LaTeX's own signs escaped."""
+    # Sign by sign: one replacement after the other would escape what the one before has put in.
     return "".join(LATEX.get(mark, mark) for mark in words)
 
 
@@ -149,6 +157,7 @@ def summary_lines(metrics: Json) -> list[Line]:
     for family, explain in EXPLANATIONS:
         of_family = [place for place, (other, _) in enumerate(lines) if other == family]
         place = of_family[-1] + 1 if of_family else len(lines)
+        # A line of nothing but dashes explains nothing.
         lines[place:place] = [
             (family, line) for line in explain(metrics, rows) if set("".join(line.cells)) - {*f"{NONE} /"}
         ]

@@ -58,6 +58,7 @@ class SparseAutoencoder(nn.Module, ABC):
         self.centre, self.token, self.positions = centre, token, positions
         self.dim = dim * positions if token == "map" and positions else dim
         directions = F.normalize(torch.randn(self.width, self.dim), dim=1)
+        # Equal at birth and free from then on: without the copy both parameters would be one piece of memory.
         self.w_enc = nn.Parameter(directions.clone())
         self.b_enc = nn.Parameter(torch.zeros(self.width))
         self.w_dec = nn.Parameter(directions)
@@ -91,6 +92,7 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def centred(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens dim"]:
         """What the encoder's rows see of a token: `x − b_dec`, or `x` if not centred."""
+        # Activations are recorded, and on some devices sampled, in half precision.
         x = x.to(self.w_enc.dtype)
         return x - self.b_dec if self.centre else x
 
@@ -155,6 +157,7 @@ class SparseAutoencoder(nn.Module, ABC):
             return error.new_zeros(())
         select, ours = partial(strongest, k=k_aux), activations.index_select(1, latents)
         if self._sparse_gradient(x):
+            # What is known carries no gradient; dead rows are to get one, by a call on them alone.
             rows, bias = self.w_enc.index_select(0, latents), self.b_enc.index_select(0, latents)
             codes, _ = encode_sparsely(self.centred(x), rows, bias, select, known=ours)
         else:
@@ -215,6 +218,7 @@ class SparseAutoencoder(nn.Module, ABC):
         """`codes_of_map(h)[:, latents]` without its full-width map: [n, L, H, W]; `latents` [L] must be distinct."""
         assert len(set(latents.tolist())) == len(latents), latents
         codes = self.encode(self.tokens_of_map(h))
+        # All other latents share one more column, which is cut off.
         slot = torch.full((self.width,), len(latents), device=h.device)
         slot[latents] = torch.arange(len(latents), device=h.device)
         chosen = SparseCodes(codes.values, slot[codes.indices]).dense(len(latents) + 1)
@@ -238,6 +242,7 @@ class SparseAutoencoder(nn.Module, ABC):
         """
         rows = self.w_dec if latents is None else self.w_dec[latents]
         assert delta.shape[:2] == (len(h), len(rows)), (delta.shape, h.shape, rows.shape)
+        # In the SAE's precision, rounded to that of h once.
         written = delta.to(rows.dtype).permute(0, 2, 3, 1).flatten(0, 2) @ rows
         edited = (h.to(rows.dtype) + self.map_of_tokens(written, h)).to(h.dtype)
         # Adding zero would already lose the sign of -0.0, so untouched images are passed through.

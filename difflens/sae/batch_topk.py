@@ -51,6 +51,8 @@ class BatchTopKAutoencoder(SparseAutoencoder):
 
     def select(self, activations: Float[Tensor, "tokens width"]) -> SparseCodes:
         """The positive pre-activations at or above the threshold."""
+        # Detached: where the batch is cut is no path for a gradient. With fewer than k·N positive activations the cut
+        # lies at or below 0, hence the second condition.
         threshold = kth_largest(activations.detach(), self.k * len(activations)) if self.training else self.threshold
         return SparseCodes.where((activations >= threshold) & (activations > 0), activations)
 
@@ -60,6 +62,7 @@ class BatchTopKAutoencoder(SparseAutoencoder):
         kept = codes.values[codes.values > 0]
         if not kept.numel():
             return
+        # The first batch is taken whole: an average that began at 0 would stay too low for many batches.
         decay = self.threshold_decay if self.batches_seen else 0.0
         self.threshold.mul_(decay).add_((1 - decay) * kept.min())
         self.batches_seen.add_(1)
@@ -76,6 +79,7 @@ def kth_largest(values: Tensor, k: int) -> Float[Tensor, ""]:
     flat = values.flatten()
     # A sample tells where to cut first: sorting what may be among the k is then all that is left (6x faster).
     sample = flat[:: max(1, len(flat) // 65_536)]
+    # With room to spare, since a cut that is too high leaves fewer than k; should it, all are sorted.
     rank = min(len(sample), round(1.5 * k * len(sample) / len(flat)) + 64)
     candidates = flat[flat >= sample.topk(rank, sorted=False).values.min()]
     return (candidates if len(candidates) >= k else flat).topk(k, sorted=False).values.min()

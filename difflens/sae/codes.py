@@ -29,13 +29,16 @@ class SparseCodes(NamedTuple):
         token, latent = kept.nonzero(as_tuple=True)
         count = torch.bincount(token, minlength=len(kept))
         slots = max(1, int(count.max())) if len(kept) else 1
+        # `nonzero` goes token by token, so a latent's slot is its place within its token's run.
         slot = torch.arange(len(token), device=kept.device) - (count.cumsum(0) - count)[token]
         indices = latent.new_zeros(len(kept), slots).index_put((token, slot), latent)
         filled = torch.arange(slots, device=kept.device) < count[:, None]
+        # Gathered from `values`, so that gradients reach them; unused slots have index 0 and value 0.
         return SparseCodes(values.gather(1, indices) * filled, indices)
 
     def dense(self, width: int) -> Float[Tensor, "tokens width"]:
         """The same codes with one column per latent."""
+        # Added, not set: unused slots all say index 0, and would wipe out that latent.
         return self.values.new_zeros(len(self.values), width).scatter_add(1, self.indices, self.values)
 
     def are_sparse(self, width: int) -> bool:
@@ -45,6 +48,7 @@ class SparseCodes(NamedTuple):
 
 def decode_sparse(codes: SparseCodes, decoder: Float[Tensor, "width dim"]) -> Float[Tensor, "tokens dim"]:
     """Σ_i z_i W_dec[i] by gathering the rows of the active latents; no bias."""
+    # One fused kernel: gathered by indexing, the rows [N, k, D] would have to exist first.
     return F.embedding_bag(codes.indices, decoder, per_sample_weights=codes.values.to(decoder.dtype), mode="sum")
 
 
@@ -82,6 +86,7 @@ class _EncodeSparsely(torch.autograd.Function):
         values, indices = select(activations)
         ctx.save_for_backward(x, weight, values > 0, indices)
         ctx.mark_non_differentiable(indices, activations)
+        # Or torch would make a dense gradient of zeros [N, M] for the pre-activations.
         ctx.set_materialize_grads(False)
         return values, indices, activations if known is None else None
 
@@ -91,6 +96,7 @@ class _EncodeSparsely(torch.autograd.Function):
         if gradient is None:
             return (None,) * 5
         x, weight, active, indices = ctx.saved_tensors
+        # A slot that holds 0 was cut by ReLU or is unused: no gradient goes through it.
         codes, width = SparseCodes(gradient.to(weight.dtype) * active, indices), len(weight)
         of_x = decode(codes, weight) if ctx.needs_input_grad[0] else None
         of_bias = weight.new_zeros(width).index_add_(0, indices.flatten(), codes.values.flatten())

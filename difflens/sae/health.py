@@ -73,6 +73,7 @@ class HealthMeter(nn.Module):
         step: Int[Tensor, "tokens"],
     ) -> None:
         """Add tokens, their reconstructions, their codes and the denoising step each comes from."""
+        # In double: `compute` takes the difference of two sums that may nearly cancel.
         x, x_hat = x.double(), x_hat.double()
         self.count.index_add_(0, step, torch.ones_like(step))
         self.total.index_add_(0, step, x)
@@ -101,6 +102,7 @@ class HealthMeter(nn.Module):
         )
 
     def _density_histogram(self, tokens: int) -> tuple[int, ...]:
+        # On the CPU: `torch.histogram` is not implemented elsewhere.
         density = (self.fired[self.fired > 0].double().cpu() / tokens).log10()
         edges = torch.tensor(DENSITY_EDGES, dtype=torch.float64)
         counts, _ = torch.histogram(density.clamp(edges[0], edges[-1]), edges)
@@ -135,10 +137,12 @@ def denoising_loss_recovered(
     """
     gained, lost = (ablated - reconstructed).double(), (ablated - original).double()
     images = lost.shape[1]
+    # The same draws above and below the line: a ratio of means, both over the same images.
     rows = torch.randint(images, (draws, images), generator=torch.Generator().manual_seed(0))
     ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
     drawn, ratios = lost[:, rows].mean(-1), gained[:, rows].mean(-1) / lost[:, rows].mean(-1)
     defined = torch.quantile(drawn, 0.025, dim=1) > 0
+    # A single NaN would spoil a whole quantile; what is undefined is blanked out below.
     low, high = torch.quantile(ratios.nan_to_num(), ends, dim=1)
     value = gained.mean(1) / lost.mean(1)
     return LossRecovered(*(torch.where(defined, each, torch.nan) for each in (value, low, high)))
@@ -186,6 +190,7 @@ def token_statistics(
         ValueError: the tokens are not finite, or all equal.
     """
     require_finite(x, site)
+    # Tokens may lie far from the origin, where float32 has few digits left for their spread.
     exact = x.double()
     deviation = exact - exact.mean(0)
     if not deviation.any():

@@ -33,6 +33,7 @@ class _Above(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (near,) = ctx.saved_tensors
+        # None for a, which learns through the factor a of z = a · 1[a > θ].
         return None, -(gradient * near).sum(0) / ctx.bandwidth, None
 
 
@@ -67,6 +68,7 @@ class JumpReLUAutoencoder(SparseAutoencoder):
             raise ValueError(f"bandwidth={bandwidth} and sparsity={sparsity} must be above 0.")
         self.bandwidth, self.sparsity = bandwidth, sparsity
         self.log_threshold = nn.Parameter(torch.zeros(self.width))  # of θ, divided by PACE: θ is never below zero
+        # A buffer, so that it is in checkpoints: a resumed training must not set its thresholds again.
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     @property
@@ -87,6 +89,7 @@ class JumpReLUAutoencoder(SparseAutoencoder):
         activations = self.pre_activations(x)
         self._start(activations.detach())
         above = _Above.apply(activations, self.threshold, self.bandwidth)
+        # Dense: thresholds also learn from latents just below them, which sparse codes leave out.
         x_hat = (activations * above) @ self.w_dec + self.b_dec
         codes = SparseCodes.where(above > 0, activations.detach())
         dead = objective.observe(codes)
@@ -102,6 +105,7 @@ class JumpReLUAutoencoder(SparseAutoencoder):
     @torch.no_grad()
     def _start(self, activations: Tensor) -> None:
         if not self.started:
+            # Above 0, where a logarithm exists: a batch may have too few positive activations.
             cut = kth_largest(activations, self.k * len(activations)).clamp_min(1e-3)
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 # Each rank sees tokens of its own; thresholds that start apart would stay apart.

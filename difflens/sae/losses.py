@@ -44,6 +44,7 @@ class TrainingLoss(NamedTuple):
 
 def token_variance(x: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]:
     """E‖x − x̄‖², the variance of the tokens summed over dimensions."""
+    # Centred before squaring: E‖x‖² − ‖x̄‖² cancels where tokens lie far from the origin.
     return (x - x.mean(0)).square().sum(1).mean()
 
 
@@ -62,6 +63,7 @@ def reconstruction_loss(
 
 def strongest(activations: Float[Tensor, "tokens some"], k: int) -> SparseCodes:
     """The `k` largest positive activations of each token, in no particular order."""
+    # There may be fewer latents than k where only the dead ones are asked; the largest may be negative.
     values, indices = activations.topk(min(k, activations.shape[1]), dim=1, sorted=False)
     return SparseCodes(values.relu(), indices)
 
@@ -82,6 +84,7 @@ def auxk_loss(
     """
     error = error.detach()
     spread = (error - error.mean(0)).square().sum()
+    # Asked this way round, so that NaN counts as no residual too.
     if not spread > 0:
         return error.new_zeros(())
     explained = decode(codes, decoder)

@@ -54,6 +54,7 @@ class MatryoshkaAutoencoder(BatchTopKAutoencoder):
         """The mean over prefixes (the paper's sum: so the weight of AuxK means the same as elsewhere), and the whole's x̂."""
         losses, x_hat = [], self.b_dec.expand(len(x), -1)
         for start, stop in pairwise([0, *self.sizes]):
+            # Each latent is decoded once: a longer prefix adds its own part to the shorter one's x̂.
             inside = (codes.indices >= start) & (codes.indices < stop)
             x_hat = x_hat + decode(SparseCodes(codes.values * inside, codes.indices), self.w_dec)
             losses.append(reconstruction_loss(x, x_hat, variance))

@@ -28,6 +28,7 @@ class Neurons(SparseAutoencoder):
     def __init__(self, dim: int, *, token: str = "position", positions: int | None = None, **settings: object) -> None:
         if token != "position":
             raise ValueError("neurons are two latents per channel and position; leave sae.token=position.")
+        # Of a channel's two latents at most one is positive.
         super().__init__(dim, expansion=2, k=dim, positions=positions)
         identity = torch.eye(self.dim)
         directions = torch.cat([identity, -identity])

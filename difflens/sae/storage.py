@@ -30,12 +30,15 @@ def save_sae(sae: SparseAutoencoder, folder: Path, *, spec: Mapping[str, Any]) -
     if (folder / WEIGHTS).exists():
         raise ValueError(f"{folder} already holds an SAE; choose another folder or delete this one.")
     folder.mkdir(parents=True, exist_ok=True)
+    # As bytes, so that the hash is that of what is written: safetensors notices no flipped bit, and its `save_file`
+    # makes files that their owner alone can read.
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()})
     described = {
         "class": f"{type(sae).__module__}.{type(sae).__qualname__}",
         "settings": sae.settings(),
         "sha256": hashlib.sha256(weights).hexdigest(),
     }
+    # The weights come last: where they are, everything is.
     _write(folder / SPEC, json.dumps({"autoencoder": described, **spec}, indent=2).encode())
     _write(folder / WEIGHTS, weights)
 
@@ -50,6 +53,7 @@ def load_sae(folder: Path) -> SparseAutoencoder:
     if not (folder / WEIGHTS).is_file() or not (folder / SPEC).is_file():
         raise ValueError(f"{folder} holds no SAE ({WEIGHTS} and {SPEC}); train one with task=sae.")
     described = read_spec(folder)["autoencoder"]
+    # Read once: what is hashed is what is loaded.
     weights = (folder / WEIGHTS).read_bytes()
     if hashlib.sha256(weights).hexdigest() != described["sha256"]:
         raise ValueError(f"{folder / WEIGHTS} differs from what was written (sha256); copy or train it again.")
@@ -60,6 +64,7 @@ def load_sae(folder: Path) -> SparseAutoencoder:
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise ValueError(f"{folder / WEIGHTS} holds NaN or infinity in {', '.join(broken)}; train the SAE again.")
+    # Assigned, since tensors on the meta device have nothing to copy into.
     sae.load_state_dict(tensors, assign=True)
     return sae.eval()
 

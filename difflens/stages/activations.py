@@ -45,10 +45,12 @@ def _collect(bench: Workbench, plan: GenerationPlan) -> Artifact:
     spec |= plan_spec(plan)
 
     def make(folder: Path) -> None:
+        # Only what has to be made needs free space, and all ranks write to one disk: the first asks for all.
         if not bench.run.rank:
             room_for(folder, expected_bytes(bench.model, bench.site, images))
         trainer = bench.trainer("activations")
         sample(trainer, bench.model, plan, Shards(folder, bench.site), record=bench.site)
 
     with bench.run.stage("activations"):
+        # All ranks sample, each micro-batch goes to a shard at once: a kill costs the one in flight alone.
         return bench.run.artifact("activations", spec, make, resumable=True, together=True)

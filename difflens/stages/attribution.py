@@ -57,11 +57,13 @@ def locate_features(bench: Workbench) -> Located:
     settings = bench.cfg.attribution
     artifact, result, autoencoder = sweep(bench, bench.attribute)
     track_attribution(bench, result.completeness_gap)
+    # Every other attribute costs a probe and a sweep of its own, so only where selection weighs them.
     others: list[FeatureScores] = []
     if settings.specificity:
         others = [sweep(bench, other)[1].scores for other in bench.others()]
     top = settings.top if isinstance(settings.top, int) else plain(settings.top)
     rule = {"rank": settings.rank, "specificity": settings.specificity}
+    # As released for Stable Diffusion, where the ranking sees the edited steps alone (METHOD section 9).
     scores = within(result.scores, bench.method) if settings.within_window else result.scores
     features = select_features(scores, top=top, others=others, **rule)
     found, statistics = usual_activity(bench, artifact, autoencoder, features)
@@ -97,6 +99,8 @@ def usual_activity(
     """What the selected latents do in images of each class of their attribute."""
     latents = selected_latents(features)
     everything = [bench.attribute, *bench.others()]
+    # All attributes together, the one of the features first: a class mean is to hold what the class does, not what
+    # it happens to share with another attribute in these images.
     studied = [features.attribute, *(other for other in everything if other != features.attribute)]
     images = bench.cfg.attribution.statistics_images
     spec = {
@@ -109,6 +113,7 @@ def usual_activity(
     def make(folder: Path) -> None:
         _, store = open_store(bench)
         labels = torch.stack([learning_labels(bench, store, attribute) for attribute in studied], 1)
+        # The fit has an effect for every attribute, so an image counts only where all of them are known.
         rows = (labels >= 0).all(1).nonzero()[:images, 0]
         _require_every_class(labels[rows, 0], features.attribute)
         batches = _Steps(store, labels, rows.tolist())
@@ -134,27 +139,35 @@ def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Attribution
         "probe": probe_artifact.fingerprint,
         "scorer": plain(settings.scorer),
         "images_per_class": settings.images_per_class,
+        # A division by 1 decides nothing and stays out of the fingerprint.
         **({} if settings.temperature == 1 else {"temperature": settings.temperature}),
     }
     contrast = None
+    # Prompts name classes of the attribute under study alone; all others start from zero codes.
     if settings.baseline == "contrast" and attribute == bench.attribute:
         other, contrast = open_contrast(bench)
         spec["baseline"] = other.fingerprint
 
     def make(folder: Path) -> None:
         labels = learning_labels(bench, store, attribute)
+        # Only images whose prompts name a class have a partner in the contrast; UNNAMED drops the others.
         labels = labels if contrast is None else named_classes(bench)
         scorer = built(bench.cfg, "attribution.scorer")
         module = AttributionModule(autoencoder, probe, attribute, scorer, temperature=settings.temperature)
+        # Lightning predicts in inference mode unless told otherwise, and scorers take gradients.
         trainer = bench.trainer(f"attribution of {attribute.name}", inference_mode=False)
         rows = _first_of_each(labels, settings.images_per_class)
+        # An item is a whole step, so that no two ranks add to the same score.
         steps = _Steps(store, labels, rows, contrast, at_least=trainer.world_size)
         trainer.predict(module, DataLoader(steps, batch_size=None), return_predictions=False)
+        # The ranks' sums are added up on each of them by now; one writes.
         if bench.run.rank:
             return
         result = module.result()
+        # NaN is sorted before every number: such latents would be selected first.
         if not result.scores.scores.isfinite().all():
             raise ValueError(f"scores for {attribute.name} are not finite; look at the SAE's health (sae.training.lr).")
+        # safetensors refuses views that are not contiguous.
         save_file({name: value.contiguous() for name, value in result.tensors().items()}, folder / "scores.safetensors")
         (folder / "completeness.json").write_text(json.dumps(result.completeness_gap))
 
@@ -191,6 +204,7 @@ class _Steps(Dataset[list[LabelledMaps]]):
     def __getitem__(self, step: int) -> list[LabelledMaps]:
         if step >= self.store.steps:
             return []
+        # One step at a time: the activations of all steps are what fills the disk, not the memory.
         maps = self.store.at_step(step)
         others = None if self.contrast is None else self.contrast.at_step(step)
         found = []
@@ -203,6 +217,7 @@ class _Steps(Dataset[list[LabelledMaps]]):
         """Where the contrast holds the images of these rows, by their ids."""
         assert self.contrast is not None
         ids = self.contrast.image_ids
+        # By id, not by row: the contrast lacks the images whose prompts name no class.
         order = ids.argsort()
         return order[torch.searchsorted(ids[order], self.store.image_ids[rows])]
 

@@ -66,11 +66,13 @@ def prepare(bench: Workbench) -> Prepared:
     fitted = fit(bench)
     mitigation, spec = fitted.edit, dict(fitted.spec)
     times, neutral = bench.cfg.mitigation.times, mitigation.neutral
+    # Without a dial the edit acts fully or not at all: any strength but the neutral one stands for fully.
     if not bench.method.dial:
         strength = torch.full((len(bench.attribute.classes),), neutral + 1, dtype=torch.float64)
         edit = mitigation.with_strength(strength)
         return Prepared(edit, fitted.own, strength, None, spec, fitted.located, attached=times != 0)
     if bench.fixed_strength is not None:
+        # Multiples count from the strength that changes nothing, which is 1 for `scale`, not 0.
         strength = neutral + times * (bench.fixed_strength - neutral)
         spec["strength"] = strength.tolist()
         edit = mitigation.with_strength(strength)
@@ -90,6 +92,7 @@ def prepare(bench: Workbench) -> Prepared:
         fitted.own,
         strength,
         calibration,
+        # Once is what the calibration itself says; other multiples make other images.
         {**spec, "calibration": artifact.fingerprint, **({} if times == 1 else {"times": times})},
         fitted.located,
         attached=times != 0,
@@ -102,19 +105,23 @@ def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int)
     The images of each prompt meet the target by themselves. Under `oracle` an image without a face is left alone; no other
     rule looks at finished images.
     """
+    # Read under every rule, for what doses and tables say of each image; `oracle` alone decides by it.
     labels, logits = bench.labels(images)
     rule = check_rule(bench.cfg.mitigation.assignment)
     targets = torch.full_like(labels, UNTOUCHED)
     if rule == "early":
         read = read_states(bench, plan, [bench.attribute])[bench.attribute.name]
+    # Prompt by prompt: in a pooled quota one prompt's surplus would make up for what another lacks.
     for number, rows in enumerate(groups(plan)):
         target = bench.goals.of(None if plan.prompts is None else plan.prompts[int(rows[0])])
         match rule:
             case "exact":
+                # A shuffle of its own for every prompt, or the same places of all prompts would get the same class.
                 targets[rows] = assign_exact(target, len(rows), seed=seed + number)
             case "early":
                 targets[rows] = assign_by_nearness(target, read[rows].argmax(-1), read[rows])
             case "oracle":
+                # It sees finished images: FD then measures the quota, so tables never lead with it (METHOD section 6).
                 seen = rows[labels[rows] != NO_FACE]
                 targets[seen] = assign_by_nearness(target, labels[seen], logits[seen])
             case "iid":
@@ -139,8 +146,10 @@ def aimed(
     if held and bench.cfg.mitigation.assignment == "oracle":
         answers = bench.answers(images)
         shown = {attribute.name: bench.classified(answers, attribute)[0] for attribute in held}
+    # All that a deployed edit can know of an image are the model's own states (METHOD section 6).
     elif held:
         shown = {name: logits.argmax(-1) for name, logits in read_states(bench, plan, held).items()}
+    # Images without a target are the originals bit for bit, and need no second sampling.
     return plan.towards(targets, shown).take((targets != UNTOUCHED).nonzero()[:, 0])
 
 
@@ -152,6 +161,7 @@ def _calibrated(bench: Workbench, mitigation: Steering, spec: dict[str, Any]) ->
 
     def make(folder: Path) -> None:
         measure, assigned = dose_meter(bench, mitigation, images, plan, folder=folder / "doses")
+        # Every rank searches by itself, on the same doses, and comes to the same strength.
         found = find_strength(
             measure,
             assigned,
@@ -162,6 +172,7 @@ def _calibrated(bench: Workbench, mitigation: Steering, spec: dict[str, Any]) ->
             refinements=settings["refinements"],
             margin=settings["margin"],
         )
+        # No two ranks may write the same file.
         if bench.run.rank:
             return
         save_file(_tensors(found), folder / "calibration.safetensors")
@@ -195,6 +206,7 @@ def dose_meter(
         sample(trainer, bench.model, asked, shards, edit=mitigation.with_strength(strength))
         made = shards.images(asked.image_ids)
         trainer.strategy.barrier()  # the first rank removes the shards when all have read them
+        # What nothing moved shows what it showed; it is not read again.
         after = labels.clone()
         if len(made):
             after[moved] = bench.labels(made)[0]
@@ -205,20 +217,24 @@ def dose_meter(
             targets=targets,
             groups=parts,
             classes=len(bench.attribute.classes),
+            # A method that aims at shares gives no image a class that it could miss.
             by_share=not bench.method.assigns,
         )
 
     def recall(strength: Tensor) -> Dose:
+        # By its strength: a calibration that goes on finds every dose it has measured, in whatever order it asks.
         name = f"dose-{fingerprint({'strength': strength.tolist()})}"
         known = is_finished(folder, name)
         dose = Dose(**read_shard(folder, name)) if known else measure(strength, Shards(folder / name))
         if not bench.run.rank:
+            # Counts first, then the images go: a kill between the two costs neither.
             if not known:
                 write_shard(folder, name, asdict(dose))
             shutil.rmtree(folder / name, ignore_errors=True)
         bench.run.say(f"strength {_list(strength)}: success {_list(dose.success)}, shares {_list(dose.shares)}")
         return dose
 
+    # No image has a class of its own here, so the shares asked for stand in for those assigned.
     if bool((targets == EVERY_CLASS).any()):
         goals = [bench.goals.of(prompt) for prompt in bench.per_prompt] or [bench.goals.pooled(plan.prompts)]
         return recall, torch.cat(goals)

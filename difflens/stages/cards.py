@@ -78,6 +78,7 @@ def choose(prepared: Prepared, count: int) -> list[Card]:
         for name, latents in features.latents.items()
         if rank < len(latents)
     ]
+    # Reversed: of a latent that several classes share the best rank is written last, and stays.
     first = {card.latent: card for card in reversed(ranked)}
     return [card for card in ranked if first[card.latent] is card][:count]
 
@@ -106,12 +107,14 @@ def _draw_top(prepared: Prepared, store: ActivationStore, card: Card, folder: Pa
     step = int(prepared.located.result.activation[:, :, card.latent].sum(0).argmax())
     latent = torch.tensor([card.latent])
     maps = store.at_step(step)
+    # In pieces, since maps are stored in half precision and become twice as large.
     codes = torch.cat(
         [prepared.located.autoencoder.codes_of_latents(part.float(), latent)[:, 0] for part in maps.split(256)]
     )
     top = codes.sum((-1, -2)).argsort(descending=True)[:SHOWN]
     images = store.images[top]
     heat = torch.nn.functional.interpolate(codes[top][:, None], size=images.shape[-2:], mode="bilinear")[:, 0]
+    # One scale for all images of a card, so that their colours compare; a silent latent divides by no zero.
     _save(
         torch.stack([images, _overlay(images, heat / heat.amax().clamp_min(1e-12))]), folder / f"{card.latent}_top.png"
     )
@@ -134,11 +137,15 @@ def _draw_effects(
     for card in cards:
         slot = int((statistics.latents == card.latent).nonzero())
         owner[slot] = classes.index(card.name)
+        # Negative labels are images without a face, of which no class can be told.
         rows.append(((labels != owner[slot]) & (labels >= 0) & free).nonzero()[:SHOWN, 0])
         free[rows[-1]] = False
+        # `SingleFeature` takes the target for the latent's place, not for a class.
         targets.append(torch.full((len(rows[-1]),), slot))
     plan = learning_plan(bench).take(torch.cat(rows)).towards(torch.cat(targets))
     edit = SingleFeature(whole, owner, strength=RAISED)
+    # All cards in one go: a card alone would fill whole micro-batches for its few images. Cards are drawn for the
+    # report, by the first rank alone, and a trainer of several would wait for the others.
     trainer = bench.trainer("cards", alone=True)
     made = generate(trainer, bench.model, plan, edit=edit).split([len(part) for part in rows])
     shifts: list[dict[str, float]] = []
@@ -148,6 +155,7 @@ def _draw_effects(
             continue
         before = store.images[positions]
         _save(torch.stack([before, after]), folder / f"{card.latent}_effect.png")
+        # A row of NaN is an image in which the judge finds no face.
         change = [bench.labels(images)[1].softmax(-1).nanmean(0) for images in (before, after)]
         shifts.append(dict(zip(classes, (change[1] - change[0]).tolist(), strict=True)))
     return shifts

@@ -47,6 +47,7 @@ def _fit(bench: Workbench) -> Fitted:
     located = locate_features(bench) if "attribution" in method.needs else None
     artifact, given, learnt = _learn(bench, bench.attribute, located, gated="probe" in method.needs)
     own = method.edit(given, learnt)
+    # The classes read must be those of an unedited trajectory, so no edit may begin before the read step.
     if settings.assignment == "early":
         own = beginning_at(own, settings.read)
     edit = own
@@ -58,11 +59,13 @@ def _fit(bench: Workbench) -> Fitted:
         features = None
         if "attribution" in method.needs:
             features = locate_held(bench, attribute, top=getattr(method, "held_top", 24))
+        # Gated whatever the method's own edit is: a holder is to act only while its attribute drifts.
         other, others_given, others_learnt = _learn(bench, attribute, features, gated=True)
         holders.append(method.holder(others_given, others_learnt))
         held[attribute.name] = other.fingerprint
     if holders and isinstance(own, SiteEdit):
         edit = Holding(own, holders, ratio=settings.hold.ratio)
+    # What is asked for decides who is moved, and where a calibration ends.
     goals = {prompt: q.tolist() for prompt, q in bench.goals.own.items()}
     spec: dict[str, Any] = {
         "fit": artifact.fingerprint,
@@ -122,6 +125,7 @@ def _learn(
         attribute,
         bench.site,
         bench.model.steps,
+        # Functions: one step's maps are in memory at a time, and the judge labels only for a method that asks.
         maps=None if store is None else store.at_step,
         labels=None if store is None else partial(learning_labels, bench, store, attribute),
         probe=probe,
@@ -129,6 +133,7 @@ def _learn(
         model=bench.model,
         prompts=() if bench.prompts is None else tuple(bench.prompts.studied),
         unseen=() if bench.prompts is None else tuple(bench.prompts.unseen),
+        # Target and words are those of the attribute under study; one that is held has neither.
         target=bench.goals.shared if attribute == bench.attribute else None,
         words=bench.words if attribute == bench.attribute else (),
         classify=lambda images: bench.labels(images, attribute)[0],

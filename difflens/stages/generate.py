@@ -58,8 +58,10 @@ def generate_pairs(bench: Workbench, prepared: Prepared, *, unseen: bool = False
     """The evaluation images with the mitigation; only images whose target asks for it are generated again."""
     plan = evaluation_plan(bench, unseen=unseen)
     source, before = originals(bench, plan)
+    # The images' own seed shuffles the quota, so that the originals' fingerprint stands for the shuffle too.
     targets, labels = assign(bench, before, plan, seed=bench.cfg.metric.base_seed)
     spec: dict[str, Any] = {**prepared.spec, "originals": source.fingerprint}
+    # No edit at all, since a neutral strength need not be one: `protocol=official` adds a bias at any strength.
     if not prepared.attached:
         targets, spec["attached"] = torch.full_like(targets, UNTOUCHED), False
 
@@ -67,11 +69,14 @@ def generate_pairs(bench: Workbench, prepared: Prepared, *, unseen: bool = False
         asked = aimed(bench, prepared.mitigation, plan, before, targets)
         edit = prepared.mitigation
         sample(bench.trainer("steer"), bench.model, asked, Shards(folder), edit=edit)
+        # No two ranks may write the same file.
         if not bench.run.rank:
             save_file({"targets": targets}, folder / "targets.safetensors")
 
     with bench.run.stage("steer"):
         artifact = bench.run.artifact("steered", spec, make, resumable=True, together=True)
+    # Edited images alone are stored; all others are the originals' own bytes.
     after = Shards(artifact.folder).replaced(before, plan.image_ids)
+    # Not `targets`: an artifact that is reused knows the classes that its images were really pushed towards.
     stored = load_file(artifact.folder / "targets.safetensors")["targets"]
     return Steered(plan, before, after, stored, labels, (source, artifact))

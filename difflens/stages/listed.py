@@ -61,6 +61,7 @@ def listed_measures(cfg: DictConfig) -> list[dict[str, Any]]:
         described = {name: each for name, each in entry.items() if name in Measure.DESCRIBED} if own else entry
         measure = Measure.described(key, described, where="metric.measures")
         found.append({name: getattr(measure, name) for name in ("key", *Measure.DESCRIBED)})
+        # Under a name that is taken, tables would compare it with another number.
         if own and key in (*MEASURED, *GROUPED):
             raise ValueError(f"metric.measures.{key} is measured already: give the metric of your own another key.")
         if not own and key not in MEASURED:
@@ -82,6 +83,7 @@ def own_metrics(cfg: DictConfig) -> dict[str, Any]:
         if "_target_" in entry:
             described = {name: each for name, each in entry.items() if name not in Measure.DESCRIBED}
             metrics[key] = build(described, f"metric.measures.{key}")
+            # By the signature, before any stage: an argument that nobody gives would be found out in the last one.
             if unknown := [name for name in _named(metrics[key])[0] if name not in GIVEN]:
                 raise ValueError(
                     f"metric.measures.{key}: {entry['_target_']}.update asks for {', '.join(unknown)}; it may ask for "
@@ -96,6 +98,7 @@ def metrics_spec(cfg: DictConfig, metrics: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         key: {
             **{name: each for name, each in entries[key].items() if name not in Measure.DESCRIBED},
+            # A class that was edited keeps its name, and would be given its old numbers.
             "code": sha256_of(Path(inspect.getfile(type(metric)))),
         }
         for key, metric in metrics.items()
@@ -134,6 +137,7 @@ def measure_own(
     for metric in able.values():
         # The first rank measures alone: one that waited for the others' states would wait for ever.
         metric.distributed_available_fn = lambda: False
+        # The same object measures the originals, the edited images and unseen prompts in turn.
         metric.reset()
     for batch in _batches(reading, study, pieces, originals, present) if able else ():
         for key, metric in able.items():
@@ -153,6 +157,7 @@ def _batches(
     """What the metrics are given, piece by piece."""
     probabilities = {each.name: reading.logits(study.judge, each).softmax(-1) for each in study.studied}
     start = 0
+    # `repeat` never ends, so that lengths can be compared only where there are originals.
     for images, before in zip(pieces, repeat(None) if originals is None else originals, strict=originals is not None):
         rows = slice(start, start + len(images))
         start = rows.stop

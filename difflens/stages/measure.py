@@ -76,16 +76,19 @@ def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> d
 
     def make(folder: Path) -> None:
         found, outcomes = measure(bench, steered, unseen=unseen)
+        # NaN is kept here as it was measured; the run's own file, for other programs, has null in its place.
         (folder / "metrics.json").write_text(json.dumps(found, allow_nan=True))
         save_file(outcomes.tensors(), folder / "outcomes.safetensors")
 
     with bench.run.stage("metrics"):
         artifact = bench.run.artifact("metrics", spec, make)
         metrics: dict[str, Any] = json.loads((artifact.folder / "metrics.json").read_text())
+        # How numbers are called and rounded is not in the artifact: a new label measures nothing anew.
         metrics["measures"] = listed_measures(bench.cfg)
         if bench.cfg.published:
             metrics["published"] = plain(bench.cfg.published)
         bench.run.write_json("metrics_unseen.json" if unseen else "metrics.json", metrics)
+        # Image by image, for methods of a sweep that are compared in pairs.
         if not bench.run.rank:
             name = "outcomes_unseen.safetensors" if unseen else "outcomes.safetensors"
             shutil.copyfile(artifact.folder / "outcomes.safetensors", bench.run.folder / name)
@@ -108,6 +111,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
     pooled = study.goals.pooled(prompts)
     target = pooled.tolist()
     outcomes = outcomes_of(before, after, study, steered)
+    # Images that one call couples are no independent draws: intervals count the groups (METHOD section 7).
     group = bench.model.micro_batch if bench.method.couples else 1
     metrics = {
         "model": bench.cfg.model.name,
@@ -133,6 +137,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
             | agreement(before, study, steered)
             | own(reading=before, pieces=pieces(steered.before)),
             build_row(method, after, study, reference, original=before, edited=edited, prompts=prompts)
+            # Where only shares are aimed at, there is no class that an image could have reached.
             | (arrival(after, study, steered) if bench.method.assigns else {"reached": None})
             | promised(before, study, steered, prompts)
             | cost(steered)
@@ -145,6 +150,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
 
 def _read_after(before: Reading, steered: "Steered", study: Study, *, title: str) -> Reading:
     """What is read off the images with the mitigation; those that it left as they were are not read again."""
+    # By their bytes, not by their targets: an edit need not change every image that has one.
     rows = (steered.after != steered.before).flatten(1).any(1).nonzero()[:, 0]
     if not len(rows):
         return before
@@ -184,6 +190,7 @@ def read_reference(bench: Workbench) -> Reference:
 
 
 def _reference_images(bench: Workbench) -> ImageFolder | Tensor:
+    # Looked at once per run: a folder's hash takes every file of it.
     def look() -> ImageFolder | Tensor:
         images: ImageFolder | Tensor = built(bench.cfg, "metric.reference")
         if isinstance(images, ImageFolder):

@@ -31,6 +31,7 @@ def contrast_plan(bench: Workbench) -> GenerationPlan:
     """
     if bench.prompts is None:
         raise ValueError(f"attribution.baseline=contrast needs prompts, and {bench.model.name} takes none; use zero.")
+    # Only the words move on by one: ids and seed, and with them the noise, are those of the learning images.
     words = (*bench.words[1:], bench.words[0])
     data = bench.cfg.data
     plan, labels = study_plan(bench.prompts, words, data.images, base_seed=data.base_seed)
@@ -53,6 +54,7 @@ def evaluation_plan(bench: Workbench, *, unseen: bool = False) -> GenerationPlan
         return GenerationPlan(metric.base_seed, torch.arange(metric.images))
     prompts, first = bench.prompts.studied, 0
     if unseen:
+        # Ids go on where the studied prompts end: equal ids of one base seed begin with the same noise.
         first = len(prompts) * metric.images
         prompts = bench.prompts.unseen
     return neutral_plan(prompts, metric.images, base_seed=metric.base_seed, first_id=first)
@@ -60,6 +62,7 @@ def evaluation_plan(bench: Workbench, *, unseen: bool = False) -> GenerationPlan
 
 def originals(bench: Workbench, plan: GenerationPlan, *, stage: str = "originals") -> tuple[Artifact, Tensor]:
     """The plan's images without mitigation, uint8 [N, 3, H, W]; shared by every attribute and method."""
+    # Nothing of attribute or method: all rows of a table are compared with the same images.
     spec = {"model": bench.model.spec(), "base_seed": plan.base_seed, "images": len(plan.image_ids), **plan_spec(plan)}
 
     def make(folder: Path) -> None:
@@ -95,6 +98,7 @@ def learning_labels(bench: Workbench, store: ActivationStore, attribute: Attribu
 
 def judged_labels(bench: Workbench, store: ActivationStore, attribute: Attribute) -> Tensor:
     """The class of each learning image as the labelling judge sees it, `NO_FACE` where it sees none; read once per run."""
+    # The judge reads all attributes in one go, so those that are held or measured cost nothing more.
     answers = bench.once("answers on the learning images", lambda: bench.answers(store.images))
     return bench.classified(answers, attribute)[0]
 

@@ -48,8 +48,10 @@ def present(bench: Workbench, prepared: Prepared, steered: Steered, measured: Ma
         write_images(folder / "original", steered.image_ids, steered.before)
         write_images(folder / bench.cfg.mitigation.name, steered.image_ids, steered.after)
         if cards is not None:
+            # The artifact's own records are no pictures.
             pictures = lambda _, names: [n for n in names if not n.endswith(".png")]  # noqa: E731
             shutil.copytree(cards.folder, folder / "features", ignore=pictures)
+        # Before the page, which is drawn from the folder's files and from nothing else.
         bench.run.write_json("images/edited.json", edits(bench, steered))
         bench.run.write_json("report.json", contents(bench, prepared, features))
         path = write_report(bench.run.folder)
@@ -114,12 +116,15 @@ def _doses(prepared: Prepared, classes: tuple[str, ...]) -> dict[str, Any] | Non
     found = prepared.calibration
     if found is None:
         return None
+    # NaN at every dose: under this prompt nothing was pushed towards this class.
     unused = torch.stack([dose.success for dose in found.doses]).isnan().all(0)
 
     def by_class(values: Tensor, *, everywhere: bool = False) -> dict[str, float | None]:
         table, out = values.unflatten(0, (-1, len(classes))), unused.unflatten(0, (-1, len(classes)))
+        # A class that no prompt pushed keeps its numbers, or its mean would be one of nothing.
         used = table if everywhere else torch.where(out & ~out.all(0), torch.nan, table)
         means = used.double().nanmean(0).tolist()
+        # JSON knows no NaN.
         return {name: None if mean != mean else mean for name, mean in zip(classes, means, strict=True)}
 
     met = torch.tensor(found.met).unflatten(0, (-1, len(classes))).all(0)

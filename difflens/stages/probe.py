@@ -53,6 +53,7 @@ def _fit(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Probe, Tenso
                 seed=bench.cfg.seed,
                 progress=lambda _: display.advance(),
             )
+        # Refused before it is stored: gates and attribution would take NaN for a reading.
         if not all(learnt.isfinite().all() for learnt in fitted.probe.buffers()):
             raise ValueError(f"the probe of {attribute.name} did not converge; raise probe.l2 or data.images.")
         save_probe(fitted, folder)

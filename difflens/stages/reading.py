@@ -84,6 +84,7 @@ class Reading:
 
     def take(self, rows: Int[Tensor, "rows"]) -> "Reading":
         """The images at these positions, with ids from 0 in this order."""
+        # Numbered anew, so that images of one name have one id in both folders of a pair.
         everything = {name: values[rows] for name, values in self.tensors().items()}
         return Reading.of({**everything, "image_ids": torch.arange(len(rows))})
 
@@ -127,11 +128,13 @@ def read_images(
     Networks whose memory can be given back have it one after the other: the images are gone through once for each.
     """
     found: dict[str, list[Tensor]] = {}
+    # `pieces` is a function, since every pass needs the images from the beginning.
     passes = _passes(_readers(study))
     with Progressing(title, len(image_ids) * len(passes)) as display:
         for readers in passes:
             for piece in pieces():
                 for name, values in chain.from_iterable(reader.read(piece).items() for reader in readers):
+                    # What was read waits in main memory; the device holds one piece.
                     found.setdefault(name, []).append(values.cpu())
                 display.advance(len(piece))
             for reader in readers:
@@ -159,6 +162,7 @@ def _features(extractor: Any, images: Tensor) -> dict[str, Tensor]:
 
 
 def _answers(judge: Any, images: Tensor) -> dict[str, Tensor]:
+    # The released FD is one of raw outputs, which cannot be told from the attributes' logits (METHOD section 9).
     official = getattr(judge, "protocol", None) == "official"
     answers = {f"{ANSWER}{name}": logits for name, logits in judge(images).items()}
     return {**answers, **({"outputs": judge.outputs(images)} if official else {})}

@@ -91,6 +91,7 @@ def _corrected(found: FairnessResult, study: Study, target: Tensor) -> float | N
     recalls = study.recalls.get(study.attribute.name)
     if recalls is None or set(recalls) != set(study.attribute.classes):
         return None
+    # Of the most probable classes, as recalls are; soft shares have other errors.
     shares = torch.tensor([share.share for share in found.shares.values()], dtype=torch.float64)
     right = torch.tensor([recalls[name] for name in study.attribute.classes], dtype=torch.float64)
     return float(discrepancy(corrected_shares(shares, right), target))
@@ -116,11 +117,14 @@ def crossed_target(study: Study, target: Tensor) -> Tensor:
     """The target [C_1, …, C_k] of the product classes: the studied attribute's own [C], times equal shares of all others."""
     components = study.attribute.components
     joint = target.double().view([len(part.classes) for part in components])
+    # From the last axis on, so that one that is summed out moves none still to come.
     for axis, part in reversed([*enumerate(components)]):
         named = [index for index, name in enumerate(part.classes) if name != OTHER]
         crossed = part.name in CROSSED
         joint = joint.index_select(axis, torch.tensor(named)) if crossed else joint.sum(axis)
+    # What was asked for the class of all the rest falls to the others in proportion.
     joint = joint / joint.sum()
+    # Those under study come first in `crossed`: the rest are the axes that the joint lacks.
     for attribute in study.crossed[joint.ndim :]:
         size = len(attribute.classes)
         joint = joint.unsqueeze(-1).expand(*joint.shape, size) / size
@@ -146,6 +150,7 @@ def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str
     logits = reading.logits(study.judge, study.attribute)
     obeyed = _obeyed(reading, study, list(order), which)
     by_prompt: dict[str, dict[str, Any]] = {}
+    # Under each prompt by itself: pooled, biases in opposite directions would cancel.
     for prompt, number in order.items():
         rows, target = which == number, study.goals.of(prompt)
         found = _discrepancy(logits[rows], study.attribute, target, missing=study.missing)
@@ -155,6 +160,7 @@ def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str
         if obeyed is not None:
             by_prompt[prompt]["obeyed"] = float(obeyed[rows].nanmean())
     similarity = PromptSimilarity()
+    # Every prompt is encoded once, not once per image.
     similarity.update(reading.embeddings, study.extractor.embed_texts(list(order))[which])  # type: ignore[attr-defined]
     clip = similarity.compute()
     measured = [key for key in ("fd", "fd_hard", "fd_official") if key in next(iter(by_prompt.values()))]
@@ -173,11 +179,13 @@ def _obeyed(reading: Reading, study: Study, prompts: Sequence[str], which: Tenso
         return None
     named = []
     for prompt in prompts:
+        # Whole words: `female` contains `male`.
         found = [name for name in study.subject.classes if re.search(rf"\b{re.escape(name)}\b", prompt)]
         if len(found) != 1:
             raise ValueError(f"prompt.subject: {prompt!r} names {found or 'none'} of {list(study.subject.classes)}.")
         named.append(study.subject.index(found[0]))
     logits = reading.logits(study.judge, study.subject)
+    # An image without a face neither obeys nor disobeys.
     hit = (logits.argmax(-1) == torch.tensor(named)[which]).double()
     return hit.masked_fill(~faces_found(logits), torch.nan)
 
@@ -185,6 +193,7 @@ def _obeyed(reading: Reading, study: Study, prompts: Sequence[str], which: Tenso
 def quality(reading: Reading, study: Study, reference: Reference) -> dict[str, Any]:
     """FID and KID."""
     frechet = FrechetDistance(study.extractor.dim, reference.statistics)
+    # Covariances need float64; all features at once in it would double what they take.
     for features in reading.features.split(AT_ONCE):
         frechet.update(features)
     kernel = KernelDistance(reference.features, reading.image_ids, subset_size=study.kid_subset)
@@ -207,6 +216,7 @@ def pairs(before: Reading, after: Reading, study: Study, edited: Tensor | None) 
     similarity = ClipSimilarity(before.embeddings, before.image_ids)
     similarity.update(after.embeddings, ids)
     clip = similarity.compute()
+    # Untouched images have a cosine of 1, which would hide what the edit costs (METHOD section 7).
     changed = edited if edited is not None and bool(edited.any()) else None
     own = None if changed is None else float(paired_cosine(before.embeddings, after.embeddings)[changed].mean())
     return {
@@ -235,6 +245,7 @@ def promised(before: Reading, study: Study, steered: "Steered", prompts: Sequenc
     if bool((steered.targets == EVERY_CLASS).any()):
         return {"fd_perfect": None}
     logits = before.logits(study.judge, study.attribute)
+    # Under a quota even a perfect method need not meet the target: this is what it would get (METHOD section 7).
     own = torch.where(faces_found(logits), logits.argmax(-1), NO_FACE)
     shown = torch.where(steered.targets >= 0, steered.targets, own)
     rows = torch.arange(len(shown))[None]
@@ -245,6 +256,7 @@ def with_intervals(found: Outcomes, target: Tensor, *, group: int) -> dict[str, 
     """What is counted image by image: the interval of hard FD, and the edited images in which nothing else changed."""
     low, high = fd_interval(found.shown, target, group=group)
     edited = found.edited
+    # With no other attribute measured, nothing can be said of them: None instead of a perfect 1.
     kept = found.nothing_else[edited] if found.flipped else edited[:0]
     flips = torch.stack([*found.flipped.values()]).double().sum(0)[edited] if found.flipped else edited[:0]
     return {
@@ -281,6 +293,7 @@ def agreement(reading: Reading, study: Study, steered: "Steered") -> dict[str, A
 def arrival(reading: Reading, study: Study, steered: "Steered") -> dict[str, float | None]:
     """`reached`, the share of the images pushed towards a class that show it to the scoring judge; None if none was."""
     logits = reading.logits(study.judge, study.attribute)
+    # EVERY_CLASS is negative: such images are pushed towards no single class.
     pushed = faces_found(logits) & (steered.targets >= 0)
     return {"reached": _share((logits.argmax(-1) == steered.targets)[pushed])}
 
@@ -301,6 +314,7 @@ def _leakage(before: Reading, after: Reading, study: Study, edited: Tensor | Non
     first, second = ({a.name: r.logits(study.judge, a) for a in study.studied} for r in (before, after))
     classes = {a.name: a.classes for a in study.studied}
     leakage = Leakage(study.attribute.name, first, before.image_ids, classes=classes, missing=study.missing)
+    # Of a folder nobody knows which images were edited: the rate over edited ones is NaN then, and null in the row.
     nothing = torch.zeros(len(after.image_ids), dtype=torch.bool)
     leakage.update(second, after.image_ids, edited=nothing if edited is None else edited)
     leaked = leakage.compute()
@@ -347,4 +361,5 @@ def _outside(reading: Reading, study: Study) -> dict[str, Any]:
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    # JSON knows neither NaN nor infinity, which the editing precision is where only the target moved.
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -71,24 +71,30 @@ def _train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
         "sae": plain(bench.cfg.sae),
         "seed": bench.cfg.seed,
     }
+    # By the hash of its weights: a path may hold another file later, and settings of no training decide nothing.
     if given is not None:
         spec["sae"] = {"saved": given[1]}
 
     def make(folder: Path) -> None:
+        # By image, never by token: neighbours in one map would be on both sides (METHOD section 1).
         training, validation = split_by_image(len(store), bench.cfg.data.validation, seed=bench.cfg.seed)
         saved, workspace = folder / "autoencoder", folder / "training"
+        # An interrupted run may have left a trained SAE without its health; that is no reason to train again.
         if not _is_saved(saved):
             rows = (list(training), list(validation))
             found = _fit(bench, store, *rows, workspace=workspace) if given is None else given[0]
             if not bench.run.rank:
                 save_sae(found, saved, spec={"made_from": spec, "trained_on": trained_on(bench.model, bench.site_spec)})
+        # Only training is shared out; one rank measures the health.
         if bench.run.rank:
             return
+        # From its file, so that what is measured is what later stages read.
         trained = load_sae(saved)
         health = measure_health(trained, store, validation)
         recovered = loss_recovered(bench, trained, store, validation)
         report = {**asdict(health), "density_edges": list(DENSITY_EDGES), **recovered}
         (folder / "health.json").write_text(json.dumps(report))
+        # Checkpoints hold the weights and Adam's two moments: three times the SAE itself.
         shutil.rmtree(workspace, ignore_errors=True)
 
     with bench.run.stage("sae"):
@@ -99,6 +105,7 @@ def _train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
 
 def trained_on(model: DiffusionModel, site: Mapping[str, Any]) -> dict[str, Any]:
     """Where an SAE reads: the model, its sampler and the site."""
+    # A name decides nothing, and the micro-batch no more than rounding.
     return {"model": {k: v for k, v in model.spec().items() if k not in ("name", "micro_batch")}, "site": dict(site)}
 
 
@@ -137,12 +144,14 @@ class _Stream(IterableDataset[TokenBatch]):
         self.settings: dict[str, int] = {"batch": batch, "batches": batches, "capacity": capacity, "seed": seed}
 
     def __iter__(self) -> Iterator[TokenBatch]:
+        # A checkpoint knows neither the generator nor the place in the stream: it is drawn again up to there.
         return islice(mixed_batches(self.source, **self.settings), self.first, None)
 
 
 def _fit(
     bench: Workbench, store: ActivationStore, training: list[int], validation: list[int], *, workspace: Path
 ) -> SparseAutoencoder:
+    # The SAE's first directions come from torch's global generator.
     torch.manual_seed(bench.cfg.seed)
     module = build_module(bench, store)
     source = _token_source(bench, store, training, module.sae.tokens_of_map)
@@ -151,13 +160,17 @@ def _fit(
     sizes = buffer_sizes(bench.cfg.data.buffer, batch=batch, dim=module.sae.dim)
     bench.run.say(f"sae: {sizes.describe()}")
     stream["capacity"] = sizes.capacity
+    # Mixed like the training's own tokens: mean and scale of one step or a few images would be others.
     sample = next(mixed_batches(source, **{**stream, "batch": sizes.sample, "batches": 1}))
     module.calibrate_input(sample.tokens, sample.steps)
+    # Raw neurons learn the mean of the activations, and that is known by now.
     if not module.sae.trains:
         return module.fold_scale().eval()
     checkpoint = workspace / "last.ckpt"
     first = updates_done(checkpoint)
+    # A kill costs a twentieth of the training at most, and never more than 500 updates.
     interval = max(1, min(500, module.updates // 20))
+    # With the counter Lightning would write `last-v1.ckpt` beside an older one, and a resume would read the older.
     keeper = ModelCheckpoint(workspace, filename="last", every_n_train_steps=interval, enable_version_counter=False)
     loader = DataLoader(_Stream(source, **stream, first=first), batch_size=None)
     health = HealthOverTraining(*_held_out(store, validation, module.sae.tokens_of_map), bench.tracker)
@@ -170,6 +183,7 @@ def _fit(
         logger=bench.tracker.logger,
         log_every_n_steps=20,
     )
+    # `weights_only`: a checkpoint is a pickle, which could run anything.
     trainer.fit(module, loader, ckpt_path=str(checkpoint) if first else None, weights_only=True)
     return module.fold_scale().eval()
 
@@ -183,6 +197,7 @@ def _held_out(store: ActivationStore, validation: list[int], tokenise: Tokenise)
 def updates_done(checkpoint: Path) -> int:
     """After how many updates a checkpoint was written; 0 where there is none, or one that cannot be read."""
     try:
+        # A kill may leave half a checkpoint: the training then begins anew.
         return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
     except (OSError, EOFError, KeyError, RuntimeError, UnpicklingError):
         return 0
@@ -234,6 +249,7 @@ def loss_recovered(
     for step in progress(range(store.steps), "denoising loss recovered"):
         mean = store.at_step(step).float().mean(0)
         for row, change in enumerate((None, reconstruct, lambda h, mean=mean: mean.to(h).expand_as(h))):
+            # One seed for all three, so that they differ by the change alone.
             losses[row, step] = bench.model.denoising_loss(
                 images, step, site=bench.site, change=change, seed=bench.cfg.seed, prompts=prompts
             )

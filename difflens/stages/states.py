@@ -17,6 +17,7 @@ from difflens.vocabulary import Attribute, GenerationPlan
 def read_step(bench: Workbench) -> int:
     """The step at which classes are read: `mitigation.read` under `early`, else the last of an unedited one beside it."""
     share = bench.cfg.mitigation.read if bench.cfg.mitigation.assignment == "early" else 1.0
+    # A share of 1 would be the step after the last.
     return min(int(share * bench.model.steps), bench.model.steps - 1)
 
 
@@ -39,6 +40,7 @@ def read_states(bench: Workbench, plan: GenerationPlan, attributes: list[Attribu
         with Progressing("states", len(plan.image_ids)) as display:
             for maps in bench.model.states(plan, bench.site, step):
                 for name, (_, probe) in fitted.items():
+                    # The logits alone are stored, less than a thousandth of the maps that they are read from.
                     found[name].append(placed(probe, maps.device)(maps.float(), step).cpu())
                 display.advance(len(maps))
         save_file({name: torch.cat(parts) for name, parts in found.items()}, folder / "states.safetensors")

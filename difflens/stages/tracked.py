@@ -52,6 +52,7 @@ def track_pictures(bench: Workbench, features: Sequence[Mapping[str, Any]]) -> N
     """Pairs of the same seed, and the feature cards."""
     folder, method = bench.run.folder, bench.cfg.mitigation.name
     seed = bench.cfg.metric.base_seed
+    # The report's own choice of pairs, evenly spaced, so that nobody picked them.
     pairs = select_pairs(folder / "images", read_run(folder).edits, method=method)
     moves = [(pair.edit.before, pair.edit.after) if pair.edit else ("", "") for pair in pairs]
     rows = [[seed, pair.id, pair.before, pair.after, *move] for pair, move in zip(pairs, moves, strict=True)]

@@ -52,6 +52,7 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
         ArtifactError: it is missing or damaged.
     """
     record = None
+    # A ValueError is text that is no JSON, and bytes that are no text.
     with suppress(OSError, ValueError):
         record = json.loads((folder / name).read_text(encoding="utf-8"))
     entries = record.values() if name == FILES and isinstance(record, dict) else ()
@@ -66,6 +67,7 @@ def check_file(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         ArtifactError: it is missing, has another size, or another SHA-256 (a flipped bit loads silently otherwise).
     """
+    # The cheapest test first: most damage is a lost or shortened file, which need not be hashed.
     if not path.is_file():
         raise ArtifactError(f"{path} is missing")
     if path.stat().st_size != record["size"]:
@@ -80,20 +82,25 @@ def seal(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             path.chmod(0o755)
+        # What a killed attempt left half-written must not become a part of the result.
         elif path.name.startswith(".") and path.name.endswith(TEMPORARY):
             path.unlink()
+        # safetensors writes files that their owner alone can read.
         elif path != folder / FILES:
             path.chmod(0o644)
             sync(path)
             files[path.relative_to(folder).as_posix()] = {"sha256": sha256_of(path), "size": path.stat().st_size}
+    # Last of all files, as a signature: a folder without it is not finished.
     write_json(folder / FILES, files)
     folder.chmod(0o755)
+    # A file survives a power cut only if its entry in the folder does.
     for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         sync(inner)
 
 
 def remove(path: Path) -> None:
     """Remove a folder, or whatever else lies in its place."""
+    # Of a link only the link itself goes: what it leads to is not the store's.
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -114,6 +121,7 @@ class ArtifactStore:
 
     def lock(self, folder: Path) -> Path:
         """The lock file of an artifact's folder."""
+        # Not inside the artifact's folder, which is renamed and removed while the lock is held.
         return self.root / ".locks" / f"{folder.parent.name}-{folder.name}.lock"
 
     def read(self, kind: str, mark: str) -> Artifact:
@@ -139,6 +147,7 @@ class ArtifactStore:
             ArtifactMismatchError: it is another spec's: somebody moved it, and may want it back.
         """
         folder = self.path(kind, spec)
+        # A link that leads nowhere is there too: damage to be told, and not an artifact that was never made.
         if not os.path.lexists(folder):
             return None
         artifact = self.read(kind, folder.name)
@@ -160,6 +169,7 @@ class ArtifactStore:
             ArtifactError: the disk is full, or the folder was removed meanwhile.
         """
         folder = self.path(kind, spec)
+        # Without a lock at first: a finished artifact never changes, and most calls end here.
         with suppress(ArtifactError):
             if found := self.find(kind, spec):
                 return found, True
@@ -174,9 +184,11 @@ class ArtifactStore:
                 found = None
             if found is None:
                 self._make(folder, spec, make, resumable=resumable)
+            # What this process has just hashed and sealed is opened without being hashed again.
             return found or self._open(kind, folder.name), found is not None
 
     def _make(self, folder: Path, spec: Mapping[str, Any], make: Callable[[Path], object], *, resumable: bool) -> None:
+        # Beside its final place, for only on the same disk a rename is atomic.
         partial = folder.with_name(folder.name + TEMPORARY)
         if not (resumable and partial.is_dir()):
             remove(partial)
@@ -185,9 +197,12 @@ class ArtifactStore:
             write_json(partial / SPEC, canonical(spec))
             make(partial)
             seal(partial)
+            # Whole, hashed and on the disk before it gets its name: whoever finds the name finds all of it.
             os.replace(partial, folder)
             sync(folder.parent)
+        # Ctrl-C too must leave nothing half-made, unless the next attempt goes on from it.
         except BaseException as error:
+            # Whatever has failed: that the folder went away is the cause to tell.
             if isinstance(error, Exception) and not partial.is_dir() and not folder.is_dir():
                 raise removed(partial) from error
             if not resumable:
@@ -229,12 +244,14 @@ class ArtifactStore:
         Raises:
             ArtifactError: the first rank, or the process that started this one, has ended before it was published.
         """
+        # A process whose parent has ended gets another one: then the launch is over, and nobody will publish.
         folder, parent = self.path(kind, spec), os.getppid()
         while True:
             with suppress(ArtifactError):  # the first rank makes a damaged one anew
                 if found := self.find(kind, spec):
                     return found
             leader = first()
+            # Not before the first rank has the lock: until then another program may be at work in this very folder.
             if make is not None and leader and read_owner(self.lock(folder)) == leader:
                 make(folder.with_name(folder.name + TEMPORARY))
                 make = None

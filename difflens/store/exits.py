@@ -35,6 +35,7 @@ def nearest(word: str, known: Sequence[str]) -> str:
 def about_option(error: MissingConfigException) -> str:
     """The line for a config group's choice that does not exist, with the files there are."""
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    # Products such as gender+age are registered for every combination: they would hide the few files.
     options = sorted(str(option) for option in error.options or () if "+" not in option)
     if group == "hydra/launcher" and choice.startswith(("joblib", "submitit")):
         return f"{group}={choice} needs the launchers: pip install 'difflens[launchers]'."
@@ -46,6 +47,7 @@ def about_option(error: MissingConfigException) -> str:
 def about_key(error: ConfigCompositionException, groups: Sequence[str]) -> str:
     """The line for an override that fits nothing in the configuration, or whose value does not fit."""
     text = " ".join(str(error).split())
+    # Hydra explains the remedies on several lines; these are the two that are likely meant, on one.
     if text.startswith("Ambiguous value"):
         return f"{text.split(' 1. ')[0]}: add -m to run one job per value, or write key=[a,b] for a list."
     cause = error.__cause__
@@ -55,6 +57,7 @@ def about_key(error: ConfigCompositionException, groups: Sequence[str]) -> str:
         return f"{text}: {detail}".strip(": ")
     key = unknown[1]
     known = list(groups)
+    # OmegaConf's error keeps the node that lacks the key; the other keys of that node are likeliest to be meant.
     parent = getattr(cause, "parent_node", None)
     if parent is not None and hasattr(parent, "keys"):
         prefix = f"{key.rpartition('.')[0]}.".lstrip(".")
@@ -78,6 +81,7 @@ def about_object(error: BuildError) -> Ending:
     code = getattr(cause, "exit_code", None)
     if code is not None or isinstance(cause, ValueError | TypeError | ImportError):
         return Ending(code or 2, line)
+    # torch raises RuntimeError for weights that do not fit and for memory that does not suffice: only the text differs.
     damaged = "state_dict" in str(cause) or not isinstance(cause, RuntimeError | MemoryError)
     if damaged and not (cause and is_disk_full(cause)):
         return Ending(2, f"{line}; is this the folder of another model, or a damaged one?")
@@ -103,8 +107,10 @@ def ending(error: BaseException, *, stage: str | None = None, groups: Sequence[s
             that a ValueError is the configuration's fault.
         groups: names of the config groups, to suggest the nearest to a mistyped one.
     """
+    # Before all types: on its way out an interruption may have become an exception of a library.
     if was_interrupted(error):
         return Ending(130, INTERRUPTED)
+    # The particular before the general: a missing file is a composition error to Hydra, and all are Hydra's exceptions.
     match error:
         case MissingConfigException():
             return Ending(2, about_option(error))
@@ -115,10 +121,12 @@ def ending(error: BaseException, *, stage: str | None = None, groups: Sequence[s
         case OmegaConfBaseException(full_key=key):
             text = str(error).split("\n")[0].strip()
             return Ending(2, f"{key}: {text}" if key and key not in text else text)
+        # submitit has no type of its own for this.
         case RuntimeError() if 'Could not detect "srun"' in str(error):
             return Ending(2, NO_SLURM)
         case OverrideParseException(override=override):
             return Ending(2, about_quotes(override))
+        # Python keeps bytes of the command line that are no UTF-8 as these surrogates, which no encoding takes.
         case UnicodeEncodeError(object=text, start=start, end=end) if any(
             "\udc80" <= sign <= "\udcff" for sign in text[start:end]
         ):

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes in hexadecimal."""
+    # Read piece by piece: a file may be larger than the memory.
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -36,6 +37,7 @@ def sync(path: Path) -> None:
 def publish(temporary: Path, path: Path) -> None:
     """Give a finished temporary file its mode (0644: safetensors leaves 0600) and its final name, atomically."""
     temporary.chmod(0o644)
+    # On the disk before it is renamed: after a power cut the name could lead to an empty file.
     sync(temporary)
     os.replace(temporary, path)
 
@@ -43,6 +45,8 @@ def publish(temporary: Path, path: Path) -> None:
 def write_text(path: Path, text: str) -> Path:
     """Write a text file so that a reader sees the old or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Hidden, in the same folder and with the process's number: no reader takes it for the file, and two writers
+    # do not meet.
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -72,6 +76,7 @@ def human_size(size: int | float) -> str:
 
 def disk_space(path: Path) -> tuple[int, int]:
     """Total and free bytes of the disk that holds `path`, which need not exist yet."""
+    # What this user may still write, which is less than what is unused where root has a reserve.
     total, _, free = shutil.disk_usage(next(at for at in (path.absolute(), *path.absolute().parents) if at.exists()))
     return total, free
 
@@ -103,6 +108,7 @@ def is_disk_full(error: BaseException) -> bool:
 
     safetensors and torch report a full disk as errors of their own types: only their text tells.
     """
+    # EDQUOT: on a shared disk one's own quota may end long before the disk.
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     cause = error.__cause__ or error.__context__
@@ -117,5 +123,7 @@ def point_latest(outputs: Path, folder: Path, *, name: str = "latest") -> None:
         return
     temporary = outputs / f".{name}.{os.getpid()}{TEMPORARY}"
     temporary.unlink(missing_ok=True)
+    # A relative link still leads to the run when the outputs are moved as a whole.
     temporary.symlink_to(os.path.relpath(folder, outputs), target_is_directory=True)
+    # By a rename: between removing a link and making the next one a reader would find none.
     os.replace(temporary, latest)

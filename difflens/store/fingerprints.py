@@ -23,9 +23,11 @@ def canonical(value: Any, where: str = "") -> Any:
         case float() if not math.isfinite(value):
             raise ValueError(f"spec value {where or 'spec'} is {value}: only finite numbers identify an artifact.")
         case float():
+            # From 2⁵³ on a float stands for several whole numbers, so it stays one.
             return int(value) if value.is_integer() and abs(value) < 2**53 else value
         case Mapping():
             for key in value:
+                # JSON writes 3 and "3" alike: two specs would share a fingerprint.
                 if not isinstance(key, str):
                     raise ValueError(f"spec key {key!r} under {where or 'spec'} is no string; write {str(key)!r}.")
             return {key: canonical(value[key], f"{where}.{key}".lstrip(".")) for key in value}
@@ -39,6 +41,7 @@ def canonical(value: Any, where: str = "") -> Any:
 
 def fingerprint(spec: Mapping[str, Any]) -> str:
     """First 16 hexadecimal digits of the SHA-256 of the spec's canonical JSON."""
+    # All that changes bytes but no value is fixed here, for folders are found again by this text's hash.
     text = json.dumps(canonical(spec), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -61,6 +64,7 @@ def differences(a: Any, b: Any, where: str) -> Iterator[str]:
             yield lines[0] + (f" (and {len(lines) - 1} more in {where})" if len(lines) > 1 else "")
     elif isinstance(a, list) and isinstance(b, list) and len(a) != len(b) and max(len(a), len(b)) > 8:
         yield f"{where}: {len(a)} values != {len(b)} values"
+    # As text, since Python holds True and 1 for equal, and the fingerprint does not.
     elif json.dumps(a, sort_keys=True) != json.dumps(b, sort_keys=True):
         yield f"{where}: {shown(a)} != {shown(b)}"
 

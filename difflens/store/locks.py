@@ -25,6 +25,7 @@ def is_gone(owner: dict[str, Any]) -> bool:
     if owner["host"] != socket.gethostname():
         return False
     try:
+        # Signal 0 is not delivered, only checked: a process that may not be signalled is alive and somebody else's.
         os.kill(owner["pid"], 0)
     except OSError as error:
         return isinstance(error, ProcessLookupError)
@@ -35,6 +36,7 @@ def read_owner(path: Path) -> dict[str, Any] | None:
     """The process that holds a lock, as its file tells; None where nobody does, or the file does not tell."""
     try:
         with path.open("rb") as file:
+            # No more, since any file may lie here; filelock's soft lock puts the PID's namespace behind a `?`.
             pid, host, *_ = file.read(1000).decode().splitlines()
         return {"pid": int(pid), "host": host.partition("?")[0]}
     except (OSError, ValueError):
@@ -64,6 +66,7 @@ def exclusive(path: Path, what: str, *, poll_seconds: float = 0.5) -> Iterator[N
         _sign(lock, path, "\n".join(map(str, this_process().values())))
         yield
     finally:
+        # Emptied while it is still held: afterwards it may be the next holder's. A full disk must not keep the lock.
         with suppress(OSError):
             _sign(lock, path, "")
         lock.release()
@@ -71,6 +74,7 @@ def exclusive(path: Path, what: str, *, poll_seconds: float = 0.5) -> Iterator[N
 
 def _take(lock: BaseFileLock, path: Path, what: str) -> None:
     try:
+        # Without waiting at first, only to say for whom before the wait begins.
         lock.acquire(blocking=False)
     except Timeout:
         owner = read_owner(path)

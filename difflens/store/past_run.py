@@ -38,6 +38,7 @@ def newest_having(path: Path, has: str | Callable[[Path], bool]) -> Path:
 
 def _begun(folder: Path) -> float:
     """When a run, or the last job of a sweep, began; 0 for a folder that is neither."""
+    # The configuration is written once, at the start; a folder's own time changes with every file in it.
     return max(
         (file.stat().st_mtime for file in (*folder.glob("config.yaml"), *folder.glob("*/config.yaml"))), default=0.0
     )
@@ -79,6 +80,7 @@ class RunArtifacts:
 
     def _places(self) -> Iterator[Path]:
         try:
+            # The run may come from somebody else: plain YAML builds no objects.
             configured = yaml.safe_load((self.run / "config.yaml").read_text())["paths"]["artifacts"]
         except (OSError, yaml.YAMLError, KeyError, TypeError):
             configured = "artifacts"

@@ -26,8 +26,10 @@ class Progressing:
         self.name, self.total, self.done = name, total, 0
         self._next, self._pause = time.monotonic() + PATIENCE, PATIENCE
         self._bar: Progress | None = None
+        # A bar in a file or a pipe would be thousands of lines that overwrite nothing.
         if sys.stdout.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            # It goes away when it is done: what stays is the line that tells the stage's time.
             self._bar = Progress(*columns, console=Console(file=sys.stdout), transient=True)
             self._task = self._bar.add_task(name, total=total)
             self._bar.start()
@@ -41,6 +43,7 @@ class Progressing:
         elif time.monotonic() >= self._next:
             self._pause *= 2
             self._next = time.monotonic() + self._pause
+            # Python holds back what is piped: unflushed, all lines would come at the end.
             print(f"{name}: {self.done}" + (f" of {self.total}" if self.total else ""), flush=True)
 
     def close(self) -> None:
@@ -60,5 +63,6 @@ def progress(parts: Iterable[T], name: str) -> Iterator[T]:
     counted: Any = parts
     with Progressing(name, len(counted) if isinstance(parts, Sized) else None) as display:
         for part in parts:
+            # The part counts once the caller asks for the next one, for only then is its work done.
             yield part
             display.advance()

@@ -68,8 +68,10 @@ def main_memory() -> int:
 
 def peak_memory() -> dict[str, float]:
     """Largest resident memory of this process so far in MiB, and of its GPU tensors if torch has used one."""
+    # `ru_maxrss` is in bytes on macOS and in KiB on Linux.
     unit = 2**20 if sys.platform == "darwin" else 2**10
     peaks = {"peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
+    # Only if somebody else has imported it: reports and checks run without torch.
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         peaks["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)

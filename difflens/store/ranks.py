@@ -16,6 +16,7 @@ RANKS = {"RANK": "WORLD_SIZE", "LOCAL_RANK": "WORLD_SIZE", "SLURM_PROCID": "SLUR
 
 def process_rank() -> int:
     """This process's rank in a distributed run, 0 if there is none; only rank 0 writes the run folder."""
+    # Anything but a number is left for `check_launch` to refuse in words.
     return next((int(os.environ[name]) for name in RANKS if os.environ.get(name, "").isdecimal()), 0)
 
 
@@ -73,6 +74,7 @@ def first_to_fail(folder: Path, error: BaseException) -> bool:
     The others fail in consequence, as their connection breaks.
     """
     try:
+        # Exclusive creation decides between processes which one was first.
         with (folder / TRACEBACK).open("x", encoding="utf-8") as file:
             file.write("".join(traceback.format_exception(error)))
     except FileExistsError:

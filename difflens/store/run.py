@@ -54,6 +54,7 @@ def finite(data: Any) -> Any:
         return {key: finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
         return [finite(value) for value in data]
+    # JSON has no NaN: what Python writes for it is refused by most other readers.
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
@@ -92,10 +93,12 @@ class Run:
         try:
             yield
         except BaseException:
+            # An exception passes the innermost stage first, which is the one to name.
             self.failed_stage = self.failed_stage or name
             raise
         finally:
             seconds = time.monotonic() - start
+            # Of a stage that fails too: the manifest is to tell where the time went.
             self.manifest["seconds"][name] = round(self.manifest["seconds"].get(name, 0.0) + seconds, 3)
         self.write_manifest()
         self.say(f"{name}: {seconds:.1f} s")
@@ -115,6 +118,7 @@ class Run:
         `make` too, in which no two ranks may write the same file, and the first must end last.
         """
         assert kind in REVISIONS, f"REVISIONS lacks {kind!r}"
+        # Into the fingerprint: artifacts of older code stay where they are and are no longer found.
         spec = {**spec, "revision": REVISIONS[kind]}
         if self.rank == 0:
             artifact, reused = self.store.get_or_create(kind, spec, make, resumable=resumable)
@@ -135,6 +139,7 @@ class Run:
         with suppress(OSError, ValueError, KeyError):
             status = json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
             owner = {key: status[key] for key in ("pid", "host")}
+            # That a first rank has ended is an error, but not while the status may be an earlier run's.
             if time.monotonic() - self._opened > START_TOGETHER or not is_gone(owner):
                 return owner
         return {}
@@ -148,6 +153,7 @@ class Run:
         for close in self._endings:
             try:
                 close(exit_code)
+            # A tracker that fails at the very end must take neither the result nor the exit code with it.
             except Exception as error:
                 log.warning("%s", one_line(error))
 
@@ -178,6 +184,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as plain values, every interpolation resolved and every `_target_` checked."""
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
+    # After the interpolation, since a `_target_` may be put together from other keys.
     check_targets(config)
     return {str(key): value for key, value in config.items()}
 
@@ -198,7 +205,9 @@ def open_run(
     run = Run(folder, ArtifactStore(Path(cfg.paths.artifacts)), rank=process_rank())
     run.group = folder.parent.name if sweep else None
     run.id = fingerprint({"folder": str(folder.resolve()), "key": key}) if sweep and key else None
+    # Every rank does the same work and would print the same lines.
     silence = redirect_stdout(io.StringIO()) if run.rank else nullcontext()
+    # Around the resolution too: a configuration that does not resolve is a failed run with a status.
     with recorded_status(run, overrides, key), silence:
         config = resolve(cfg)
         check_launch(config, sweep=sweep)
@@ -210,6 +219,7 @@ def open_run(
         try:
             yield run
         except Exception as error:
+            # The error may be a mere consequence: that an artifact in use was removed is the cause to tell.
             lost = next((artifact for artifact, _ in run.used if not artifact.is_there), None)
             if lost is None or was_interrupted(error):
                 raise
@@ -227,20 +237,26 @@ def recorded_status(run: Run, overrides: Sequence[str], key: str | None) -> Iter
     }
     status |= {"overrides": list(overrides)} | ({} if key is None else {"key": key})
     if run.speaks:
+        # That of an earlier attempt would make this run's first failure look like a second one.
         (run.folder / TRACEBACK).unlink(missing_ok=True)
+    # At once: a killed run cannot say so, and further ranks read here whose process to wait for.
     run.write_json("status.json", status)
     try:
         yield
         status["status"] = "done"
+    # Whatever ends the run, Ctrl-C included, `running` would be a lie from here on.
     except BaseException as error:
         code, line = ending(error, stage=run.failed_stage)
         status |= {"status": "failed", "error": rank_prefix(run.rank) + line, "exit_code": code}
+        # The first process that fails tells the cause; others are stopped, or fail because it is gone.
         run.speaks = not (run.rank and was_interrupted(error)) and first_to_fail(run.folder, error)
         raise
     finally:
+        # However the run ends: W&B would go on in an unfinished run with the next job of a sweep.
         run.close(status.get("exit_code", 0))
         status["seconds"] = round(time.monotonic() - start, 3)
         if run.speaks:
+            # Where the disk is full, what filled it is to be told, and not that it could not be written down.
             with suppress(OSError) if status["status"] == "failed" else nullcontext():
                 run.write_last("status.json", status)
                 run.write_manifest()

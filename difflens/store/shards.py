@@ -22,13 +22,16 @@ def hash_path(shard: Path) -> Path:
 
 def write_shard(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> Path:
     """Write tensors as `<name>.safetensors` and its SHA-256 next to it; a crash leaves no shard that looks finished."""
+    # Imported by need: the store is also used where torch is not.
     from safetensors.torch import save_file
 
     shard = folder / f"{name}{SUFFIX}"
     shard.parent.mkdir(parents=True, exist_ok=True)
+    # The sign of completeness goes first and comes last, so that no crash leaves it beside other bytes.
     hash_path(shard).unlink(missing_ok=True)
     temporary = shard.with_name(f".{shard.name}{TEMPORARY}")
     try:
+        # safetensors refuses views, such as transposed tensors.
         save_file({key: value.detach().contiguous() for key, value in tensors.items()}, temporary)
         digest = sha256_of(temporary)
         publish(temporary, shard)
@@ -50,6 +53,7 @@ def is_finished(folder: Path, name: str) -> bool:
     shard = folder / f"{name}{SUFFIX}"
     if not shard.is_file() or not hash_path(shard).is_file():
         return False
+    # Hashed again, for safetensors loads a flipped bit without a word.
     return hash_path(shard).read_bytes().strip() == sha256_of(shard).encode()
 
 

@@ -143,6 +143,7 @@ def read_environment() -> None:
     own_packages = tuple(part.strip().rstrip(".") for part in parts if part.strip())
 
 
+# Before anything is composed: Hydra can set variables of the environment from a configuration.
 read_environment()
 
 
@@ -153,6 +154,7 @@ def saved_class(dotted: str, kind: type[Kind]) -> type[Kind]:
         UserError: it is neither.
     """
     module, _, name = dotted.rpartition(".")
+    # The name comes out of a file, and importing a module already runs it: its package is checked first.
     known = dotted.startswith(("difflens.", *(f"{package}." for package in own_packages)))
     found = getattr(import_module(module), name, None) if known else None
     if not (isinstance(found, type) and issubclass(found, kind)):
@@ -213,6 +215,7 @@ def check_target(target: Any, key: str) -> None:
 
 
 def _is_own(target: Any) -> bool:
+    # No private parts: what a package hides behind an underscore is not offered by it.
     named = isinstance(target, str) and all(part.isidentifier() and part[0] != "_" for part in target.split("."))
     return named and target.startswith(tuple(f"{package}." for package in own_packages))
 
@@ -228,9 +231,11 @@ def resolve_target(target: Any, key: str) -> Callable[..., Any]:
     try:
         found = getattr(import_module(module), name, None)
     except ModuleNotFoundError as error:
+        # A missing module that the named one imports is another fault, and keeps its own message.
         if not f"{target}.".startswith(f"{error.name}."):
             raise
         found = None
+    # Builtins such as `os.system` are neither, under whatever name a package has imported them.
     if not (inspect.isclass(found) or inspect.isfunction(found)):
         raise UserError(f"_target_ of {key} is {target!r}, but there is no class or function {name!r} in {module!r}.")
     home = f"{found.__module__}."
@@ -276,6 +281,7 @@ def build(described: Mapping[str, Any], key: str, *args: Any, **more: Any) -> An
     settings = {name: _inside(value, f"{key}.{name}") for name, value in described.items() if name[:1] != "_"}
 
     def made(*late: Any, **later: Any) -> Any:
+        # Its class may have been let in unseen, by a function or as a protocol; the object shows what it is.
         found = make(*late, **{**settings, **later})
         if _is_own(target):
             _check_seam(found, key, target)
@@ -283,6 +289,7 @@ def build(described: Mapping[str, Any], key: str, *args: Any, **more: Any) -> An
 
     with_more = partial(made, *args, **more)
     if described.get("_partial_"):
+        # Looked for now: the call that would complain may come hours later, inside a stage.
         unknown = _refused(make, {**settings, **more})
         if unknown:
             raise BuildError(key, target) from TypeError(f"{make.__name__} takes no {unknown!r}")

@@ -18,11 +18,13 @@ def check(bench: "Workbench") -> None:
     Raises:
         ValueError: with the offending value and the remedy.
     """
+    # Cached objects are read for their errors alone, which come before the first stage this way.
     bench.tracker  # noqa: B018
     method = bench.method
     bench.fixed_strength  # noqa: B018
     bench.goals, bench.per_prompt  # noqa: B018
     for key in ("attribution.scorer", "probe"):
+        # With `_partial_` nothing is fitted yet; a setting that its function does not take is refused all the same.
         built(bench.cfg, key)
     held = bench.held()
     bench.model.check_update(method.update)
@@ -46,6 +48,7 @@ def check_streams(bench: "Workbench") -> None:
     calibration = cfg.mitigation.calibration
     asked = {
         cfg.data.base_seed: cfg.data.images,
+        # `+ texts`: calibration images are rounded up to the same number of every prompt.
         calibration.base_seed: calibration.images + texts,
         cfg.metric.base_seed: cfg.metric.images * texts,
     }
@@ -71,6 +74,7 @@ def check_autoencoder(bench: "Workbench", *, held: bool) -> None:
         check_top(getattr(bench.method, "held_top", 1), width=autoencoder.width, key="mitigation.held_top")
     with blaming("sae.training"):
         module = built(cfg, "sae.training")(autoencoder, steps=bench.model.steps)
+    # An SAE that is given is not trained, and fills no buffer.
     if cfg.sae.saved is None:
         sizes = buffer_sizes(cfg.data.buffer, batch=module.hparams["batch"], dim=autoencoder.dim)
         check_buffer(sizes, dim=autoencoder.dim, memory=main_memory())

@@ -25,6 +25,7 @@ def blaming(key: str) -> Iterator[None]:
         # Imported by need: what measures folders of images has no room for Lightning beside its networks.
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+        # What constructors say of bad values; a full disk or memory is nobody's setting.
         if not isinstance(error, TypeError | ValueError | ImportError | RuntimeError | MisconfigurationException):
             raise
         raise ValueError(f"{key}: {one_line(error)}") from error
@@ -59,6 +60,7 @@ def class_words(described: Described) -> tuple[str, ...]:
     """
     parts = list(described.get("parts", {"": described}).values())
     words = [_words_of(part) for part in parts]
+    # Classes keep the order of the command line, words that of English: `old female`, not `female old`.
     order = sorted(range(len(parts)), key=lambda i: parts[i].get("place") or 0)
     return tuple(" ".join(combination[i] for i in order) for combination in itertools.product(*words))
 

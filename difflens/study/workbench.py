@@ -44,9 +44,11 @@ class Workbench:
         self.cfg, self.run = cfg, run
         self._made: dict[str, Any] = {}
         self._answered: tuple[Tensor, dict[str, Tensor]] | None = None
+        # Lightning's hints on workers and devices would stand between the lines of the stages.
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="lightning")
+        # Last, since it uses all of this: no stage begins whose successor would be refused.
         check(self)
 
     @cached_property
@@ -79,6 +81,7 @@ class Workbench:
     def new_autoencoder(self) -> SparseAutoencoder:
         """An untrained SAE of the site's size, as `sae` describes it."""
         described = {key: value for key, value in plain(self.cfg.sae).items() if key not in ("training", "saved")}
+        # A site that does not exist is found here first, and is no fault of the SAE's settings.
         with blaming(f"data.site.module={self.site.module}"):
             channels, height, width = self.model.site_shape(self.site)
         with blaming("sae"):
@@ -172,6 +175,7 @@ class Workbench:
     def scoring_judge(self) -> Judge:
         """Scores the tables; never the one that labelled."""
         judge = self._judge("scores")
+        # Edits learn the labelling judge's errors too: it would score them as successes.
         if judge.fingerprint == self.labelling_judge.fingerprint:  # type: ignore[attr-defined]
             raise ValueError("judge.labels and judge.scores are the same network; tables need a second judge.")
         return judge
@@ -200,6 +204,7 @@ class Workbench:
 
         Those of the last images are kept: who is to be moved and what is to be held are asked of the same ones in turn.
         """
+        # By identity: stages hand on the same tensor, and comparing the pixels of thousands would take its time.
         if self._answered is None or self._answered[0] is not images:
             self._answered = images, self._read(images)
         return self._answered[1]
@@ -208,6 +213,7 @@ class Workbench:
         pieces = progress(float_pieces(images), "labelling")
         parts = [self.labelling_judge(piece) for piece in pieces]
         answers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        # One attribute tells: an image without a face has a row of NaN in each.
         found = faces_found(answers[self.attribute.components[0].name])
         if missing := missing_faces(found, policy=self.cfg.missing_faces):
             self.run.say(f"no face in {missing} of {len(found)} images that were labelled; they count for no class")
@@ -216,6 +222,7 @@ class Workbench:
     def classified(self, answers: dict[str, Tensor], attribute: Attribute) -> tuple[Tensor, Tensor]:
         """Classes and logits of one attribute, as `labels` gives them."""
         logits = read_classes(self.labelling_judge, attribute, answers)
+        # The argmax of a row of NaN is a class like any other.
         return torch.where(faces_found(logits), logits.argmax(-1), NO_FACE), logits
 
     def others(self) -> list[Attribute]:
@@ -225,6 +232,7 @@ class Workbench:
             ValueError: a judge does not read one of them.
         """
         known = self.scoring_judge.classes
+        # One judge measures what leaks, the other labels what is held: they must speak of the same attributes.
         read = [name for name in known if name in self.labelling_judge.classes]
         if unknown := [name for name in self.cfg.judge.others if name not in read]:
             raise ValueError(f"judge.others names {unknown}, which the judges do not both read; both read {read}.")
@@ -238,6 +246,7 @@ class Workbench:
             ValueError: one of them is not measured.
         """
         studied, others = [part.name for part in self.attribute.components], self.others()
+        # The list may name the one under study, so that the same list serves a sweep over attributes.
         names = [name for name in self.cfg.mitigation.hold.attributes if name not in studied]
         if unknown := [name for name in names if name not in {other.name for other in others}]:
             raise ValueError(
@@ -263,6 +272,7 @@ class Workbench:
 
         It spreads over the configured devices, all ranks taking part, unless `alone` (see `trainer_settings`).
         """
+        # Left to itself Lightning writes logs and checkpoints to where the program was started.
         quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
         described = trainer_settings(self.cfg, alone=alone)
         callbacks = [OwnSigterm(), StageProgress(stage), *settings.pop("callbacks", [])]
@@ -303,6 +313,7 @@ def trainer_settings(cfg: DictConfig, *, alone: bool) -> dict[str, Any]:
                 f"model.device={device} is one device and trainer.devices={described['devices']} asks for others; "
                 f"use model.device={device.type}."
             )
+        # `cuda:1` is the second GPU; one device would be the first.
         described["devices"] = [device.index]
     return described
 
@@ -313,6 +324,7 @@ def open_tracker(cfg: DictConfig, run: Run) -> Tracker:
     Raises:
         ValueError: the logger cannot be had.
     """
+    # Each further process would open a run of its own at the service.
     make = None if run.rank else built(cfg, "logger")
     if make is None:
         return Tracker()
@@ -322,6 +334,7 @@ def open_tracker(cfg: DictConfig, run: Run) -> Tracker:
         tracker: Tracker = make(run.folder, identity)
 
     def close(exit_code: int) -> None:
+        # Closed in any case: left open, wandb would give this run to the next job of a sweep.
         try:
             tracker.artifacts(run.used)
         finally:

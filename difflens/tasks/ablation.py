@@ -26,6 +26,7 @@ def ablation(cfg: DictConfig, run: Run) -> None:
     bench = Workbench(cfg, run)
     located = locate_features(bench)
     activation = located.result.activation.sum(1)
+    # Ranked as features are selected, or other latents would be on trial than those that are edited.
     rank = cfg.attribution.rank
     sets = ablation_sets(located.result.scores, activation, size=cfg.task.size, seed=cfg.seed, rank=rank)
     plan = fresh_plan(bench)
@@ -34,12 +35,14 @@ def ablation(cfg: DictConfig, run: Run) -> None:
     mass: dict[str, dict[str, float]] = {}
     with run.stage("ablation"):
         for index, (name, groups) in enumerate(sets.items()):
+            # Where the class is not shown, nothing can be taken away.
             rows = (labels == index).nonzero()[: cfg.task.images, 0]
             if not len(rows):
                 raise ValueError(
                     f"none of {len(labels)} images is {name!r} ({bench.attribute.name}); raise task.images."
                 )
             kept[name] = {kind: _kept(bench, located, name, plan.take(rows), group) for kind, group in groups.items()}
+            # A set that hardly fires proves nothing when it is silenced, so how much each fires is told too.
             mass[name] = {kind: float(activation[index, list(group)].sum()) for kind, group in groups.items()}
     data = {"size": cfg.task.size, "images": cfg.task.images, "kept": kept, "latents": sets, "activation": mass}
     Console().print(_table(kept, cfg.task.size, bench.attribute.name))
@@ -58,6 +61,7 @@ def fresh_plan(bench: Workbench) -> GenerationPlan:
 def _kept(bench: Workbench, located: Located, name: str, plan: GenerationPlan, latents: tuple[int, ...]) -> float:
     """Share of images of a class that still show it with these latents silenced at every step."""
     index = bench.attribute.index(name)
+    # The same latents for every class: whatever an image's target, all of them fall silent.
     edit = silencer(bench, located, FeatureSet(bench.attribute, {c: latents for c in bench.attribute.classes}))
     pushed = plan.towards(torch.full((len(plan.image_ids),), index))
     made = generate(bench.trainer("ablation"), bench.model, pushed, edit=edit)
@@ -68,9 +72,11 @@ def silencer(bench: Workbench, located: Located, features: FeatureSet) -> Featur
     """An edit that scales the features to nothing."""
     latents, classes = selected_latents(features), bench.attribute.classes
     shape = located.statistics.mean.shape
+    # `scale` reads no usual activity; only the shapes have to fit.
     unused = CodeStatistics(
         latents, torch.zeros(*shape[:2], len(latents), *shape[3:]), torch.zeros(shape[1], len(latents))
     )
+    # By the method's own update, since what an edit can do depends on it (METHOD section 5).
     edit = FeatureEdit(located.autoencoder, features, unused, site=bench.site, mode="scale", update=bench.method.update)
     return edit.with_strength(torch.zeros(len(classes)))  # type: ignore[return-value]
 

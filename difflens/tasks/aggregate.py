@@ -17,6 +17,7 @@ from difflens.store.run import Run
 def aggregate(cfg: DictConfig, run: Run) -> None:
     """Write everything about the sweep in `sweep` into its folder, and print the comparison."""
     sweep = newest_having(Path(cfg.sweep), "*/metrics.json")
+    # By what was asked: a job that never began has left no folder, and is to be seen all the same.
     jobs = read_jobs(sweep, asked_overrides(sweep))
     with run.stage("aggregate"):
         pairs = None
@@ -40,6 +41,7 @@ def asked_overrides(sweep: Path) -> list[list[str]] | None:
     if not record.is_file():
         return None
     hydra = OmegaConf.load(record).hydra
+    # An experiment's file may hold the sweep; Hydra reads it before the command line, whose values win.
     params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
     words = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     assert isinstance(words, list)

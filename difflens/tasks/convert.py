@@ -46,6 +46,8 @@ def write_pipeline(pipeline: DDIMPipeline, folder: Path, origin: dict[str, str |
     try:
         pipeline.save_pretrained(partial)
         write_json(partial / "conversion.json", origin)
+        # safetensors leaves files that their owner alone can read. Their bytes are on the disk before the folder has
+        # its name, so that a power cut leaves no half of it.
         for path in (path for path in partial.rglob("*") if path.is_file()):
             path.chmod(0o644)
             sync(path)

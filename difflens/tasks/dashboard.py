@@ -60,6 +60,7 @@ def describe_workspace(sweep: str, found: Sequence[Json], *, entity: str, projec
     Raises:
         ValueError: wandb-workspaces is not installed.
     """
+    # An extra: most installations lack it, and no other task needs it.
     try:
         reports: Any = import_module("wandb_workspaces.reports.v2")
         workspaces: Any = import_module("wandb_workspaces.workspaces")

@@ -55,6 +55,7 @@ def doctor(cfg: DictConfig, run: Run) -> None:
         NotReadyError: something is missing for what the command line asks for.
     """
     asked = list(needs(cfg))
+    # Hydra's own list, which has the experiments of a user's folders as well.
     names = GlobalHydra.instance().config_loader().get_group_options("experiment")
     given = list(HydraConfig.get().overrides.task)
     experiments = {name: missing(ask(name, given, model=cfg.model.name)) for name in names}
@@ -68,6 +69,7 @@ def doctor(cfg: DictConfig, run: Run) -> None:
     print("\n".join([*about, "", *machine(Path(cfg.paths.outputs)), *told, *places(cfg), "", *ready]))
     found = {"needs": [_plain(need) for need in asked], "experiments": experiments, "forecast": costs}
     run.write_json("doctor.json", found)
+    # Last, so that all is told and written whatever the exit code.
     if lacking := missing(asked):
         raise NotReadyError(
             f"what was asked for cannot run: missing {', '.join(lacking)}; the list above says how to get it."
@@ -93,6 +95,7 @@ def ask(experiment: str, given: Sequence[str], *, model: str) -> list[Need]:
     """
     overrides = [f"experiment={experiment}", *(each for each in given if each.startswith("paths."))]
     cfg = compose("config", overrides=overrides)
+    # A setting such as `model.source` means one model; another may not even have it.
     if cfg.model.name == model:
         cfg = compose("config", overrides=[*overrides, *(each for each in given if each.startswith("model."))])
     return list(needs(cfg))
@@ -158,6 +161,7 @@ def _own(node: Mapping[str, Any], key: str) -> Iterator[Need]:
             lambda: find_pipeline(source, obtain=f"hf download {source}", key=f"{key}.source"),
         )
     if (device := str(node.get("device", "cpu"))) != "cpu":
+        # A device is no file: any path that exists says that it was found.
         yield _look(key, "device", device, None, lambda: check_device(device) and Path("/dev"))
 
 
@@ -174,6 +178,7 @@ def machine(outputs: Path) -> Iterator[str]:
     yield "GPU: " + (", ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus) or "none")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield f"memory: {memory / 2**30:.0f} GiB, {os.cpu_count()} CPU cores"
+    # The outputs need not exist yet, and only a folder that does has a disk.
     there = next(folder for folder in (outputs.resolve(), *outputs.resolve().parents) if folder.exists())
     free = shutil.disk_usage(there).free
     yield f"disk: {free / 2**30:.0f} GiB free for {outputs} (paths.outputs, environment variable DIFFLENS_OUTPUTS)"

@@ -23,12 +23,14 @@ def dose(cfg: DictConfig, run: Run) -> None:
     rows, metrics = [], {}
     for multiple in cfg.task.doses:
         strength = neutral + multiple * (prepared.strength - neutral)
+        # The strength decides the images, not how it was found: equal doses are made once.
         spec = {key: value for key, value in prepared.spec.items() if key != "calibration"}
         edit = replace(
             prepared,
             mitigation=prepared.mitigation.with_strength(strength),
             strength=strength,
             spec={**spec, "strength": strength.tolist()},
+            # No edit at all: under `protocol=official` a neutral one still adds a bias.
             attached=multiple != 0,
         )
         metrics = evaluate(bench, generate_pairs(bench, edit))

@@ -29,10 +29,13 @@ AT_ONCE = 16
 
 def evaluate(cfg: DictConfig, run: Run) -> None:
     """Write `metrics.json` and `report.html` on the folders that `images`, `reference` and `originals` name."""
+    # Networks come and go here, and glibc would keep the freed ones in pieces too small for the next.
     return_memory_at_once()
     places = read_places(cfg)
+    # What the configuration gets wrong is told before thousands of files are opened.
     listed, own = listed_measures(cfg), own_metrics(cfg)
     study = read_study(cfg)
+    # A folder with two roles, as originals that are the reference, is read once.
     scanned = {place: scan(run, place) for place in dict.fromkeys(places.values())}
     folders = {role: scanned[place] for role, place in places.items()}
     for role, folder in folders.items():
@@ -133,6 +136,7 @@ def measure(
     with run.stage("metrics"):
         made, *others = (Reading.of(load_file(file)) for file in stored)
         first = others[0] if others else None
+        # The features of these images were just read.
         if first is not None and same:
             reference = _reference_of(first, study)
         else:
@@ -147,9 +151,11 @@ def measure(
             names = shared.names
             before, after = part(first, originals, names), part(made, images, names)
             rows[0] |= {"pairs": len(names), **pairs(before, after, study, None)}
+            # Metrics that ask for originals could say nothing of all images; of the pairs they can.
             of_pairs = {key: metric for key, metric in own.items() if rows[0][key] is None}
             made_pieces, others_pieces = (_pieces(folder, names) for folder in (images, originals))
             rows[0] |= measure_own(of_pairs, after, study, made_pieces, originals=others_pieces)
+            # Compared with itself, the reference would show a perfect FID.
             unmeasured = dict.fromkeys(("fid", "kid", "kid_sd")) if same else {}
             own_row = measure_own(own, first, study, _pieces(originals))
             rows.insert(0, build_row("original", first, study, reference) | nobody_knows | unmeasured | own_row)

@@ -19,6 +19,7 @@ def evolution(cfg: DictConfig, run: Run) -> None:
     """Follow `task.images` evaluation images, which trained nothing; write `evolution.json` and `evolution.svg`."""
     bench = Workbench(cfg, run)
     located, probe = locate_features(bench), probe_task.fit(bench)[1]
+    # What is stored was made by all ranks; these few images are one's work.
     if run.rank:
         return
     classes, latents = bench.attribute.classes, located.features.latents
@@ -29,6 +30,7 @@ def evolution(cfg: DictConfig, run: Run) -> None:
     with run.stage("evolution"), torch.inference_mode():
         for batch in bench.model.sample(plan, record=bench.site):
             assert batch.activations is not None
+            # Eight bits, as the judge sees them in every other stage.
             made.append((batch.images * 255).round().byte())
             steps = [h.float() for h in batch.activations.unbind(1)]
             read.append(torch.stack([probe(h, step).argmax(-1) for step, h in enumerate(steps)]))

@@ -49,6 +49,7 @@ def explore(cfg: DictConfig, run: Run) -> None:
     except OSError as error:
         raise ValueError(f"task.port={cfg.task.port} cannot be used ({error.strerror}); choose another one.") from error
     with server:
+        # With `task.port=0` only the open server knows its port.
         run.write_json("explorer.json", {"url": f"http://{cfg.task.host}:{server.server_port}/"})
         run.say(f"explore: http://{cfg.task.host}:{server.server_port}/ (Ctrl-C ends it)")
         server.serve_forever()
@@ -66,6 +67,7 @@ class Explorer:
         self.model = copy(bench.model)
         self.model.micro_batch = len(self.plan.image_ids)
         self._lock = Lock()
+        # On the instance: the cache of a decorated method would keep every explorer alive.
         self.images = lru_cache(maxsize=256)(self._images)
         self.pushed = lru_cache(maxsize=256)(self._pushed)
 
@@ -149,6 +151,7 @@ def handler_of(explorer: Explorer) -> type[BaseHTTPRequestHandler]:
             try:
                 self._answer()
             except ConnectionError as error:
+                # Not worth a traceback: pages are closed, and sliders move on, while images are drawn.
                 log.debug("the client has left: %s", error)
 
         def _answer(self) -> None:
@@ -165,6 +168,7 @@ def handler_of(explorer: Explorer) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(body)
 
+        # Left to itself the server writes a line to stderr for every request.
         def log_message(self, format: str, *values: Any) -> None:
             log.debug(format, *values)
 
@@ -176,9 +180,11 @@ def is_own_host(named: str | None, address: Any) -> bool:
     host, port = str(address[0]), int(address[1])
     asked = urlsplit(f"//{named or ''}")
     try:
+        # `urlsplit` looks at the port only when it is asked for, and raises then.
         right_port = asked.port in (None, port)
     except ValueError:
         return False
+    # Open to all addresses, the server cannot know by which name it is reached.
     return bool(asked.hostname) and right_port and (host == "0.0.0.0" or asked.hostname in {*OWN_NAMES, host})
 
 
@@ -199,6 +205,7 @@ def answer(explorer: Explorer, path: str, asked: dict[str, str]) -> tuple[str, b
     limit, asked_for = float(explorer.bench.cfg.task.largest), float(asked["strength"])
     if not math.isfinite(asked_for):
         raise ValueError(f"strength must be a number, got {asked['strength']!r}.")
+    # No farther than the slider goes; rounded, so that nearly equal places are one entry of the cache.
     strength = round(max(-limit, min(limit, asked_for)), 2)
     if path == "/images.png":
         return "image/png", explorer.images(int(asked["latent"]), strength)

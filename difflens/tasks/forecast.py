@@ -44,6 +44,7 @@ LONG = 4.0
 """Seconds of one denoiser step on a micro-batch above which it is counted, not measured."""
 LIBRARIES = 1.2e9
 """Bytes of main memory that a process takes before it loads a model."""
+# The released checkpoint comes without a configuration; after task=convert the folder's own is read.
 P2_CELEBAHQ = unet_arguments(
     Layout(3, 6, 128, 512, (128, 128, 256, 256, 512, 512), (False,) * 4 + (True, False), 1, True, True),
     image_size=256,
@@ -153,6 +154,7 @@ def seconds(work: Work, floor: Floor) -> dict[str, float]:
         return padded * (work.steps * edited * floor.step + floor.image)
 
     per_step = work.steps * work.per_image * floor.encode
+    # Untouched, reconstructed and ablated.
     recovered = 3 * work.steps * work.held_out * floor.step if work.tokens else 0.0
     pushed = work.calibrated * work.moved
     read = floor.score + floor.extract
@@ -170,6 +172,7 @@ def seconds(work: Work, floor: Floor) -> dict[str, float]:
         "steer": floor.label * everything
         + sampled(work.evaluated * work.moved, edited=work.edited)
         + (sampled(work.unseen * work.moved, edited=work.edited) if work.unseen else 0.0),
+        # Originals and edited images, as if every one were changed.
         "metrics": 2 * everything * read + work.reference * floor.extract,
         "cards": sampled(work.cards, edited=work.edited) if work.cards else 0.0,
     }
@@ -190,6 +193,7 @@ def memory(cfg: DictConfig, work: Work, shape: Shape, sae: tuple[int, int]) -> d
     buffers = buffer_sizes(cfg.data.buffer, batch=cfg.sae.training.batch, dim=dim)
     # Weights, gradients and two moments of Adam; statistics take the sample in double precision several times.
     trained = 4 * 2 * dim * width * 4 + buffers.refilling + 2 * buffers.sample_bytes
+    # As stored, in float32, and standardised.
     maps = work.images * work.values * (2 + 4 + 4)
     return {"denoiser": denoiser, "SAE's training": trained if work.tokens else 0.0, "probe": maps}
 
@@ -224,6 +228,7 @@ def read_shape(cfg: DictConfig) -> Shape:
     """
     config = unet_config(cfg)
     settings = {name: value for name, value in config.items() if not name.startswith("_")}
+    # Shapes without storage: a U-Net of gigabytes is built in a moment.
     with torch.device("meta"):
         unet: Any = getattr(diffusers, config["_class_name"])(**settings)
     pixels, prompted = OmegaConf.select(cfg, "model.height"), "cross_attention_dim" in config
@@ -235,12 +240,14 @@ def read_shape(cfg: DictConfig) -> Shape:
     if site not in dict(unet.named_modules()):
         raise ValueError(f"data.site.module={site} is no module of the denoiser.")
     first = lambda out: out[0] if isinstance(out, tuple) else out  # noqa: E731
+    # What was counted by then came before the site; the rest is what the asymmetric update computes twice.
     unet.get_submodule(site).register_forward_hook(
         lambda _, __, out: at_site.append((counter.get_total_flops(), tuple(first(out).shape)))
     )
     for name, module in unet.named_modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             module.register_forward_hook(lambda _, __, out: sizes["all"].append(out.numel()))
+        # What the way up waits for: `down_blocks.<i>.resnets.<j>`.
         if name.startswith("down_blocks.") and name.count(".") == 3 and ".resnets." in name:
             module.register_forward_hook(lambda _, __, out: sizes["skips"].append(out.numel()))
     with counter:
@@ -267,6 +274,7 @@ def read_shape(cfg: DictConfig) -> Shape:
 
 def _call(unet: Any, side: int, prompted: bool) -> tuple[Tensor, ...]:
     sample = torch.zeros(1, unet.config.in_channels, side, side, device="meta")
+    # CLIP reads 77 tokens.
     words = torch.zeros(1, 77, unet.config.cross_attention_dim, device="meta") if prompted else None
     return (sample, torch.zeros((), device="meta"), *([] if words is None else [words]))
 
@@ -275,6 +283,7 @@ def _conditions(unet: Any) -> dict[str, Any]:
     """What SDXL's U-Net is told beside the prompt."""
     if unet.config.get("addition_embed_type") != "text_time":
         return {}
+    # Beside the pooled text stand the embeddings of six numbers, for sizes and crop.
     width = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
     told = {"text_embeds": torch.zeros(1, width, device="meta"), "time_ids": torch.zeros(1, 6, device="meta")}
     return {"added_cond_kwargs": told}
@@ -291,6 +300,7 @@ def read_work(cfg: DictConfig, shape: Shape) -> tuple[Work, tuple[int, int]]:
     held = len([name for name in settings.hold.attributes if name != cfg.attribute.get("name")])
     window = settings.get("window")
     share = (window.stop - window.start) if window else 1.0
+    # The asymmetric update calls the denoiser again from the site on; the symmetric one costs the edit alone.
     again = shape.behind if method.update == "asymmetric" else 0.1
     # Where an edit has a focus, the unedited trajectory goes on beside the edited one from the window's beginning.
     beside = 1.0 - (window.start if window else 0.0) if getattr(method, "focus", 0.0) else 0.0
@@ -332,6 +342,7 @@ def best_of(work: Callable[[], object], times: int = 3) -> float:
         start = time.perf_counter()
         work()
         if torch.cuda.is_available():
+            # A call returns before the GPU is done.
             torch.cuda.synchronize()
         found.append(time.perf_counter() - start)
     return min(found[1:])
@@ -339,9 +350,11 @@ def best_of(work: Callable[[], object], times: int = 3) -> float:
 
 def throughput(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second in what U-Nets consist of: a 3 × 3 convolution and a product of matrices."""
+    # Sizes of Stable Diffusion 1.5: its widest map, and the channels of its bottleneck.
     x = torch.randn(1, 320, 64, 64, device=device, dtype=dtype)
     layer = torch.nn.Conv2d(320, 320, 3, padding=1, device=device, dtype=dtype).requires_grad_(False)
     a, b = (torch.randn(size, 1280, device=device, dtype=dtype) for size in (2048, 1280))
+    # Two for each product: it is also added.
     operations = 2 * 320 * 320 * 9 * 64 * 64 + 2 * 2048 * 1280 * 1280
     return operations / (best_of(lambda: layer(x)) + best_of(lambda: a @ b))
 
@@ -362,6 +375,7 @@ def measure_floor(cfg: DictConfig, shape: Shape, sae: tuple[int, int]) -> tuple[
         with suppress(BuildError):  # its weights are not here
             (step, image), how = _sampled(cfg), "measured"
     train, encode = _token(cfg, sae)
+    # 64 MB, more than most caches hold: the probe waits for memory, not for arithmetic.
     numbers = torch.ones(2**24)
     value = best_of(lambda: numbers.sum()) / numbers.numel()
     label, score, extract = (_reading(cfg, key) for key in ("judge.labels", "judge.scores", "metric.extractor"))
@@ -374,6 +388,7 @@ def _sampled(cfg: DictConfig) -> tuple[float, float]:
     spent, size = [], cfg.model.micro_batch
     if not torch.cuda.is_available():
         size = min(size, 16)  # a processor is busy with these already
+    # Their difference is two steps without encoder and decoder.
     for steps in (1, 3):
         few = OmegaConf.merge(cfg, {"model": {"steps": steps, "micro_batch": size}})
         assert isinstance(few, DictConfig)
@@ -397,6 +412,7 @@ def _token(cfg: DictConfig, sae: tuple[int, int]) -> tuple[float, float]:
     described = {k: v for k, v in plain(cfg.sae).items() if k not in ("training", "saved")}
     described |= {"token": "position", "expansion": expansion}
     autoencoder = build(described, "sae", positions=1)(channels)
+    # Fused like the training's own: otherwise Adam takes nine times as long.
     optimizer = torch.optim.Adam(autoencoder.parameters(), fused=True)
     batch = min(int(cfg.sae.training.batch), 2048)
     tokens, alive = torch.randn(batch, channels), torch.zeros(autoencoder.width, dtype=torch.bool)
@@ -407,6 +423,7 @@ def _token(cfg: DictConfig, sae: tuple[int, int]) -> tuple[float, float]:
         optimizer.step()
         optimizer.zero_grad()
 
+    # Time is taken to grow with the number of weights.
     larger = dim * width / (channels * autoencoder.width) / batch
     train = best_of(update) * larger
     with torch.inference_mode():

@@ -48,6 +48,7 @@ def _check_names(settings: Mapping[str, Any], kind: type, what: str) -> None:
 
 def miniature(cfg: DictConfig, run: Run) -> None:
     """Fit and export every model named in `task.models`, in that order, resuming what a stopped run left."""
+    # All names before the first training: a slip in the last would be found out after hours.
     if unknown := [name for name in cfg.task.models if name not in cfg.task.recipes]:
         raise ValueError(f"task.models names {unknown[0]!r}; the recipes are {list(cfg.task.recipes)}.")
     for name in cfg.task.models:

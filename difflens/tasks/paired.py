@@ -35,6 +35,7 @@ def paired(jobs: Sequence[Job]) -> Grid | None:
     pairs = [*_pairs(jobs)]
     if not pairs:
         return None
+    # All tests of the table together: among many some would come out by chance (Holm 1979).
     tested = [(i, j) for i, pair in enumerate(pairs) for j, each in enumerate(pair.differences) if each.p is not None]
     adjusted = dict(zip(tested, holm([pairs[i].differences[j].p or 0.0 for i, j in tested]), strict=True))
     factors = [key for key in jobs_factors(jobs) if key != "mitigation"]
@@ -64,6 +65,7 @@ def jobs_factors(jobs: Sequence[Job]) -> list[str]:
 
 
 def _pairs(jobs: Sequence[Job]) -> list[Pair]:
+    # Jobs that differ in nothing but the method are one setting.
     factors = [key for key in jobs_factors(jobs) if key != "mitigation"]
     found: dict[tuple[str, ...], dict[str, Job]] = {}
     for job in jobs:
@@ -77,6 +79,7 @@ def _pairs(jobs: Sequence[Job]) -> list[Pair]:
             continue
         reference = _outcomes(by_method[REFERENCE])
         for method, job in by_method.items():
+            # Other ids are other noise, and no pairs.
             if method != REFERENCE and torch.equal(_outcomes(job).image_ids, reference.image_ids):
                 pairs.append(Pair(setting, method, _differences(_outcomes(job), reference, job.metrics)))
     return pairs
@@ -89,10 +92,12 @@ def _outcomes(job: Job) -> Outcomes:
 def _differences(one: Outcomes, other: Outcomes, metrics: Mapping[str, Any]) -> tuple[Comparison, ...]:
     target = torch.tensor([metrics["target"][name] for name in metrics["classes"]], dtype=torch.float64)
     group = int((metrics.get("protocol") or {}).get("images_coupled") or 1)
+    # Images that both were to change: a method that leaves one alone would win by doing nothing.
     both = one.edited & other.edited
     nothing = Comparison(float("nan"), float("nan"), float("nan"))
     if not bool(both.any()):
         return compare_fd(one, other, target, group=group), nothing, nothing, nothing
+    # A method that aims at shares gives no image a class to reach.
     own = (metrics.get("protocol") or {}).get("class_of_its_own", True)
     return (
         compare_fd(one, other, target, group=group),

@@ -55,6 +55,7 @@ def separation_task(cfg: DictConfig, run: Run) -> None:
 def factor_separation(bench: Workbench, autoencoder: SparseAutoencoder, factor: str) -> Tensor:
     """How well each latent [M] tells the two most different values of a factor: the largest over its pairs of values."""
     pairs, seed = bench.cfg.task.pairs, bench.cfg.seed
+    # The same faces with every value in turn, so that a pair differs in this factor and in nothing else.
     faces = Population().sample(pairs, seed=seed)
     codes = []
     for value in range(len(FACTORS[factor])):
@@ -70,6 +71,7 @@ def summed_codes(bench: Workbench, autoencoder: SparseAutoencoder, images: Tenso
     for part in images.split(bench.model.micro_batch):
         sums: list[Tensor] = []
 
+        # The loss is only the way to the site: activations are read, and go on as they are.
         def keep(h: Tensor, sums: list[Tensor] = sums) -> Tensor:
             sums.append(placed(autoencoder, h.device).codes_of_map(h.float()).sum((-1, -2)))
             return h
@@ -84,6 +86,7 @@ def summed_codes(bench: Workbench, autoencoder: SparseAutoencoder, images: Tenso
 def _best(scores: Tensor, own: int, mono: Tensor) -> list[dict[str, float | str]]:
     """The ten most monosemantic latents, each with the other factor that it tells best."""
     names, rest = list(FACTORS), scores.clone()
+    # Below any separation, so that the own factor is never the best of the others.
     rest[own] = -1
     other, which = rest.max(0)
     return [

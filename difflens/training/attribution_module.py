@@ -45,6 +45,8 @@ class AttributionModule(lightning.LightningModule):
         self.temperature = temperature
         self.sae, self.probe, self.attribute, self.scorer = sae, probe, attribute, scorer
         shape = (len(attribute.classes), probe.steps, sae.width)
+        # Buffers follow the module to its device; not persistent, since they are results and no weights. In double, so
+        # that it does not matter how images were batched.
         self.register_buffer("score_sum", torch.zeros(shape, dtype=torch.float64), persistent=False)
         self.register_buffer("activation_sum", torch.zeros(shape, dtype=torch.float64), persistent=False)
         self.register_buffer("images", torch.zeros(shape[:2], dtype=torch.float64), persistent=False)
@@ -69,6 +71,7 @@ class AttributionModule(lightning.LightningModule):
         decoder, layer = (self.sae.decoder.detach(), self.sae.b_dec.detach()), self.probe.affine_layer(step)
         if layer is None:
             return AutogradHead(*decoder, lambda maps: self.probe(maps, step) / self.temperature, tuple(positions))
+        # Both divided: so are the logits, and the head stays affine.
         weight, bias = (values / self.temperature for values in layer)
         return AffineHead(*decoder, weight.reshape(-1, self.sae.dim, *positions), bias)
 
@@ -97,7 +100,9 @@ class AttributionModule(lightning.LightningModule):
         self.images[:, step] += own.sum(1)
 
     def _add_completeness(self, last: Tensor, first: Tensor, labels: Tensor, scores: Tensor) -> None:
+        # In double: a gap as small as rounding is what a complete scorer shows.
         p, p_first = (logits.double().softmax(-1).gather(1, labels[:, None])[:, 0] for logits in (last, first))
+        # Sum and count in one tensor, which ranks can add up.
         self.gap += torch.stack([(scores.double().sum(1) - (p - p_first)).abs().sum(), torch.ones_like(p).sum()])
 
     def result(self) -> "AttributionResult":

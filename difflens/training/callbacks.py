@@ -84,15 +84,18 @@ class HealthOverTraining(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
         """Measure where an interval ends."""
         assert isinstance(module, SaeModule)
+        # After an update all ranks have the same weights: one measures for all.
         if trainer.is_global_zero and trainer.global_step % max(1, module.updates // self.times) == 0:
             self._measure(module, trainer.global_step)
 
     @torch.inference_mode()
     def _measure(self, module: SaeModule, update: int) -> None:
         sae, meter = module.sae, module.health
+        # As when sampling: in training mode BatchTopK would take its threshold from these very tokens.
         training, _ = sae.training, sae.eval()
         meter.reset()
         for tokens, steps in zip(self.tokens.split(4096), self.steps.split(4096), strict=True):
+            # The SAE sees scaled tokens until the scale is folded in at the end.
             scaled = tokens.to(module.device).float() * module.input_scale
             codes = sae.encode(scaled)
             meter.update(scaled, sae.decode(codes), codes, steps.to(module.device))
@@ -111,6 +114,7 @@ class OwnSigterm(L.Callback):
     """
 
     def __init__(self) -> None:
+        # Asked now, before Lightning puts its own in the place.
         self.answer = signal.getsignal(signal.SIGTERM)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -71,6 +71,7 @@ class Tracker:
 
 def csv_tracker(folder: Path, _: RunIdentity) -> Tracker:
     """Numbers as `csv/metrics.csv` in the run folder."""
+    # No folder `version_0`: a run folder is one run's.
     return Tracker(CSVLogger(folder, name="csv", version=""))
 
 
@@ -106,11 +107,13 @@ class WandbTracker(Tracker):
     """
 
     def __init__(self, run: Any, *, images: bool, held: ExitStack) -> None:
+        # With a run given: the logger's own start writes its mode into the environment, where the next job finds it.
         super().__init__(WandbLogger(experiment=run))
         self.run, self.images, self.held = run, images, held
 
     def curve(self, name: str, values: Sequence[float | None]) -> None:
         """See `Tracker.curve`; the axis is the denoising step."""
+        # An axis of its own: wandb's steps only grow, and each curve's denoising steps begin at 0.
         self.run.define_metric(name, step_metric=STEP)
         for step, value in enumerate(values):
             if value is not None:
@@ -118,6 +121,7 @@ class WandbTracker(Tracker):
 
     def histogram(self, name: str, counts: Sequence[int], edges: Sequence[float]) -> None:
         """See `Tracker.histogram`."""
+        # Imported by need: it takes seconds, and the other trackers do without.
         import wandb
 
         self.run.log({name: wandb.Histogram(np_histogram=(np.asarray(counts), np.asarray(edges)))})
@@ -139,19 +143,23 @@ class WandbTracker(Tracker):
         """
         import wandb
 
+        # Each once, however many stages asked for it.
         last = {artifact.fingerprint: (artifact, reused) for artifact, reused in artifacts}
         for artifact, reused in last.values():
             words = json.dumps(artifact.spec)
+            # Specs name what they are made from by its fingerprint.
             others = [other for other, _ in last.values() if f'"{other.fingerprint}"' in words]
             about = {"spec": artifact.spec, "files": dict(artifact.files), "reused": reused}
             about["made_from"] = [shown_name(other) for other in others]
             entry = wandb.Artifact(shown_name(artifact), artifact.kind, metadata=about)
+            # Artifacts have hashes of their own: wandb need not read gigabytes once more.
             entry.add_reference(artifact.folder.resolve().as_uri(), checksum=False)
             is_input = reused and not self.run.settings._offline
             (self.run.use_artifact if is_input else self.run.log_artifact)(entry)
 
     def close(self, exit_code: int) -> None:
         """End the run with its exit code: left open, it would swallow the next job's curves."""
+        # The environment is put back even if wandb cannot end the run.
         with self.held:
             self.run.finish(exit_code=exit_code)
 
@@ -200,6 +208,7 @@ def wandb_tracker(
     with ExitStack() as held:
         held.enter_context(_surroundings(folder.resolve() / "wandb"))
         run = _start(mode, {**about, "project": project, "entity": entity}, folder)
+        # Taken out of the block: wandb reads this environment until the run is closed.
         return WandbTracker(run, images=images, held=held.pop_all())
 
 
@@ -232,8 +241,10 @@ def _start(mode: str, about: Mapping[str, Any], folder: Path) -> Any:
         asked = {**about, "resume": "allow" if about["id"] else None}
         settings = wandb.Settings(**quiet, init_timeout=SECONDS_TO_CONNECT)
         try:
+            # `create_new`: the next job of a sweep would otherwise go on writing into this run.
             return wandb.init(mode="online", reinit="create_new", settings=settings, **asked)
         except (wandb.errors.Error, OSError) as error:
+            # A missing network or a bad key must not cost the study.
             why = one_line(error).rstrip(".")
             log.info("W&B: %s. This run is kept offline; send it later: wandb sync %s/wandb/offline-run-*", why, folder)
     return wandb.init(mode="offline", reinit="create_new", settings=wandb.Settings(**quiet), **about)

@@ -62,11 +62,14 @@ class SaeModule(L.LightningModule):
         super().__init__()
         if variance not in get_args(Variance):
             raise ValueError(f"variance={variance!r} is unknown; use one of {get_args(Variance)}.")
+        # Numbers and words alone: checkpoints are loaded with `weights_only=True`, which refuses objects.
         self.save_hyperparameters(ignore=["sae"])
         self.sae = sae
         self.updates = max(1, tokens // batch)
+        # On a short run no latent would be silent for 10 million tokens.
         self.dead_after = min(10_000_000, tokens // 20)
         self.health = HealthMeter(steps, sae.dim, sae.width)
+        # Buffers, so that checkpoints hold them: a resumed training counts on where it was.
         self.register_buffer("input_scale", torch.zeros(()))
         self.register_buffer("variance", torch.zeros(()))
         self.register_buffer("variance_per_step", torch.zeros(steps))
@@ -85,6 +88,7 @@ class SaeModule(L.LightningModule):
             lacking = (found.variance_per_step == 0).nonzero().flatten().tolist()
             raise ValueError(f"variance='step' needs varying tokens of every step; the sample lacks steps {lacking}.")
         self.input_scale.fill_(found.scale)
+        # Scaled like the tokens that the SAE sees.
         self.sae.b_dec.copy_(found.mean * found.scale)
         self.variance.copy_(found.variance)
         self.get_buffer("variance_per_step").copy_(found.variance_per_step)
@@ -146,10 +150,12 @@ class SaeModule(L.LightningModule):
         # Fused, Adam takes a ninth of the time; under mixed precision Lightning cannot clip for a fused optimiser.
         mixed = self._trainer is not None and "mixed" in str(self._trainer.precision)
         optimizer = torch.optim.Adam(self.sae.parameters(), lr=lr, fused=None if mixed else True)
+        # A short run would be warm-up and nothing else.
         warmup, decay = min(self.hparams["warmup"], self.updates // 10), self.hparams["decay"]
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda update: trapezoid(update, self.updates, warmup=warmup, decay=decay)
         )
+        # By update: the whole training is one epoch.
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
@@ -171,6 +177,7 @@ class SaeModule(L.LightningModule):
         if self.hparams["variance"] == "batch":
             return token_variance(x)
         raw = self.variance if self.hparams["variance"] == "dataset" else self.get_buffer("variance_per_step")[step]
+        # V was measured on raw tokens, the error is that of scaled ones.
         return raw * self.input_scale.square()
 
     @torch.no_grad()
@@ -178,6 +185,7 @@ class SaeModule(L.LightningModule):
         """Count a batch, and say which latents are dead now."""
         fired = torch.zeros(len(self.tokens_since_fired), dtype=torch.uint8, device=codes.values.device)
         fired[codes.indices[codes.values > 0]] = 1
+        # Each rank sees its part of the batch: a latent lives where it fired on any of them.
         ranks = 1 if self._trainer is None else self._trainer.world_size
         if ranks > 1:
             torch.distributed.all_reduce(fired, torch.distributed.ReduceOp.MAX)
@@ -200,6 +208,7 @@ def sae_learning_rate(width: int) -> float:
 
 def trapezoid(update: int, updates: int, *, warmup: int, decay: float) -> float:
     """Factor of the learning rate: linear rise over `warmup` updates, linear fall to 0 over the last `decay` share."""
+    # Not from 0, at which the first update would do nothing.
     rise = (update + 1) / warmup if warmup else 1.0
     fall = (updates - update) / (decay * updates) if decay else 1.0
     return max(0.0, min(1.0, rise, fall))

@@ -96,6 +96,7 @@ class MicroBatches(Dataset[MicroBatch]):
 
     def __getitem__(self, index: int) -> MicroBatch:
         if index >= len(self):
+            # Where plain iteration over a data set ends.
             raise IndexError(index)
         return MicroBatch(index, self.plan.part(index * self.size, (index + 1) * self.size))
 
@@ -114,13 +115,17 @@ def sample(
     Raises:
         ValueError: the plan repeats an id.
     """
+    # Images are put into order by their ids: one that came twice would overwrite itself.
     if len(plan.image_ids.unique()) != len(plan.image_ids):
         raise ValueError("a generation plan must not repeat an image id.")
     if not len(plan.image_ids):
         return
+    # An item is a whole micro-batch: nothing is to be collated.
     loader = DataLoader(MicroBatches(plan, model.micro_batch, at_least=trainer.world_size), batch_size=None)
     module = SteeringModule(model, keeper, edit=edit, record=record)
+    # The keeper has the images; Lightning would hold all of them once more until the end.
     trainer.predict(module, loader, return_predictions=False)
+    # The caller reads next what other ranks may still be writing.
     trainer.strategy.barrier()
 
 
@@ -134,6 +139,7 @@ def generate(
     """
     memory = InMemory()
     sample(trainer, model, plan, memory, edit=edit)
+    # Of an empty plan nothing was sampled, so that there may be no group of processes to ask.
     alone = trainer.world_size == 1 or not len(plan.image_ids)
     return in_order(plan.image_ids, memory.made if alone else _of_all_ranks(memory.made))
 
