@@ -148,7 +148,7 @@ class DlibFaces:
         landmarks: `shape_predictor_5_face_landmarks.dat`.
         size: side of the crop in pixels.
         padding: how much of the face's size is left around it.
-        longest_side: larger images are reduced to this before detection.
+        longest_side: images are scaled to this before detection, small ones too, as by FairFace's released script.
         obtain: where the files come from.
 
     Raises:
@@ -175,7 +175,7 @@ class DlibFaces:
         """See `FaceCropper`."""
         pixels = np.asarray(image.convert("RGB"))
         scale = self.longest_side / max(image.size)
-        if scale < 1:
+        if scale != 1:
             pixels = self._dlib.resize_image(pixels, rows=int(image.height * scale), cols=int(image.width * scale))
         places = [found.rect for found in self._detect(pixels, 1)]
         if not places:

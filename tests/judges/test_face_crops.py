@@ -112,22 +112,25 @@ def test_yunet_reads_a_checked_file_and_the_boxes_of_its_rows(tmp_path: Path, mo
     assert faces(ramp()) is None
 
 
-def test_dlib_aligns_the_largest_face_of_a_reduced_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("longest", [20, 200])
+def test_dlib_aligns_the_largest_face_of_an_image_reduced_or_enlarged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, longest: int
+) -> None:
     places: list[Any] = []
     rectangle = lambda side: SimpleNamespace(area=lambda: side**2, side=side)  # noqa: E731
     dlib = SimpleNamespace(
         cnn_face_detection_model_v1=lambda path: lambda pixels, upsample: places,
-        shape_predictor=lambda path: lambda pixels, place: (pixels.shape, place.side),
+        shape_predictor=lambda path: lambda pixels, place: (max(pixels.shape), place.side),
         resize_image=lambda pixels, rows, cols: np.zeros((rows, cols, 3), np.uint8),
-        get_face_chip=lambda pixels, face, size, padding: np.full((size, size, 3), face[1], np.uint8),
+        get_face_chip=lambda pixels, face, size, padding: np.full((size, size, 3), (*face, 0), np.uint8),
     )
     monkeypatch.setitem(sys.modules, "dlib", dlib)
     for name in ("mmod.dat", "landmarks.dat"):
         (tmp_path / name).touch()
-    faces = DlibFaces(str(tmp_path / "mmod.dat"), str(tmp_path / "landmarks.dat"), longest_side=20)
+    faces = DlibFaces(str(tmp_path / "mmod.dat"), str(tmp_path / "landmarks.dat"), longest_side=longest)
     assert faces(ramp()) is None
     places += [SimpleNamespace(rect=rectangle(side)) for side in (3, 9, 5)]
     crop = faces(ramp())
-    assert crop is not None and crop.size == (300, 300) and crop.getpixel((0, 0)) == (9, 9, 9)
+    assert crop is not None and crop.size == (300, 300) and crop.getpixel((0, 0)) == (longest, 9, 0)
     with pytest.raises(ValueError, match=r"absent\.dat'; put it there.*dlib\.net"):
         DlibFaces(str(tmp_path / "mmod.dat"), str(tmp_path / "absent.dat"))
