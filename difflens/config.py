@@ -306,6 +306,14 @@ class Ablation(Open):
     base_seed: int = seed()
 
 
+class Audit(Open):
+    """`task=audit`."""
+
+    images: int = whole(2)
+    per_prompt: int = whole(2)
+    base_seed: int = seed()
+
+
 class Dose(Open):
     """`task=dose`."""
 
@@ -385,7 +393,7 @@ class Settings(Group):
     model: Model = ABSENT
     trainer: Trainer = Field(default_factory=Trainer)
     logger: dict[str, Any] | None = None
-    # Of task=evaluate, and of task=aggregate and task=dashboard.
+    # Of task=evaluate and task=audit, and of task=aggregate and task=dashboard.
     images: str | None = folder()
     reference: str | None = folder()
     originals: str | None = folder()
@@ -397,6 +405,7 @@ OURS: Mapping[str, type[Open]] = {
     "difflens.methods.difflens.DiffLens": FeatureMethod,
     "difflens.methods.h_direction.HDirection": MethodHere,
     "difflens.tasks.ablation.ablation": Ablation,
+    "difflens.tasks.audit.audit": Audit,
     "difflens.tasks.convert.convert": Convert,
     "difflens.tasks.dashboard.dashboard": Dashboard,
     "difflens.tasks.dose.dose": Dose,

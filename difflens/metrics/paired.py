@@ -6,10 +6,13 @@ Same ids, same noise, same assigned classes: all comparisons are of pairs (METHO
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import binomtest
 from torch import Tensor
+
+from difflens.metrics.functional import maximum_discrepancy
 
 DRAWS = 2000
 """Bootstrap samples."""
@@ -128,9 +131,17 @@ def fd_interval(
     whole = torch.arange(len(shown))[None]
     observed = shares_of(shown, len(target), whole)
     drawn = shares_of(shown, len(target), resamples(len(shown), group=group, draws=draws))
+    if bool((observed == 0).any()):
+        # No resample holds a class that no image shows, rare as it may be: shares are drawn given the counts (Jeffreys).
+        drawn = _posterior_shares(observed[0] * -(-int((shown >= 0).sum()) // group), draws)
     radius = float(torch.quantile((drawn - observed).norm(dim=1), 0.95))
     found = float((observed[0] - target.double()).norm())
-    return max(0.0, found - radius), found + radius
+    return max(0.0, found - radius), min(found + radius, float(maximum_discrepancy(target)))
+
+
+def _posterior_shares(counts: Float[Tensor, "classes"], draws: int, *, seed: int = 0) -> Float[Tensor, "draws classes"]:
+    drawn = np.random.default_rng(seed).dirichlet(counts.numpy() + 0.5, size=draws)
+    return torch.from_numpy(drawn)
 
 
 def compare_fd(

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property, partial
 from typing import Any
@@ -22,7 +22,7 @@ from difflens.models.base import (
 )
 from difflens.models.devices import autocast_denoiser, choose_precision
 from difflens.models.guidance import BATCHED, UNGUIDED, Guidance
-from difflens.models.hooks import Change, SiteHooks
+from difflens.models.hooks import Change, Read, SiteHooks
 from difflens.models.sampling import (
     AsymmetricScheduler,
     OneStepScheduler,
@@ -253,13 +253,19 @@ class DiffusionModel:
         return channels, height * (2 if branch == "both" else 1), width
 
     def sample(
-        self, plan: GenerationPlan, *, record: Site | None = None, method: Attachable | Edit | None = None
+        self,
+        plan: GenerationPlan,
+        *,
+        record: Site | None = None,
+        readers: Mapping[Site, Read] | None = None,
+        method: Attachable | Edit | None = None,
     ) -> Iterator[Generated]:
         """Generate the plan's images in full micro-batches, recording a site or changing the images on the way.
 
         Args:
             plan: which images.
             record: the site whose activations are given back, in half precision.
+            readers: sites, and what is called at each with (step, activations [n, D, H, W] of the micro-batch's images).
             method: attached around each call of the pipeline (see `base.Attachable`); an `Edit` is attached at its site.
 
         Raises:
@@ -268,10 +274,16 @@ class DiffusionModel:
         if isinstance(method, Edit):
             self.check_update(method.update)
         for start in range(0, len(plan.image_ids), self.micro_batch):
-            yield self._sample_batch(plan.part(start, start + self.micro_batch), record, method)
+            yield self._sample_batch(plan.part(start, start + self.micro_batch), record, readers or {}, method)
 
     @torch.no_grad()
-    def _sample_batch(self, plan: GenerationPlan, record: Site | None, method: Attachable | Edit | None) -> Generated:
+    def _sample_batch(
+        self,
+        plan: GenerationPlan,
+        record: Site | None,
+        readers: Mapping[Site, Read],
+        method: Attachable | Edit | None,
+    ) -> Generated:
         n, full = len(plan.image_ids), self.micro_batch
         # Padded by repetition: pixels differ by up to one level of 255 across batch sizes.
         padded = plan.take(torch.arange(full) % n)
@@ -287,6 +299,10 @@ class DiffusionModel:
             if record is not None:
                 read = lambda _, h: recorded.append(h[:n].half().cpu())  # noqa: E731
                 stack.enter_context(self.hooks(record, images=full, read=read))
+            for site, take in readers.items():
+                # Bound as a default, since each site has one of its own.
+                own = lambda step, h, take=take: take(step, h[:n])  # noqa: E731
+                stack.enter_context(self.hooks(site, images=full, read=own))
             if method is not None:
                 stack.enter_context(self.attached(method, batch))
             made = self._call(batch, generator=batch.generators)

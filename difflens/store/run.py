@@ -33,7 +33,7 @@ REVISIONS = {
     "calibration": 4,
     "cards": 3,
     "images": 3,
-    "metrics": 6,
+    "metrics": 7,
     "probe": 1,
     "reading": 1,
     "sae": 2,

@@ -37,7 +37,10 @@ def test_discrepancies_of_the_images_themselves_are_fd_without_faces_left_out() 
     assert float(found) == pytest.approx(math.sqrt(2) * 0.25)
 
 
-@pytest.mark.parametrize("shares", [(0.7, 0.3), (0.5, 0.5), (0.6, 0.2, 0.2), (1 / 3, 1 / 3, 1 / 3)])
+SHARES = [(0.7, 0.3), (0.5, 0.5), (0.6, 0.2, 0.2), (1 / 3, 1 / 3, 1 / 3), (0.995, 0.005), (0.98, 0.015, 0.005)]
+
+
+@pytest.mark.parametrize("shares", SHARES)
 def test_the_interval_of_fd_holds_the_truth_of_biased_and_of_fair_samplers(shares: tuple[float, ...]) -> None:
     p = torch.tensor(shares, dtype=torch.float64)
     target = torch.full_like(p, 1 / len(p))
