@@ -103,6 +103,19 @@ class Open(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
+class Localise(Group):
+    """`task=localise`."""
+
+    images: int = whole(8)
+    base_seed: int = seed()
+    pool: int = whole(1, 64)
+    sites: int = whole()
+    tried: int = whole(2)
+    windows: list[Annotated[list[Annotated[float, part()]], Field(min_length=2, max_length=2)]] = Field(
+        min_length=1, description="a list of pairs of shares of the steps: start and stop"
+    )
+
+
 class Paths(Group):
     """Where things lie."""
 
@@ -380,6 +393,7 @@ class Settings(Group):
     published_strength: dict[str, float] | None = None
     missing_faces: Literal["count", "error"] = "count"
     paths: Paths
+    localise: Localise = ABSENT
     task: dict[str, Any] = GROUP
     attribute: AnAttribute = ABSENT
     judge: Judge = ABSENT

@@ -84,7 +84,13 @@ def class_directions(
     """
     known = labels >= 0
     member = torch.nn.functional.one_hot(labels[known], len(counts)).double()
-    sums = torch.einsum("nc,ndhw->cdhw", member, maps[known].double())
+    return directions_of(torch.einsum("nc,ndhw->cdhw", member, maps[known].double()), counts)
+
+
+def directions_of(
+    sums: Float[Tensor, "classes channels height width"], counts: Int[Tensor, "classes"]
+) -> Float[Tensor, "classes channels height width"]:
+    """The same of the classes' sums (float64) over so many images each."""
     size = counts.double()[:, None, None, None]
     means, rest = sums / size, (sums.sum(0) - sums) / (size.sum() - size)
     return (means - rest).float()

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -313,6 +314,28 @@ def top_blocks(denoiser: nn.Module) -> list[str]:
     names = [f"down_blocks.{i}" for i in range(len(getattr(denoiser, "down_blocks", ())))]
     names += ["mid_block"] if getattr(denoiser, "mid_block", None) is not None else []
     return names + [f"up_blocks.{i}" for i in range(len(getattr(denoiser, "up_blocks", ())))]
+
+
+def readable_modules(denoiser: nn.Module) -> list[str]:
+    """Dotted names of a denoiser's places in the order in which it computes them: after every layer of every block.
+
+    In a U-Net a layer ends with its attention where it has one; transformers have one place per block.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    found = []
+    for block in top_blocks(denoiser):
+        parts = denoiser.get_submodule(block)
+        resnets, attentions = (getattr(parts, name, None) or () for name in ("resnets", "attentions"))
+        # The middle block is one place: its layers do not follow each other like those of the others.
+        layers = [] if block == "mid_block" else range(len(resnets))
+        kinds = ["attentions" if i < len(attentions) and attentions[i] is not None else "resnets" for i in layers]
+        found += [f"{block}.{kind}.{i}" for i, kind in zip(layers, kinds, strict=True)] or [block]
+    found = found or [name for name, _ in denoiser.named_modules() if re.fullmatch(r"(\w*blocks)\.\d+", name)]
+    if not found:
+        raise ValueError(f"{type(denoiser).__name__} has no blocks that could be read in turn.")
+    return found
 
 
 def map_rows(value: Any, batch: int, change: Callable[[Tensor], Tensor]) -> Any:

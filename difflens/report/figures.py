@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from difflens.report.measures import FD, WORST_LEAKAGE, Measure, fairness, measures_of, method_name, number, prices
@@ -412,6 +413,23 @@ def draw_ablation(figure: Figure, data: Json) -> None:
     axes.set_xticks(places, list(kept))
     axes.set(ylabel="images that keep their class (%)", ylim=(0, 104))
     figure.legend(loc="outside upper left", ncols=3)
+
+
+def draw_localisation(figure: Figure, data: Json) -> None:
+    """How well a linear probe reads the class at every block (down) and step (across); framed: the best push."""
+    axes, recall = figure.subplots(), 100 * np.asarray(data["recall"], dtype=np.float64)
+    chance = 100 / len(data["classes"])
+    shown = axes.imshow(recall, cmap="cividis", vmin=chance, vmax=100, aspect="auto", interpolation="nearest")
+    figure.colorbar(shown, ax=axes, label="mean recall (%), darkest: chance")
+    axes.set_yticks(range(len(data["sites"])), data["sites"])
+    axes.grid(visible=False)
+    steps_axis(axes)
+    if data["trials"]:
+        best, steps = data["trials"][0], recall.shape[1]
+        # A window holds the steps s with start ≤ s/steps < stop, and a cell reaches half a step to either side.
+        start, stop = (np.ceil(steps * best[end] - 1e-6) - 0.5 for end in ("start", "stop"))
+        corner = (start, data["sites"].index(best["site"]) - 0.5)
+        axes.add_patch(Rectangle(corner, stop - start, 1, fill=False, ec=OKABE_ITO[1], lw=2.5))
 
 
 def draw_evolution(figure: Figure, data: Json) -> None:

@@ -33,6 +33,7 @@ REVISIONS = {
     "calibration": 4,
     "cards": 3,
     "images": 3,
+    "localisation": 1,
     "metrics": 7,
     "probe": 1,
     "reading": 1,

@@ -1,0 +1,67 @@
+"""Every block is read in one pass, and pushes are tried where reading is best."""
+
+import json
+
+import pytest
+import torch
+from program import Program
+from tiny_pipeline import images, plan, tiny_text_to_image, tiny_unconditional
+
+from difflens.models.hooks import readable_modules
+from difflens.stages.localise import Trial, ordered
+from difflens.vocabulary import Site
+
+
+def test_places_are_named_in_the_order_in_which_they_are_computed() -> None:
+    model = tiny_unconditional()
+    names, seen = readable_modules(model.unet), []
+    assert "mid_block" in names and len(set(names)) == len(names)
+    handles = [
+        model.unet.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name)) for name in names
+    ]
+    model.site_shape(Site(names[-1]))
+    for handle in handles:
+        handle.remove()
+    assert [name for name in seen if seen.count(name) == 1][: len(names)] == names
+    with pytest.raises(ValueError, match="no blocks"):
+        readable_modules(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("make", [tiny_unconditional, tiny_text_to_image])
+def test_readers_see_what_is_recorded_and_change_nothing(make) -> None:
+    model = make(micro_batch=4)
+    site = Site("mid_block", branch=model.default_branch)
+    other = Site(readable_modules(model.unet)[0], branch=model.default_branch)
+    read: dict[Site, list[torch.Tensor]] = {site: [], other: []}
+    readers = {each: (lambda _, h, each=each: read[each].append(h.clone())) for each in read}
+    asked = plan([0, 1])
+    (batch,) = model.sample(asked, readers=readers)
+    (recorded,) = model.sample(asked, record=site)
+    assert torch.equal(torch.stack(read[site], 1).half(), recorded.activations)
+    assert len(read[other]) == model.steps and read[other][0].shape[0] == 2
+    assert torch.equal(batch.images, torch.stack(list(images(model, asked).values())))
+
+
+def test_what_arrives_comes_first_and_then_what_stays_most_alike() -> None:
+    def trial(reached: float, clip_i: float) -> Trial:
+        return Trial("mid_block", 0.0, 1.0, 1.0, reached, 0.5, clip_i, clip_i, clip_i)
+
+    found = ordered([trial(0.5, 0.99), trial(0.97, 0.8), trial(0.96, 0.9), trial(0.7, 0.5)])
+    assert [(each.reached, each.clip_i) for each in found] == [(0.96, 0.9), (0.97, 0.8), (0.7, 0.5), (0.5, 0.99)]
+
+
+def test_a_study_says_where_its_bias_lives_and_finds_it_once(tmp_path) -> None:
+    program = Program(tmp_path)
+    asked = ("task=localise", "localise.images=32", "localise.tried=4", "localise.sites=2")
+    ended = program(*asked, "localise.windows=[[0.0,1.0],[0.5,1.0]]")
+    assert ended.code == 0, ended.err
+    found = json.loads((program.latest / "localise.json").read_text())
+    recall = torch.tensor(found["recall"])
+    assert recall.shape == (len(found["sites"]), 4) and recall[:, -1].max() > 0.9
+    assert len(found["trials"]) == 2 + 2 and "best: data.site.module=" in ended.out
+    assert {trial["stop"] for trial in found["trials"]} == {1.0}
+    assert (program.latest / "localise.svg").stat().st_size > 1000
+    again = program(*asked, "localise.windows=[[0.0,1.0],[0.5,1.0]]")
+    assert again.code == 0 and all(entry["reused"] for entry in program.json("manifest.json")["artifacts"])
+    refused = program("task=localise", "localise.windows=[[0.5,1.5]]")
+    assert refused.code == 2 and "localise.windows" in refused.complaint
