@@ -43,7 +43,8 @@ class VaeRecipe(Recipe):
         population: the faces trained on.
         vae: the constructor's arguments of `AutoencoderKL`.
         kl: weight of the divergence from a unit normal per latent value, against errors of pixels in [-1, 1].
-        pool: number of renders trained on; `held_out` the number of fresh ones a report scores.
+        pool: number of renders trained on.
+        held_out: number of faces, drawn anew, that a report scores; the pool may hold most of them too.
     """
 
     population: Population
@@ -79,7 +80,7 @@ class VaeRecipe(Recipe):
 
     @torch.inference_mode()
     def report(self, model: nn.Module) -> dict[str, float]:
-        """The signal-to-noise ratio of held-out reconstructions in decibels, and their largest error in [0, 1]."""
+        """The signal-to-noise ratio of reconstructions in decibels, and their largest error in [0, 1], on faces of the population."""
         vae: AutoencoderKL = model
         images, latents = self._held_out(vae)
         decoded = torch.cat([vae.decode(part).sample for part in latents.split(128)])
