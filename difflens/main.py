@@ -27,6 +27,10 @@ def main() -> None:
     try:
         # Imported once signals are heard, so that Ctrl-C while Hydra loads is told in one line too.
         code, line = importlib.import_module("difflens.cli.job").run_program(conf_folder())
+    except BrokenPipeError:
+        # `difflens --help | head`: who listened has gone. Python would try once more at its end, and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code, line = 128 + signal.SIGPIPE, ""
     except BaseException as error:
         if not was_interrupted(error):
             raise

@@ -18,12 +18,20 @@ def test_help_names_every_group_and_example_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n")
-    groups = {group for group in config_groups(conf_folder()) if "/" not in group}
+    groups = {group for group in config_groups(conf_folder()) if "/" not in group} - {"preset", "tuning"}
     for group in groups:
         assert f"\n  {group} " in done.stdout
     for name in ("steer", "x16", "double", "mean_difference", "tensorboard", "table_sd_race"):
         assert f" {name}" in done.stdout
     assert done.stdout.count("\n  difflens ") >= 5 and max(map(len, done.stdout.splitlines())) <= 120
+
+
+def test_whoever_stops_listening_to_the_help_sees_no_traceback():
+    code = "import sys; sys.argv = ['difflens', '--help']; from difflens.main import main; main()"
+    # Closed before a line is written, as by `head` that has seen enough.
+    shell = f'{sys.executable} -c "{code}" | true; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", f"sleep 0; {shell}"], capture_output=True, text=True)
+    assert done.returncode in (0, 128 + signal.SIGPIPE) and done.stderr == ""
 
 
 def test_completion_offers_the_choices_without_torch(difflens):

@@ -67,7 +67,8 @@ def usage(conf: Path) -> str:
     """The help text."""
     lines = []
     for group, names in config_groups(conf).items():
-        if "/" not in group:
+        # Presets and tuning follow from model, attribute and method, and are rarely asked for by name.
+        if "/" not in group and group not in ("preset", "tuning"):
             # For a terminal of 80 columns; a choice that breaks at its hyphen could not be copied.
             lines += textwrap.wrap(
                 f"{group:<12} {', '.join(names)}",
