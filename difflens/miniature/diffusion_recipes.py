@@ -80,7 +80,7 @@ class VaeRecipe(Recipe):
 
     @torch.inference_mode()
     def report(self, model: nn.Module) -> dict[str, float]:
-        """The signal-to-noise ratio of reconstructions in decibels, and their largest error in [0, 1], on faces of the population."""
+        """Of reconstructed faces: the signal-to-noise ratio in decibels, and the largest error in [0, 1]."""
         vae: AutoencoderKL = model
         images, latents = self._held_out(vae)
         decoded = torch.cat([vae.decode(part).sample for part in latents.split(128)])
