@@ -121,22 +121,40 @@ def discrepancies(
 
 
 def fd_interval(
-    shown: Int[Tensor, "images"], target: Float[Tensor, "classes"], *, group: int = 1, draws: int = DRAWS
+    shown: Int[Tensor, "images"],
+    target: Float[Tensor, "*prompts classes"],
+    *,
+    prompt: Int[Tensor, "images"] | None = None,
+    group: int = 1,
+    draws: int = DRAWS,
 ) -> tuple[float, float]:
     """A 95 % bootstrap interval of hard FD, over images or over groups of `group`: FD ± the quantile of ‖p* − p‖.
 
     The shares p lie within that distance of the true ones as often as asked for, so FD does not lie farther off. The usual
     percentile interval never holds the 0 of a fair sampler, whose FD is always measured above it.
+
+    Args:
+        shown: the class of each image, negative without a face.
+        target: the shares asked for [C], or those of every prompt [P, C].
+        prompt: which prompt each image is of: FD is then the mean of every prompt's own, and images are drawn within them.
+        group: images in a row that a method couples.
+        draws: bootstrap samples.
     """
-    whole = torch.arange(len(shown))[None]
-    observed = shares_of(shown, len(target), whole)
-    drawn = shares_of(shown, len(target), resamples(len(shown), group=group, draws=draws))
-    if bool((observed == 0).any()):
-        # No resample holds a class that no image shows, rare as it may be: shares are drawn given the counts (Jeffreys).
-        drawn = _posterior_shares(observed[0] * -(-int((shown >= 0).sum()) // group), draws)
-    radius = float(torch.quantile((drawn - observed).norm(dim=1), 0.95))
-    found = float((observed[0] - target.double()).norm())
-    return max(0.0, found - radius), min(found + radius, float(maximum_discrepancy(target)))
+    found, largest, distance = 0.0, 0.0, torch.zeros(draws, dtype=torch.float64)
+    parts = _by_prompt(len(shown), target, prompt)
+    for number, (rows, wanted) in enumerate(parts):
+        own = shown[rows]
+        observed = shares_of(own, len(wanted), torch.arange(len(own))[None])
+        if bool((observed == 0).any()):
+            # No resample holds a class that no image shows, rare as it may be: shares are drawn given the counts (Jeffreys).
+            drawn = _posterior_shares(observed[0] * -(-int((own >= 0).sum()) // group), draws, seed=number)
+        else:
+            drawn = shares_of(own, len(wanted), resamples(len(own), group=group, draws=draws, seed=number))
+        distance += (drawn - observed).norm(dim=1) / len(parts)
+        found += float((observed[0] - wanted).norm()) / len(parts)
+        largest += float(maximum_discrepancy(wanted)) / len(parts)
+    radius = float(torch.quantile(distance, 0.95))
+    return max(0.0, found - radius), min(found + radius, largest)
 
 
 def _posterior_shares(counts: Float[Tensor, "classes"], draws: int, *, seed: int = 0) -> Float[Tensor, "draws classes"]:
@@ -144,20 +162,47 @@ def _posterior_shares(counts: Float[Tensor, "classes"], draws: int, *, seed: int
     return torch.from_numpy(drawn)
 
 
+def _by_prompt(images: int, target: Tensor, prompt: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    """The positions of each prompt's images, and its target."""
+    if prompt is None:
+        return [(torch.arange(images), target.double())]
+    targets = target.double().expand(int(prompt.max()) + 1, -1)
+    return [((prompt == number).nonzero()[:, 0], wanted) for number, wanted in enumerate(targets)]
+
+
+def mean_discrepancy(
+    shown: Int[Tensor, "images"], target: Float[Tensor, "*prompts classes"], prompt: Int[Tensor, "images"] | None
+) -> float:
+    """Hard FD, the mean of every prompt's own; arguments are those of `fd_interval`."""
+    parts = _by_prompt(len(shown), target, prompt)
+    found = [float(discrepancies(shown[rows], wanted, torch.arange(len(rows))[None])) for rows, wanted in parts]
+    return sum(found) / len(found)
+
+
 def compare_fd(
-    one: Outcomes, other: Outcomes, target: Float[Tensor, "classes"], *, group: int = 1, draws: int = DRAWS
+    one: Outcomes,
+    other: Outcomes,
+    target: Float[Tensor, "*prompts classes"],
+    *,
+    prompt: Int[Tensor, "images"] | None = None,
+    group: int = 1,
+    draws: int = DRAWS,
 ) -> Comparison:
-    """Hard FD of one method less that of another, with a paired bootstrap interval.
+    """Hard FD of one method less that of another, with a paired bootstrap interval; arguments are those of `fd_interval`.
 
     Raises:
         ValueError: the images are not the same.
     """
     check_pairs(one, other)
-    # The same draws for both methods: what their images have in common cancels in the difference.
-    rows = resamples(len(one.shown), group=group, draws=draws)
-    drawn = discrepancies(one.shown, target, rows) - discrepancies(other.shown, target, rows)
-    whole = torch.arange(len(one.shown))[None]
-    observed = float(discrepancies(one.shown, target, whole) - discrepancies(other.shown, target, whole))
+    observed, drawn = 0.0, torch.zeros(draws, dtype=torch.float64)
+    parts = _by_prompt(len(one.shown), target, prompt)
+    for number, (rows, wanted) in enumerate(parts):
+        # The same draws for both methods: what their images have in common cancels in the difference.
+        picked = resamples(len(rows), group=group, draws=draws, seed=number)
+        whole = torch.arange(len(rows))[None]
+        for sign, shown in ((1, one.shown[rows]), (-1, other.shown[rows])):
+            drawn += sign * discrepancies(shown, wanted, picked) / len(parts)
+            observed += sign * float(discrepancies(shown, wanted, whole)) / len(parts)
     return Comparison(observed, *bootstrap(drawn, observed))
 
 

@@ -141,7 +141,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
             | (arrival(after, study, steered) if bench.method.assigns else {"reached": None})
             | promised(before, study, steered, prompts)
             | cost(steered)
-            | with_intervals(outcomes, pooled, group=group)
+            | with_intervals(outcomes, study, prompts, group=group)
             | own(reading=after, pieces=pieces(steered.after), originals=pieces(steered.before), edited=edited),
         ],
     }

@@ -26,7 +26,7 @@ from difflens.metrics.functional import (
 )
 from difflens.metrics.leakage import Leakage
 from difflens.metrics.official import OfficialDiscrepancies, official_discrepancies
-from difflens.metrics.paired import Outcomes, discrepancies, fd_interval
+from difflens.metrics.paired import Outcomes, fd_interval, mean_discrepancy
 from difflens.stages.reading import CROSSED, Reading, Study
 from difflens.vocabulary import EVERY_CLASS, NO_FACE, Attribute
 
@@ -248,13 +248,21 @@ def promised(before: Reading, study: Study, steered: "Steered", prompts: Sequenc
     # Under a quota even a perfect method need not meet the target: this is what it would get (METHOD section 7).
     own = torch.where(faces_found(logits), logits.argmax(-1), NO_FACE)
     shown = torch.where(steered.targets >= 0, steered.targets, own)
-    rows = torch.arange(len(shown))[None]
-    return {"fd_perfect": float(discrepancies(shown, study.goals.pooled(prompts), rows))}
+    return {"fd_perfect": mean_discrepancy(shown, *targets_of(study, prompts))}
 
 
-def with_intervals(found: Outcomes, target: Tensor, *, group: int) -> dict[str, Any]:
+def targets_of(study: Study, prompts: Sequence[str] | None) -> tuple[Tensor, Tensor | None]:
+    """The target [C] and None; with prompts every prompt's own [P, C], and which prompt each image is of [N]."""
+    if prompts is None:
+        return study.goals.shared, None
+    order = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    return torch.stack([study.goals.of(prompt) for prompt in order]), torch.tensor([order[each] for each in prompts])
+
+
+def with_intervals(found: Outcomes, study: Study, prompts: Sequence[str] | None, *, group: int) -> dict[str, Any]:
     """What is counted image by image: the interval of hard FD, and the edited images in which nothing else changed."""
-    low, high = fd_interval(found.shown, target, group=group)
+    target, prompt = targets_of(study, prompts)
+    low, high = fd_interval(found.shown, target, prompt=prompt, group=group)
     edited = found.edited
     # With no other attribute measured, nothing can be said of them: None instead of a perfect 1.
     kept = found.nothing_else[edited] if found.flipped else edited[:0]

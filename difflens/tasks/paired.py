@@ -90,21 +90,33 @@ def _outcomes(job: Job) -> Outcomes:
 
 
 def _differences(one: Outcomes, other: Outcomes, metrics: Mapping[str, Any]) -> tuple[Comparison, ...]:
-    target = torch.tensor([metrics["target"][name] for name in metrics["classes"]], dtype=torch.float64)
+    target, prompt = _targets(metrics, len(one.shown))
     group = int((metrics.get("protocol") or {}).get("images_coupled") or 1)
     # Images that both were to change: a method that leaves one alone would win by doing nothing.
     both = one.edited & other.edited
     nothing = Comparison(float("nan"), float("nan"), float("nan"))
     if not bool(both.any()):
-        return compare_fd(one, other, target, group=group), nothing, nothing, nothing
+        return compare_fd(one, other, target, prompt=prompt, group=group), nothing, nothing, nothing
     # A method that aims at shares gives no image a class to reach.
     own = (metrics.get("protocol") or {}).get("class_of_its_own", True)
     return (
-        compare_fd(one, other, target, group=group),
+        compare_fd(one, other, target, prompt=prompt, group=group),
         compare_hits(one.reached[both], other.reached[both]) if own else nothing,
         compare_hits(one.nothing_else[both], other.nothing_else[both], group=group),
         compare_means(one.clip_i[both], other.clip_i[both], group=group),
     )
+
+
+def _targets(metrics: Mapping[str, Any], images: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The target [C] and None; with prompts every prompt's own [P, C] and which prompt each image is of."""
+    prompts = metrics["rows"][-1].get("prompts") or {}
+    # Images come prompt by prompt, in the order of the table.
+    counts = torch.tensor([row["n"] + row["missing_faces"] for row in prompts.values()], dtype=torch.int64)
+    wanted = [row["target"] for row in prompts.values()] or [metrics["target"]]
+    target = torch.tensor([[each[name] for name in metrics["classes"]] for each in wanted], dtype=torch.float64)
+    if int(counts.sum()) != images:
+        return target.mean(0), None
+    return target, torch.arange(len(counts)).repeat_interleave(counts)
 
 
 def _shown(found: Comparison, p: float | None, *, scale: float) -> str:

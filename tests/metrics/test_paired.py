@@ -13,6 +13,7 @@ from difflens.metrics.paired import (
     discrepancies,
     fd_interval,
     holm,
+    mean_discrepancy,
     resamples,
 )
 
@@ -51,6 +52,19 @@ def test_the_interval_of_fd_holds_the_truth_of_biased_and_of_fair_samplers(share
         )
         inside += low <= truth <= high
     assert inside >= 135, "95 % or more"
+
+
+def test_biases_of_prompts_in_opposite_directions_do_not_cancel() -> None:
+    prompt = torch.arange(2).repeat_interleave(50)
+    fair, opposite = outcomes(torch.arange(100) % 2), outcomes(prompt.clone())
+    assert mean_discrepancy(opposite.shown, EVEN, None) == 0
+    assert mean_discrepancy(opposite.shown, EVEN, prompt) == pytest.approx(math.sqrt(0.5))
+    low, high = fd_interval(opposite.shown, EVEN, prompt=prompt)
+    assert 0.6 < low < high == pytest.approx(math.sqrt(0.5)) and fd_interval(opposite.shown, EVEN)[0] == 0
+    found = compare_fd(opposite, fair, EVEN, prompt=prompt)
+    assert found.difference == pytest.approx(math.sqrt(0.5)) and found.low > 0.4
+    wanted = torch.eye(2, dtype=torch.float64)
+    assert mean_discrepancy(opposite.shown, wanted, prompt) == 0, "each prompt has a target of its own"
 
 
 @pytest.mark.parametrize(("first", "second"), [(0.4, 0.3), (0.5, 0.5), (0.5, 0.3)])
