@@ -33,7 +33,7 @@ def out_of_fold(
     """
     counts = torch.bincount(labels, minlength=classes)
     if int(counts.min()) < folds:
-        raise ValueError(f"each class needs {folds} images, got {counts.tolist()}.")
+        raise ValueError(f"each class needs {folds} images, got {counts.tolist()}; sample more.")
     fold = stratified_folds(labels, classes, folds=folds, seed=seed)
     found = torch.empty_like(labels)
     for left_out in range(folds):

@@ -71,7 +71,9 @@ def localisation(bench: Workbench) -> dict[str, Any]:
         "prompts": [] if bench.prompts is None else list(bench.prompts.studied),
         "others": [other.name for other in bench.others()],
         "settings": settings,
+        "update": bench.method.update,
         "focus": getattr(bench.method, "focus", 0.0),
+        "seed": bench.cfg.seed,
     }
 
     def make(folder: Path) -> None:

@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from difflens.data.folder import scan_folder
 from difflens.data.prompts import neutral_plan
 from difflens.judges.faces import float_pieces
 from difflens.judges.protocol import OTHER, Judge, faces_found, missing_faces, read_classes, select_classes
@@ -25,6 +24,7 @@ from difflens.store.progress import Progressing
 from difflens.store.run import Run
 from difflens.study.values import built
 from difflens.study.workbench import Workbench
+from difflens.tasks.evaluate import AT_ONCE, scan, warn_of_size
 from difflens.vocabulary import NO_FACE, Attribute, GenerationPlan, product
 
 ALL = "all images"
@@ -32,9 +32,6 @@ ALL = "all images"
 
 SHOWN = 8
 """Pictures of each prompt on the page."""
-
-AT_ONCE = 16
-"""Images of a folder that are decoded at once."""
 
 
 class Images(NamedTuple):
@@ -49,7 +46,7 @@ class Images(NamedTuple):
 def audit(cfg: DictConfig, run: Run) -> None:
     """Judge every attribute under every prompt; write `audit.json`, `audit.csv` and `report.html`, fairest last."""
     judges = [built(cfg, f"judge.{role}") for role in ("scores", "labels")]
-    images, subject = (_of_folder(cfg, run), None) if cfg.images else _of_model(cfg, run)
+    images, subject = (_of_folder(cfg, run, judges[0]), None) if cfg.images else _of_model(cfg, run)
     if run.rank:
         return
     with run.stage("judges"):
@@ -58,6 +55,7 @@ def audit(cfg: DictConfig, run: Run) -> None:
         rows = ranked(audited(judges, answers, images.prompts, skip=subject))
     data = {
         "what": images.name,
+        "folder": cfg.images,
         "images": images.size,
         "missing": missing,
         "judge": judges[0].name,
@@ -90,10 +88,10 @@ def _of_model(cfg: DictConfig, run: Run) -> tuple[Images, str | None]:
     return Images(bench.model.name, len(made), partial(float_pieces, made), {**named, **everything}), subject
 
 
-def _of_folder(cfg: DictConfig, run: Run) -> Images:
+def _of_folder(cfg: DictConfig, run: Run, judge: Judge) -> Images:
     """The images of a folder."""
-    folder = scan_folder(str(cfg.images))
-    run.say(folder.describe())
+    folder = scan(run, str(cfg.images))
+    warn_of_size(run, {"judge": judge}, folder)
 
     def pieces() -> Iterator[Tensor]:
         return (torch.from_numpy(batch.pixels).float() / 255 for batch in folder.batches(AT_ONCE))

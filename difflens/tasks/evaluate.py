@@ -1,6 +1,6 @@
 """`task=evaluate`: measure a folder of images, whoever made them, and compare it with the originals of the same names."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def evaluate(cfg: DictConfig, run: Run) -> None:
                 f"{role} needs 2 images at least, since FID compares means and covariances (and thousands for a number that "
                 f"means something), got {folder.describe()}."
             )
-    warn_of_size(run, study, folders["images"])
+    warn_of_size(run, {"judge": study.judge, "extractor": study.extractor}, folders["images"])
     originals = folders.get("originals")
     shared = None if originals is None else _pair(originals, folders["images"], cfg.pairs)
     metrics = measure(run, study, folders, shared, own) | {"measures": listed}
@@ -70,13 +70,12 @@ def read_places(cfg: DictConfig) -> dict[str, str]:
     return {role: str(place) for role, place in places.items() if place not in (None, "")}
 
 
-def warn_of_size(run: Run, study: Study, images: ImageFolder) -> None:
+def warn_of_size(run: Run, readers: Mapping[str, Any], images: ImageFolder) -> None:
     """Say so where networks that know nothing but drawn faces of one size are to read other images, by the first of them."""
     height, width = next(images.batches(1)).pixels.shape[-2:]
-    readers = {"judge": study.judge, "extractor": study.extractor}
     drawn = {role: size for role, reader in readers.items() if (size := getattr(reader, "drawn_size", None))}
     if any((height, width) != (size, size) for size in drawn.values()):
-        named = " and ".join(f"{role} {readers[role].name} reads" for role in drawn)  # type: ignore[attr-defined]
+        named = " and ".join(f"{role} {readers[role].name} reads" for role in drawn)
         size = next(iter(drawn.values()))
         run.say(
             f"warning: {named} drawn faces of {size} × {size} pixels, and these images have {width} × {height}: the numbers "

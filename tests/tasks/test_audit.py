@@ -76,8 +76,12 @@ def test_a_folder_is_audited_without_a_model(program: Program, tmp_path: Path) -
     assert ended.code == 0, ended.err
     found = program.json("audit.json")
     assert found["images"] == 16 and {row["prompt"] for row in found["rows"]} == {ALL}
+    assert "drawn-proxies" not in (program.latest / "report.html").read_text() and "warning" not in ended.out
     lines = list(csv.DictReader((program.latest / "audit.csv").open()))
     assert {line["class"] for line in lines if line["attribute"] == "gender"} == {"female", "male"}
+    Image.new("RGB", (64, 48)).save(tmp_path / "a photograph.png")
+    ended = program("task=audit", f"images='{tmp_path}'")
+    assert ended.code == 0 and "the numbers mean nothing on photographs" in " ".join(ended.out.split())
     empty = tmp_path / "empty"
     empty.mkdir()
     ended = program("task=audit", f"images='{empty}'")
