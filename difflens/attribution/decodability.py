@@ -7,13 +7,16 @@ from torch import Tensor
 RIDGE = 0.1
 """The penalty, as a share of the mean squared length of an image's standardised features."""
 
+FOLDS = 4
+"""Parts of the images that are left out in turn."""
+
 
 def out_of_fold(
     features: Float[Tensor, "images dim"],
     labels: Int[Tensor, "images"],
     classes: int,
     *,
-    folds: int = 4,
+    folds: int = FOLDS,
     seed: int = 0,
 ) -> Int[Tensor, "images"]:
     """The class that a linear probe fitted on the other folds reads in each image.
@@ -33,7 +36,7 @@ def out_of_fold(
     """
     counts = torch.bincount(labels, minlength=classes)
     if int(counts.min()) < folds:
-        raise ValueError(f"each class needs {folds} images, got {counts.tolist()}; sample more.")
+        raise ValueError(f"each class needs {folds} images, got {counts.tolist()}.")
     fold = stratified_folds(labels, classes, folds=folds, seed=seed)
     found = torch.empty_like(labels)
     for left_out in range(folds):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difflens.attribution.decodability import mean_recall, out_of_fold
+from difflens.attribution.decodability import FOLDS, mean_recall, out_of_fold
 from difflens.data.prompts import neutral_plan
 from difflens.data.sampled import as_bytes
 from difflens.judges.faces import float_pieces
@@ -19,6 +19,7 @@ from difflens.methods.h_direction import DirectionEdit, directions_of
 from difflens.metrics.functional import paired_cosine
 from difflens.metrics.paired import bootstrap, resamples
 from difflens.models.hooks import readable_modules
+from difflens.store.errors import UserError
 from difflens.store.progress import Progressing
 from difflens.study.values import plain
 from difflens.study.workbench import Workbench
@@ -116,6 +117,9 @@ def decodability(bench: Workbench, plan: GenerationPlan, sites: Sequence[Site], 
     """Mean recall of a linear probe at every site and step [sites, steps] (float64), and the images' classes [N].
 
     One pass of sampling reads all sites: means over `pool` × `pool` parts of each map are kept, and no map.
+
+    Raises:
+        UserError: too few images show a class.
     """
     now: dict[Site, list[Tensor]] = {site: [] for site in sites}
     kept: dict[Site, list[Tensor]] = {site: [] for site in sites}
@@ -134,6 +138,10 @@ def decodability(bench: Workbench, plan: GenerationPlan, sites: Sequence[Site], 
             display.advance(len(batch.image_ids))
     labels, classes = bench.labels(torch.cat(made))[0], len(bench.attribute.classes)
     seen = labels >= 0
+    counts = torch.bincount(labels[seen], minlength=classes).tolist()
+    if min(counts) < FOLDS:
+        shown = ", ".join(f"{name} {count}" for name, count in zip(bench.attribute.classes, counts, strict=True))
+        raise UserError(f"a probe needs {FOLDS} images of each class at least, got {shown}; raise localise.images.")
     recall = torch.zeros(len(sites), bench.model.steps, dtype=torch.float64)
     with Progressing("probes", recall.numel()) as display:
         for row, site in enumerate(sites):

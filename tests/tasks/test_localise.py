@@ -63,5 +63,7 @@ def test_a_study_says_where_its_bias_lives_and_finds_it_once(tmp_path) -> None:
     assert (program.latest / "localise.svg").stat().st_size > 1000
     again = program(*asked, "localise.windows=[[0.0,1.0],[0.5,1.0]]")
     assert again.code == 0 and all(entry["reused"] for entry in program.json("manifest.json")["artifacts"])
+    few = program("task=localise", "localise.images=8", "attribute=race")
+    assert few.code == 2 and "raise localise.images" in few.err
     refused = program("task=localise", "localise.windows=[[0.5,1.5]]")
     assert refused.code == 2 and "localise.windows" in refused.complaint
