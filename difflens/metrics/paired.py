@@ -3,13 +3,14 @@
 Same ids, same noise, same assigned classes: all comparisons are of pairs (METHOD section 7).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm, t
 from torch import Tensor
 
 from difflens.metrics.functional import maximum_discrepancy
@@ -89,18 +90,42 @@ def bootstrap(statistic: Float[Tensor, "draws"], observed: float) -> tuple[float
     return min(low, 2 * observed - high), max(high, 2 * observed - low)
 
 
-def resamples(n: int, *, group: int = 1, draws: int = DRAWS, seed: int = 0) -> Int[Tensor, "draws images"]:
-    """Positions of images drawn with replacement, in whole groups of `group` in a row where a method couples those."""
-    generator = torch.Generator().manual_seed(seed)
-    groups = -(-n // group)
+def resamples(
+    n: int, *, group: int = 1, first: int = 0, draws: int = DRAWS, seed: int = 0
+) -> Int[Tensor, "draws picked"]:
+    """Positions of images drawn with replacement, in whole groups of `group` in a row where a method couples those.
+
+    Args:
+        n: images.
+        group: images of a group; at either end one may be short, and is then drawn with its own images over again.
+        first: how many images stand before these, by which groups are counted.
+        draws: resamples.
+        seed: of the draws.
+    """
+    generator, before = torch.Generator().manual_seed(seed), first % group
+    groups = groups_of(n, group=group, first=first)
     drawn = torch.randint(groups, (draws, groups), generator=generator)
-    rows = (drawn[:, :, None] * group + torch.arange(group)).flatten(1)
-    # The last group may be short: what lies beyond is its own last image again.
-    return rows.clamp_max(n - 1)[:, :n]
+    start = (drawn * group - before).clamp_min(0)
+    size = ((drawn + 1) * group - before).clamp_max(n) - start
+    return (start[:, :, None] + torch.arange(group) % size[:, :, None]).flatten(1)
+
+
+def groups_of(n: int, *, group: int, first: int = 0) -> int:
+    """How many groups of `group` in a row hold these n images, of which so many stand before the first."""
+    return -(-(n + first % group) // group)
+
+
+def _of_few(groups: Sequence[int]) -> list[float]:
+    """For every part of a sample, what the deviations of its resamples must be multiplied by where it has few groups.
+
+    Resamples of G groups vary by √((G − 1)/G) too little, and ends that suit a normal distribution are too near (Student).
+    """
+    heavier = t.ppf(0.975, sum(groups) - len(groups)) / norm.ppf(0.975)
+    return [float(heavier * math.sqrt(each / (each - 1))) for each in groups]
 
 
 def shares_of(
-    shown: Int[Tensor, "images"], classes: int, rows: Int[Tensor, "draws images"]
+    shown: Int[Tensor, "images"], classes: int, rows: Int[Tensor, "draws picked"]
 ) -> Float[Tensor, "draws classes"]:
     """The classes' shares of every resample; images without a face count in none."""
     found = []
@@ -114,7 +139,7 @@ def shares_of(
 
 
 def discrepancies(
-    shown: Int[Tensor, "images"], target: Float[Tensor, "classes"], rows: Int[Tensor, "draws images"]
+    shown: Int[Tensor, "images"], target: Float[Tensor, "classes"], rows: Int[Tensor, "draws picked"]
 ) -> Float[Tensor, "draws"]:
     """Hard FD of every resample."""
     return (shares_of(shown, len(target), rows) - target.double()).norm(dim=1)
@@ -140,19 +165,25 @@ def fd_interval(
         group: images in a row that a method couples.
         draws: bootstrap samples.
     """
-    found, largest, distance = 0.0, 0.0, torch.zeros(draws, dtype=torch.float64)
+    distance = torch.zeros(draws, dtype=torch.float64)
     parts = _by_prompt(len(shown), target, prompt)
-    for number, (rows, wanted) in enumerate(parts):
+    groups = [groups_of(len(rows), group=group, first=int(rows[0])) for rows, _ in parts]
+    found = mean_discrepancy(shown, target, prompt)
+    largest = sum(float(maximum_discrepancy(wanted)) for _, wanted in parts) / len(parts)
+    # One group alone says nothing of how groups vary.
+    if min(groups) < 2:
+        return 0.0, largest
+    wider = _of_few(groups) if group > 1 else [1.0] * len(parts)
+    for number, ((rows, wanted), factor) in enumerate(zip(parts, wider, strict=True)):
         own = shown[rows]
         observed = shares_of(own, len(wanted), torch.arange(len(own))[None])
         if bool((observed == 0).any()):
             # No resample holds a class that no image shows, rare as it may be: shares are drawn given the counts (Jeffreys).
-            drawn = _posterior_shares(observed[0] * -(-int((own >= 0).sum()) // group), draws, seed=number)
+            drawn, factor = _posterior_shares(observed[0] * -(-int((own >= 0).sum()) // group), draws, seed=number), 1.0
         else:
-            drawn = shares_of(own, len(wanted), resamples(len(own), group=group, draws=draws, seed=number))
-        distance += (drawn - observed).norm(dim=1) / len(parts)
-        found += float((observed[0] - wanted).norm()) / len(parts)
-        largest += float(maximum_discrepancy(wanted)) / len(parts)
+            picked = resamples(len(own), group=group, first=int(rows[0]), draws=draws, seed=number)
+            drawn = shares_of(own, len(wanted), picked)
+        distance += factor * (drawn - observed).norm(dim=1) / len(parts)
     radius = float(torch.quantile(distance, 0.95))
     return max(0.0, found - radius), min(found + radius, largest)
 
@@ -196,30 +227,49 @@ def compare_fd(
     check_pairs(one, other)
     observed, drawn = 0.0, torch.zeros(draws, dtype=torch.float64)
     parts = _by_prompt(len(one.shown), target, prompt)
-    for number, (rows, wanted) in enumerate(parts):
+    groups = [groups_of(len(rows), group=group, first=int(rows[0])) for rows, _ in parts]
+    known = min(groups) > 1
+    wider = _of_few(groups) if group > 1 and known else [1.0] * len(parts)
+    for number, ((rows, wanted), factor) in enumerate(zip(parts, wider, strict=True)):
         # The same draws for both methods: what their images have in common cancels in the difference.
-        picked = resamples(len(rows), group=group, draws=draws, seed=number)
+        picked = resamples(len(rows), group=group, first=int(rows[0]), draws=draws, seed=number)
         whole = torch.arange(len(rows))[None]
         for sign, shown in ((1, one.shown[rows]), (-1, other.shown[rows])):
-            drawn += sign * discrepancies(shown, wanted, picked) / len(parts)
-            observed += sign * float(discrepancies(shown, wanted, whole)) / len(parts)
-    return Comparison(observed, *bootstrap(drawn, observed))
+            own = float(discrepancies(shown, wanted, whole))
+            drawn += sign * (own + factor * (discrepancies(shown, wanted, picked) - own)) / len(parts)
+            observed += sign * own / len(parts)
+    return Comparison(observed, *(bootstrap(drawn, observed) if known else (-math.inf, math.inf)))
 
 
 def compare_hits(one: Bool[Tensor, "images"], other: Bool[Tensor, "images"], *, group: int = 1) -> Comparison:
     """Difference of two shares of the same images, its interval, and the exact test of those that differ (McNemar 1947).
 
-    Where a method couples `group` images in a row, these are no independent cases: the test is then of the groups' signs.
+    Where a method couples `group` images in a row, these are no independent cases: see `_compare_groups`.
     """
     difference = one.double() - other.double()
-    observed = float(difference.mean())
     if group > 1:
-        p = signs_test(difference, group=group)
-    else:
-        # Exact and not by χ²: images in which two good methods differ may be few.
-        only_one, discordant = int((one & ~other).sum()), int((one ^ other).sum())
-        p = float(binomtest(only_one, discordant, 0.5).pvalue) if discordant else 1.0
-    return Comparison(observed, *bootstrap(difference[resamples(len(one), group=group)].mean(1), observed), p)
+        return _compare_groups(difference, group=group)
+    observed = float(difference.mean())
+    only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
+    # Exact and not by χ²: images in which two good methods differ may be few.
+    p = float(binomtest(only_one, only_one + only_other, 0.5).pvalue) if only_one + only_other else 1.0
+    # Or none, which no resample would show either: shares are drawn given the counts (Jeffreys).
+    counts = torch.tensor([only_one, only_other, len(one) - only_one - only_other], dtype=torch.float64)
+    drawn = _posterior_shares(counts, DRAWS)
+    low, high = torch.quantile(drawn[:, 0] - drawn[:, 1], torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Comparison(observed, min(low, observed), max(high, observed), p)
+
+
+def _compare_groups(difference: Float[Tensor, "images"], *, group: int) -> Comparison:
+    """A mean difference of images that are coupled in groups in a row: Student's interval over the groups' sums, `signs_test`.
+
+    Not by bootstrap: of four groups whose differences have one sign by chance, no resample has the other.
+    """
+    sums = torch.stack([part.sum() for part in difference.double().split(group)])
+    observed, reach = float(difference.double().mean()), math.inf
+    if len(sums) > 1:
+        reach = float(t.ppf(0.975, len(sums) - 1) * sums.std() * math.sqrt(len(sums)) / len(difference))
+    return Comparison(observed, observed - reach, observed + reach, signs_test(difference, group=group))
 
 
 def signs_test(difference: Float[Tensor, "images"], *, group: int, draws: int = 10_000) -> float:
@@ -234,10 +284,15 @@ def signs_test(difference: Float[Tensor, "images"], *, group: int, draws: int = 
 def compare_means(
     one: Float[Tensor, "images"], other: Float[Tensor, "images"], *, group: int = 1, draws: int = DRAWS
 ) -> Comparison:
-    """Difference of two means over the same images, with a paired bootstrap interval and its two-sided p-value."""
+    """Difference of two means over the same images, with a paired bootstrap interval and its two-sided p-value.
+
+    Where a method couples `group` images in a row: see `_compare_groups`.
+    """
     difference = (one - other).double()
+    if group > 1:
+        return _compare_groups(difference, group=group)
     observed = float(difference.mean())
-    drawn = difference[resamples(len(one), group=group, draws=draws)].mean(1)
+    drawn = difference[resamples(len(one), draws=draws)].mean(1)
     # The share of draws on the other side of zero; never 0, since draws are finite.
     tail = min(float((drawn <= 0).double().mean()), float((drawn >= 0).double().mean()))
     return Comparison(observed, *bootstrap(drawn, observed), min(1.0, 2 * max(tail, 1 / len(drawn))))

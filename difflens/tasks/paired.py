@@ -29,8 +29,8 @@ class Pair(NamedTuple):
 def paired(jobs: Sequence[Job]) -> Grid | None:
     """A row per method and setting against `REFERENCE` on the same images; None where no two methods can be compared.
 
-    p-values are of McNemar's exact test (reached, nothing else changed) and of the bootstrap (CLIP-I), both over groups where
-    a method couples images, adjusted by Holm over the whole table; FD has an interval alone.
+    p-values are of McNemar's exact test (reached, nothing else changed) and of the bootstrap (CLIP-I), or of a randomisation
+    test of groups where a method couples images, adjusted by Holm over the whole table; FD has an interval alone.
     """
     pairs = [*_pairs(jobs)]
     if not pairs:
@@ -48,7 +48,7 @@ def paired(jobs: Sequence[Job]) -> Grid | None:
         for i, pair in enumerate(pairs)
     ]
     caption = (
-        f"Each method less {METHOD_NAMES.get(REFERENCE, REFERENCE)} on the same images [95 % interval by bootstrap]; p is "
+        f"Each method less {METHOD_NAMES.get(REFERENCE, REFERENCE)} on the same images [95 % interval]; p is "
         "adjusted over the table (Holm)."
     )
     return Grid([*factors, "method", *COMPARED], rows, numbers=len(COMPARED), caption=caption)
@@ -101,7 +101,7 @@ def _differences(one: Outcomes, other: Outcomes, metrics: Mapping[str, Any]) -> 
     own = (metrics.get("protocol") or {}).get("class_of_its_own", True)
     return (
         compare_fd(one, other, target, prompt=prompt, group=group),
-        compare_hits(one.reached[both], other.reached[both]) if own else nothing,
+        compare_hits(one.reached[both], other.reached[both], group=group) if own else nothing,
         compare_hits(one.nothing_else[both], other.nothing_else[both], group=group),
         compare_means(one.clip_i[both], other.clip_i[both], group=group),
     )

@@ -102,6 +102,22 @@ def test_equal_methods_are_called_different_no_more_often_than_the_level_says() 
     assert called <= 15
 
 
+@pytest.mark.parametrize(("only_one", "only_other"), [(0.01, 0.0), (0.0, 0.0), (0.02, 0.01), (0.2, 0.1)])
+def test_the_interval_of_a_difference_of_shares_holds_the_truth_also_where_hardly_an_image_differs(
+    only_one: float, only_other: float
+) -> None:
+    generator, inside = torch.Generator().manual_seed(4), 0
+    for _ in range(200):
+        drawn = torch.rand(256, generator=generator)
+        one, other = drawn < only_one, (drawn >= only_one) & (drawn < only_one + only_other)
+        found = compare_hits(one, other)
+        assert found.low < found.high
+        inside += found.low <= only_one - only_other <= found.high
+    assert inside >= 184, "95 % or more, but for the chance of 200 trials"
+    apart = compare_hits(torch.ones(64).bool(), torch.zeros(64).bool())
+    assert apart.low < apart.difference == apart.high == 1
+
+
 def test_methods_that_couple_images_are_compared_by_groups() -> None:
     """Groups that flip as one: tests of single images would find differences in noise, which tests of groups do not."""
     drawn = torch.rand(200, 16, 2, generator=torch.Generator().manual_seed(2)) < 0.5
@@ -113,6 +129,52 @@ def test_methods_that_couple_images_are_compared_by_groups() -> None:
     values = torch.randn(16, generator=torch.Generator().manual_seed(3)).repeat_interleave(8)
     wide, narrow = (compare_means(values, torch.zeros(128), group=group) for group in (8, 1))
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+@pytest.mark.parametrize("groups", [4, 6])
+def test_few_groups_neither_call_equal_methods_different_nor_narrow_an_interval(groups: int) -> None:
+    """Four micro-batches are all that a table of 256 images has of a method that couples 64."""
+    generator, called, inside = torch.Generator().manual_seed(5), 0, 0
+    for _ in range(200):
+        values = torch.randn(groups, generator=generator).repeat_interleave(16) + torch.randn(
+            16 * groups, generator=generator
+        )
+        found = compare_means(values, torch.zeros(16 * groups), group=16)
+        assert found.p is not None
+        called += found.p < 0.05
+        inside += found.low <= 0 <= found.high
+    assert called <= 18 and inside >= 184, "5 % and 95 %, but for the chance of 200 trials"
+    alone = compare_means(torch.ones(16), torch.zeros(16), group=16)
+    assert alone.p == 1 and alone.low == -math.inf and alone.high == math.inf
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_intervals_of_fd_hold_the_truth_of_methods_that_couple_few_groups(prompts: int) -> None:
+    generator, one, two = torch.Generator().manual_seed(6), 0, 0
+    # Of two prompts of 80 images, the third of five micro-batches of 32 holds images of both.
+    prompt = None if prompts == 1 else torch.arange(2).repeat_interleave(80)
+    truth = math.sqrt(2) * 0.2
+    fair = outcomes(torch.arange(160) % 2)
+    for _ in range(150):
+        # Every micro-batch has a share of its own, 0.7 in the mean.
+        share = (0.7 + 0.15 * torch.randn(5, generator=generator)).repeat_interleave(32)
+        shown = outcomes((torch.rand(160, generator=generator) >= share).long())
+        low, high = fd_interval(shown.shown, EVEN, prompt=prompt, group=32, draws=300)
+        one += low <= truth <= high
+        found = compare_fd(shown, fair, EVEN, prompt=prompt, group=32, draws=300)
+        two += found.low <= truth <= found.high
+    assert one >= 137 and two >= 137
+
+
+def test_groups_are_counted_over_all_prompts_and_one_alone_tells_nothing() -> None:
+    rows = resamples(80, group=32, first=80, draws=200)
+    # Images 80 to 159 lie in the micro-batches from 64, 96 and 128 on.
+    starts = {int(row) for row in rows.view(200, 3, 32)[:, :, 0].flatten()}
+    assert starts == {0, 16, 48}
+    prompt = torch.arange(2).repeat_interleave(16)
+    assert fd_interval(torch.arange(32) % 2, EVEN, prompt=prompt, group=32) == (0.0, pytest.approx(math.sqrt(0.5)))
+    one = outcomes(torch.arange(32) % 2)
+    assert compare_fd(one, one, EVEN, prompt=prompt, group=32).high == math.inf
 
 
 def test_holm_is_as_in_the_paper() -> None:
