@@ -108,6 +108,7 @@ def calibrate(
     tolerance: float,
     refinements: int,
     margin: float = 1.0,
+    together: bool = False,
 ) -> Calibration:
     """Bracket, then bisect, all classes at once: a measurement serves each of them (METHOD section 6).
 
@@ -123,6 +124,7 @@ def calibrate(
         refinements: bisections after bracketing.
         margin: the strength found is taken this many times as far from neutral, but never beyond `largest`: what just
             suffices for these images is too weak for about half of all other sets.
+        together: one strength serves all classes, and suffices where each meets its share.
 
     Raises:
         ValueError: not 0 < first ≤ largest, or `margin` is below 1.
@@ -131,7 +133,8 @@ def calibrate(
         raise ValueError(f"calibration needs 0 < first ≤ largest, got {first}, {largest}.")
     if margin < 1:
         raise ValueError(f"calibration needs a margin of at least 1, got {margin}.")
-    search = _Search(measure, target * (1 - tolerance), neutral=neutral, first=neutral + first)
+    wanted = target * (1 - tolerance)
+    search = _Search(measure, wanted, neutral=neutral, first=neutral + first, together=together)
     search.bracket(neutral + largest)
     # Who is pushed does not depend on the strength, so the first dose tells.
     pushed = ~search.doses[0].success.isnan()
@@ -148,8 +151,10 @@ def calibrate(
 class _Search:
     """Per class, a strength too weak (`low`), and one strong enough or the last one tried (`high`)."""
 
-    def __init__(self, measure: Callable[[Tensor], Dose], wanted: Tensor, *, neutral: float, first: float) -> None:
-        self.measure, self.wanted, self.neutral = measure, wanted, neutral
+    def __init__(
+        self, measure: Callable[[Tensor], Dose], wanted: Tensor, *, neutral: float, first: float, together: bool
+    ) -> None:
+        self.measure, self.wanted, self.neutral, self.together = measure, wanted, neutral, together
         self.doses: list[Dose] = []
         self.low = torch.full((len(wanted),), neutral, dtype=torch.float64)
         self.high = torch.full((len(wanted),), first, dtype=torch.float64)
@@ -175,9 +180,13 @@ class _Search:
     def best(self) -> Tensor:
         """Per class, the first strength that held most images: too strong an edit can do less than a weaker one."""
         held = torch.stack([dose.held for dose in self.doses])
+        # Of one strength for all, that at which the class that lacks most lacks least.
+        held = (held - self.wanted).amin(1, keepdim=True).expand_as(held) if self.together else held
         return torch.stack([dose.strength for dose in self.doses]).gather(0, held.argmax(0)[None])[0]
 
     def _met(self, strength: Tensor) -> Tensor:
         self.doses.append(self.measure(strength))
         # By what is held: shares would also rise with images that stray from another class.
-        return (self.doses[-1].held >= self.wanted) | self.doses[-1].success.isnan()
+        found = (self.doses[-1].held >= self.wanted) | self.doses[-1].success.isnan()
+        # A class by itself could give way to a weaker strength, and the others would lose with it what they have reached.
+        return found.all().expand_as(found) if self.together else found

@@ -261,7 +261,7 @@ def compare_hits(one: Bool[Tensor, "images"], other: Bool[Tensor, "images"], *, 
 
 
 def _compare_groups(difference: Float[Tensor, "images"], *, group: int) -> Comparison:
-    """A mean difference of images that are coupled in groups in a row: Student's interval over the groups' sums, `signs_test`.
+    """A mean difference of images that are coupled in groups in a row: Student's interval of their sums, and `signs_test`.
 
     Not by bootstrap: of four groups whose differences have one sign by chance, no resample has the other.
     """

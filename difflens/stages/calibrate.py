@@ -158,6 +158,9 @@ def _calibrated(bench: Workbench, mitigation: Steering, spec: dict[str, Any]) ->
     plan = calibration_plan(bench)
     source, images = originals(bench, plan, stage="calibrate")
     full = {**spec, "originals": source.fingerprint, "calibration": settings, "seed": bench.cfg.seed}
+    # What aims at the shares of all images together does so with one strength.
+    together = not bench.method.assigns
+    full |= {"together": True} if together else {}
 
     def make(folder: Path) -> None:
         measure, assigned = dose_meter(bench, mitigation, images, plan, folder=folder / "doses")
@@ -171,6 +174,7 @@ def _calibrated(bench: Workbench, mitigation: Steering, spec: dict[str, Any]) ->
             tolerance=settings["tolerance"],
             refinements=settings["refinements"],
             margin=settings["margin"],
+            together=together,
         )
         # No two ranks may write the same file.
         if bench.run.rank:

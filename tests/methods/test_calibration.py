@@ -89,3 +89,26 @@ def test_the_margin_goes_beyond_what_just_sufficed_but_not_beyond_the_largest() 
     plain, raised = run(measure), run(measure, margin=1.5)
     torch.testing.assert_close(raised.strength, (plain.strength * 1.5).clamp_max(16.0))
     assert run(measure, margin=4.0).strength.tolist() == [pytest.approx(4 * float(plain.strength[0])), 16.0]
+
+
+def test_one_strength_for_all_classes_suffices_for_each_of_them() -> None:
+    """The edit acts with the mean: calibrated class by class, the one that has enough would weaken it for the other."""
+
+    def measure(strength: torch.Tensor) -> Dose:
+        scale = float(strength.mean())
+        shares = torch.tensor([min(0.5, 0.2 + 0.1 * scale), max(0.5, 0.8 - 0.1 * scale)], dtype=torch.float64)
+        return Dose(strength.clone(), torch.ones(2), shares, shares)
+
+    found = run(measure, together=True)
+    assert found.met == (True, True) and float(found.strength.std()) == 0
+    assert 2.99 <= float(found.strength.mean()) <= 3.05
+
+
+def test_one_strength_that_never_suffices_is_that_of_the_least_lack() -> None:
+    def measure(strength: torch.Tensor) -> Dose:
+        scale = float(strength.mean())
+        shares = torch.tensor([0.45 - 0.02 * abs(scale - 4), 0.4 + 0.001 * scale], dtype=torch.float64)
+        return Dose(strength.clone(), torch.ones(2), shares, shares)
+
+    found = run(measure, together=True)
+    assert found.met == (False, False) and found.strength.tolist() == [4.0, 4.0]
