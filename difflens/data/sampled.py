@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int, UInt8
+from safetensors import safe_open
 from torch import Tensor
 
 from difflens.models.base import Generated
@@ -15,7 +16,7 @@ from difflens.vocabulary import Site
 class Shards:
     """Finished micro-batches in a folder, a shard each: image_ids [n], images [n, 3, H, W] (uint8), recorded activations.
 
-    The first also says how many floating-point operations it took.
+    The first also says how many floating-point operations it took, and so do others that may have taken more or less.
 
     Args:
         folder: where they lie; it need not exist before the first is kept.
@@ -56,11 +57,15 @@ class Shards:
         return copy
 
     @property
-    def flops(self) -> int | None:
-        """Floating-point operations that one micro-batch took, None where there is none or nobody counted."""
-        shards = shards_of(self.folder)
-        counted = read_shard(self.folder, shards[0].stem).get("flops") if shards else None
-        return None if counted is None else int(counted)
+    def flops(self) -> float | None:
+        """Floating-point operations that one micro-batch took in the mean, None where there is none or nobody counted."""
+        counted = []
+        for path in shards_of(self.folder):
+            # The one number alone: most of a shard is its images.
+            with safe_open(path, framework="pt") as shard:
+                names = list(shard.keys())
+                counted += [float(shard.get_tensor("flops"))] if "flops" in names else []
+        return sum(counted) / len(counted) if counted else None
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for path in shards_of(self.folder):

@@ -171,6 +171,9 @@ class Steering(ABC):
     held: ClassVar[tuple[Attribute, ...]] = ()
     """Attributes whose classes in the unedited image the edit must be told (`PerImage.shown`)."""
 
+    uneven: ClassVar[bool] = False
+    """Whether one micro-batch may cost more than another of the same size."""
+
     before_call: ClassVar[bool] = False
     """Whether it changes what the pipeline is called with, which comes too late in a call that a user makes."""
 

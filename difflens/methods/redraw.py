@@ -43,7 +43,8 @@ class Redrawn(Steering):
         draws: see `Redraw`.
     """
 
-    before_call = True
+    # Images that show their class at once need no further draw.
+    before_call = uneven = True
 
     def __init__(self, given: Given, *, draws: int) -> None:
         super().__init__(given.attribute, window=Window())

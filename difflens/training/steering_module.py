@@ -74,8 +74,9 @@ class SteeringModule(lightning.LightningModule):
     def predict_step(self, batch: MicroBatch, batch_idx: int) -> None:
         """Sample one micro-batch and hand it over, unless that was done before."""
         if len(batch.plan.image_ids) and not self.keeper.holds(batch.number):
-            # All micro-batches are of one size: the first one's cost is everyone's.
-            with FlopCounterMode(display=False) if batch.number == 0 else nullcontext() as counter:
+            # All micro-batches are of one size: the first one's cost is everyone's, unless it depends on the images.
+            counted = batch.number == 0 or getattr(self.edit, "uneven", False)
+            with FlopCounterMode(display=False) if counted else nullcontext() as counter:
                 (generated,) = self.model.sample(batch.plan, record=self.record, method=self.edit)
             flops = None if counter is None else counter.get_total_flops()
             self.keeper.keep(batch.number, generated._replace(flops=flops))

@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning
@@ -7,6 +9,7 @@ from tiny_pipeline import Shift
 
 from difflens.data.activations import ActivationStore
 from difflens.data.sampled import Shards
+from difflens.models.base import Batch
 from difflens.models.model import DiffusionModel
 from difflens.training.steering_module import MicroBatches, generate, sample
 from difflens.vocabulary import GenerationPlan, Site
@@ -61,3 +64,24 @@ def test_the_cost_of_a_micro_batch_is_counted(model: DiffusionModel, tmp_path: P
     assert none.flops is None and plain.flops and edited.flops
     assert 1.1 < edited.flops / plain.flops < 2
     assert torch.equal(plain.images(plan.image_ids), generate(trainer(), model, plan))
+
+
+class FirstTwice:
+    """Draws the first micro-batch of every plan again."""
+
+    uneven = True
+
+    @contextmanager
+    def attach(self, model: DiffusionModel, batch: Batch) -> Iterator[None]:
+        if int(batch.images.target[0]):
+            model.make(batch)
+        yield
+
+
+def test_the_cost_is_that_of_all_micro_batches_where_they_differ(model: DiffusionModel, tmp_path: Path) -> None:
+    plan = GenerationPlan(1, torch.arange(16), (torch.arange(16) < 4).long())
+    plain, again = (Shards(tmp_path / name) for name in ("plain", "again"))
+    sample(trainer(), model, plan, plain)
+    sample(trainer(), model, plan, again, edit=FirstTwice())
+    assert plain.flops and again.flops
+    assert again.flops / plain.flops == pytest.approx(1.25)
