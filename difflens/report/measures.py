@@ -139,9 +139,9 @@ class Measure:
 
     @property
     def family(self) -> str:
-        """What it is a variant of: `fd` for every distance from the target, else the first word of its key."""
+        """What it is a variant of: `fd` for everything that shares alone decide, else the first word of its key."""
         words = self.key.split("_")
-        return "fd" if "fd" in words else words[0]
+        return "fd" if "fd" in words or self.key in OF_SHARES else words[0]
 
     def read(self, row: Json) -> float | None:
         """The row's number; None if it was not measured."""
@@ -165,6 +165,9 @@ class Measure:
         """The row's number, with its spread where the row has one (`kid_sd` for `kid`)."""
         return self.shown([self.read(row), row.get(f"{self.column}_sd")])
 
+
+OF_SHARES = ("deviation_ratio", "entropy", "l1", "kl")
+"""Other names that the literature has for how fair shares are."""
 
 WORST_LEAKAGE = Measure(
     "worst_leakage", "leakage, worst", "%", 1, -1, "images in which the other attribute that suffered most changed"

@@ -33,7 +33,7 @@ MEASURED = (
         "fd_prompt_mean",
         "fd_hard_prompt_mean",
     ),
-    "fd_official_prompt_mean",
+    *("fd_official_prompt_mean", "fd_low_prompt_mean", "fd_high_prompt_mean", "fd_perfect_prompt_mean"),
     *("deviation_ratio", "entropy", "l1", "kl", "fd_low", "fd_high", "fd_perfect"),
     *("clip_i_edited", "clip_i_floor", "nothing_else", "flips", "compute", "fd_corrected"),
 )

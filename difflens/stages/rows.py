@@ -77,7 +77,6 @@ def fairness(reading: Reading, study: Study, target: Tensor) -> dict[str, Any]:
         "missing_faces": single.missing,
         "other": _outside(reading, study),
         **_summary(single, target),
-        "fd_squared_unbiased": single.fd_squared_unbiased,
         "fd_max": single.fd_maximum,
         "fd_corrected": _corrected(single, study, target),
         **_official(reading, study, torch.ones(len(reading.image_ids), dtype=torch.bool)),
@@ -156,7 +155,8 @@ def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str
         found = _discrepancy(logits[rows], study.attribute, target, missing=study.missing)
         goal = dict(zip(study.attribute.classes, target.tolist(), strict=True))
         counted = {"n": found.n, "missing_faces": found.missing}
-        by_prompt[prompt] = {**counted, "target": goal, **_summary(found, target), **_official(reading, study, rows)}
+        numbers = {**_summary(found, target), "fd_corrected": _corrected(found, study, target)}
+        by_prompt[prompt] = {**counted, "target": goal, **numbers, **_official(reading, study, rows)}
         if obeyed is not None:
             by_prompt[prompt]["obeyed"] = float(obeyed[rows].nanmean())
     similarity = PromptSimilarity()
@@ -241,14 +241,18 @@ def outcomes_of(before: Reading, after: Reading, study: Study, steered: "Steered
 
 
 def promised(before: Reading, study: Study, steered: "Steered", prompts: Sequence[str] | None) -> dict[str, Any]:
-    """`fd_perfect`: hard FD if every pushed image arrived, as the assignment alone decides; None for no single class."""
+    """`fd_perfect`: hard FD if every pushed image arrived, as the assignment alone decides; None for no single class.
+
+    Of prompts `fd_perfect_prompt_mean`, the mean of each one's own.
+    """
+    key = "fd_perfect_prompt_mean" if prompts else "fd_perfect"
     if bool((steered.targets == EVERY_CLASS).any()):
-        return {"fd_perfect": None}
+        return {key: None}
     logits = before.logits(study.judge, study.attribute)
     # Under a quota even a perfect method need not meet the target: this is what it would get (METHOD section 7).
     own = torch.where(faces_found(logits), logits.argmax(-1), NO_FACE)
     shown = torch.where(steered.targets >= 0, steered.targets, own)
-    return {"fd_perfect": mean_discrepancy(shown, *targets_of(study, prompts))}
+    return {key: mean_discrepancy(shown, *targets_of(study, prompts))}
 
 
 def targets_of(study: Study, prompts: Sequence[str] | None) -> tuple[Tensor, Tensor | None]:
@@ -267,9 +271,11 @@ def with_intervals(found: Outcomes, study: Study, prompts: Sequence[str] | None,
     # With no other attribute measured, nothing can be said of them: None instead of a perfect 1.
     kept = found.nothing_else[edited] if found.flipped else edited[:0]
     flips = torch.stack([*found.flipped.values()]).double().sum(0)[edited] if found.flipped else edited[:0]
+    # Under the name of what it is the interval of: with prompts the mean of each one's FD, not that of all together.
+    ends = "_prompt_mean" if prompts else ""
     return {
-        "fd_low": low,
-        "fd_high": high,
+        f"fd_low{ends}": low,
+        f"fd_high{ends}": high,
         "nothing_else": _share(kept),
         "flips": float(flips.mean()) if len(flips) else None,
     }
@@ -302,8 +308,10 @@ def arrival(reading: Reading, study: Study, steered: "Steered") -> dict[str, flo
     """`reached`, the share of the images pushed towards a class that show it to the scoring judge; None if none was."""
     logits = reading.logits(study.judge, study.attribute)
     # EVERY_CLASS is negative: such images are pushed towards no single class.
-    pushed = faces_found(logits) & (steered.targets >= 0)
-    return {"reached": _share((logits.argmax(-1) == steered.targets)[pushed])}
+    pushed = steered.targets >= 0
+    # An image that shows no face shows no class either: left out, an edit that destroys faces would count for more.
+    shown = faces_found(logits) & (logits.argmax(-1) == steered.targets)
+    return {"reached": _share(shown[pushed])}
 
 
 def cost(steered: "Steered") -> dict[str, float | None]:
@@ -344,6 +352,7 @@ def _summary(found: FairnessResult, target: Tensor) -> dict[str, Any]:
         "fd": found.fd,
         "fd_hard": found.fd_hard,
         "fd_chance": found.fd_chance,
+        "fd_squared_unbiased": found.fd_squared_unbiased,
         "shares": {name: share._asdict() for name, share in found.shares.items()},
         **share_measures(torch.tensor([share.share for share in found.shares.values()]), target),
     }

@@ -1,5 +1,6 @@
 """Rows of metrics.json from made-up judges whose answers are known."""
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,22 @@ from difflens.data.reference import Reference
 from difflens.judges.faces import float_pieces
 from difflens.judges.protocol import ReferenceStatistics
 from difflens.methods.assignment import Goals, read_goals
+from difflens.report.measures import Measure, measures_of, prices
 from difflens.stages.generate import Steered
 from difflens.stages.reading import Study, protocol, read_images
-from difflens.stages.rows import agreement, arrival, build_row, crossed_target
+from difflens.stages.rows import (
+    agreement,
+    arrival,
+    build_row,
+    crossed_target,
+    outcomes_of,
+    promised,
+    with_intervals,
+)
 from difflens.store.artifacts import Artifact
 from difflens.vocabulary import EVERY_CLASS, NO_FACE, UNTOUCHED, Attribute, GenerationPlan, product
 
+SHARES = ("deviation_ratio", "entropy", "l1", "kl", "fd_squared_unbiased", "fd_corrected")
 RACE = Attribute("race", ("Black", "White"))
 GENDER = Attribute("gender", ("female", "male"))
 
@@ -215,11 +226,36 @@ def test_judges_that_differ_and_images_that_reach_their_class_are_told() -> None
     labels = torch.tensor([1, 0, 1, NO_FACE, 0, 0])
     steered = Steered(plan, IMAGES, IMAGES, targets, labels, (stored, stored))
     assert agreement(reading, asked, steered) == {"judges_agree": 0.75, "judges_agree_by_prompt": {"a": 0.5, "b": 1.0}}
-    assert arrival(reading, asked, steered) == {"reached": 0.5}
+    # Of a white one, a black one, and one without a face, which shows no class.
+    assert arrival(reading, asked, steered) == {"reached": pytest.approx(1 / 3)}
 
     nobody = replace(steered, plan=GenerationPlan(0, IDS), labels=torch.full((6,), NO_FACE), targets=targets * 0 - 1)
     assert agreement(reading, asked, nobody) == {"judges_agree": None}
     assert arrival(reading, asked, nobody) == {"reached": None}
+
+
+def test_what_is_said_of_prompts_is_named_as_the_mean_over_them() -> None:
+    """Opposite biases of two prompts: together their shares are even, and no number of one may pass for that of the other."""
+    prompts = ("a", "a", "b", "b")
+    images, ids = painted(BLACK, BLACK, WHITE, WHITE), torch.arange(4)
+    known = study(recalls={"race": {"Black": 0.9, "White": 0.9}})
+    reading = read_images(partial(float_pieces, images), ids, known, title="x")
+    found = build_row("x", reading, known, None, prompts=prompts)
+    stored = Artifact("images", "", Path(), {}, {})
+    targets = torch.full((4,), UNTOUCHED)
+    steered = Steered(GenerationPlan(0, ids, prompts=prompts), images, images, targets, targets, (stored, stored))
+    outcomes = outcomes_of(reading, reading, known, steered)
+    found |= with_intervals(outcomes, known, prompts, group=1) | promised(reading, known, steered, prompts)
+    assert found["fd_perfect_prompt_mean"] == pytest.approx(0.5**0.5) and found["fd_low_prompt_mean"] > 0
+    assert not found.keys() & {"fd_low", "fd_high", "fd_perfect"}, "of all images together it is another number"
+    listed = [{"key": key, "label": key} for key in (*SHARES, "fd_low", "fd_perfect")]
+    measures = measures_of({"rows": [found], "measures": listed})
+    shown = {measure.heading: measure.read(found) for measure in measures}
+    for key, mean in zip(SHARES, (1.0, 0.0, 1.0, math.log(2), 0.5, 0.5**0.5), strict=True):
+        assert shown[f"{key}, mean over prompts"] == pytest.approx(mean)
+    assert shown["deviation_ratio, prompts pooled"] == 0 and shown["entropy, prompts pooled"] == 1
+    assert "fd_low, mean over prompts" in shown and "fd_low, prompts pooled" not in shown
+    assert not prices([Measure(key, key, better=-1) for key in SHARES]), "they are fairness, not what it costs"
 
 
 def test_fd_is_corrected_where_the_judges_recalls_are_known() -> None:
