@@ -65,12 +65,15 @@ def _fit(bench: Workbench) -> Fitted:
         held[attribute.name] = other.fingerprint
     if holders and isinstance(own, SiteEdit):
         edit = Holding(own, holders, ratio=settings.hold.ratio)
+    # Who is moved is read by the probe, also for a method that itself asks for none.
+    early = settings.assignment == "early"
+    reader = {"read": settings.read, "reader": probe_stage.fit(bench)[0].fingerprint} if early else {}
     # What is asked for decides who is moved, and where a calibration ends.
     goals = {prompt: q.tolist() for prompt, q in bench.goals.own.items()}
     spec: dict[str, Any] = {
         "fit": artifact.fingerprint,
         "assignment": settings.assignment,
-        **({"read": settings.read} if settings.assignment == "early" else {}),
+        **reader,
         "target": bench.goals.shared.tolist(),
         **({"targets": goals} if goals else {}),
         **({"hold": {"by": settings.hold.by, "ratio": settings.hold.ratio, "fit": held}} if held else {}),

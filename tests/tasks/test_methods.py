@@ -86,6 +86,16 @@ def test_a_method_without_an_autoencoder_goes_the_whole_way_and_none_is_trained(
     assert torch.equal(made(), plain)
 
 
+def test_who_is_moved_is_read_anew_by_another_probe(program: Program) -> None:
+    """This method asks for no probe itself, but `early` reads by one who is to be moved."""
+    asked = ("task=steer", "mitigation=h_direction", "mitigation.assignment=early", "mitigation.strength=1")
+    for settings in ((), ("probe.l2=10",)):
+        done = program(*asked, *settings)
+        assert done.code == 0, done.err + done.out
+    made = {entry["kind"]: entry["reused"] for entry in program.json("manifest.json")["artifacts"]}
+    assert not made["states"] and not made["steered"]
+
+
 def test_a_users_own_method_is_what_runs_under_its_name(program: Program) -> None:
     prepare = partial(let_in, str(program.folder))
     conf = f"--config-dir={program.folder / 'conf'}"
