@@ -138,6 +138,8 @@ def calibrate(
     search.bracket(neutral + largest)
     # Who is pushed does not depend on the strength, so the first dose tells.
     pushed = ~search.doses[0].success.isnan()
+    # One strength is that of every class, whether or not an image is pushed there.
+    pushed = pushed.any().expand_as(pushed) if together else pushed
     # A dose samples all calibration images: none is spent where no class has a bracket to refine.
     for _ in range(refinements if (search.done & pushed).any() else 0):
         search.bisect()

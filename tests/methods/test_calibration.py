@@ -104,6 +104,15 @@ def test_one_strength_for_all_classes_suffices_for_each_of_them() -> None:
     assert 2.99 <= float(found.strength.mean()) <= 3.05
 
 
+def test_one_strength_is_also_that_of_a_class_nobody_is_pushed_to() -> None:
+    def measure(strength: torch.Tensor) -> Dose:
+        shares = torch.tensor([0.5, 0.5], dtype=torch.float64) * (float(strength.mean()) >= 2)
+        return Dose(strength.clone(), torch.tensor([1.0, torch.nan]), shares, shares)
+
+    found = run(measure, together=True, refinements=0)
+    assert found.strength.tolist() == [2.0, 2.0], "at the mean of these two it was measured"
+
+
 def test_one_strength_that_never_suffices_is_that_of_the_least_lack() -> None:
     def measure(strength: torch.Tensor) -> Dose:
         scale = float(strength.mean())
