@@ -470,10 +470,11 @@ def _line(model: type[BaseModel], error: ErrorDetails, where: str) -> str:
         above = key.rpartition(".")[0]
         known = [f"{above}.{name}".lstrip(".") for name in group.model_fields]
         return f"nothing reads {key!r}; take it away.{nearest(key, known)}"
-    # What is said of a list is not said of its entries, nor what a number must be where it is merely too large.
+    # What is said of a list is not said of its entries.
     told = field.description if field and not path[-1].isdigit() else None
-    if error["type"] == "less_than_equal" and (told is None or isinstance(value, float)):
-        return f"{key} must be at most {error['ctx']['le']:g}, got {value!r}."
+    # Few descriptions name the bound beyond which a number is a slip; of a number that is too large, it is what matters.
+    if error["type"] == "less_than_equal" and (limit := f"{error['ctx']['le']:.15g}") not in (told or ""):
+        return f"{key} must be at most {limit}, got {value!r}."
     wanted = PLAIN.get(error["type"], error["msg"].removeprefix("Input should be "))
     return f"{key} must be {told or wanted}, got {value!r}."
 
@@ -612,7 +613,7 @@ def check_study(settings: Settings) -> None:
         )
     classes = classes_of(settings.attribute)
     read_strength(method.strength, classes)
-    check_shares(method.target)
+    check_shares(method.target, classes)
     check_top(settings.attribution.top, classes)
     check_held(settings)
     check_prompts(settings)
@@ -649,17 +650,26 @@ def read_strength(strength: Any, classes: tuple[str, ...]) -> list[float] | None
     return [float(per_class[name]) for name in classes]
 
 
-def check_shares(target: Any) -> None:
+def check_shares(target: Any, classes: tuple[str, ...]) -> None:
     """Check that a target distribution is written as shares by class, by prompt and class, or by part and class.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not, or shares of classes are none of a distribution.
     """
     if target is not None and not _are_shares(target):
         raise UserError(
             "mitigation.target must give each class a share, such as {female: 0.75, male: 0.25}, or each prompt or part "
             f"such shares, or be null for equal shares; got {target!r}.{_quote(target)}"
         )
+    # The commonest slips, told without torch; prompts and parts are looked up where they are known.
+    shares = {name: share for name, share in (target or {}).items() if _is_number(share)}
+    if unknown := [name for name in shares if name not in classes]:
+        near = nearest(unknown[0], classes)
+        raise UserError(f"mitigation.target: no class {unknown[0]!r}; the classes are {list(classes)}.{near}")
+    left, others = 1 - sum(shares.values()), [name for name in classes if name not in shares]
+    if shares and (min(shares.values()) < 0 or left < -1e-6 or (left > 1e-6) != bool(others)):
+        rest = f", and leave something for {others}" if others else ""
+        raise UserError(f"mitigation.target must be non-negative and sum to 1{rest}; got {shares}.")
 
 
 def _are_shares(target: Any) -> bool:
@@ -743,7 +753,7 @@ def check_prompts(settings: Settings) -> None:
                 f"attribute.words gives no word that names {missing} of {part.name!r} in a prompt; add it to the "
                 "attribute's file."
             )
-    known = [*SUBJECTS, *settings.judge.others]
+    known = dict.fromkeys((*SUBJECTS, *settings.judge.others))
     if settings.prompt.subject not in (None, *known):
         raise UserError(
             f"prompt.subject must be null, or an attribute that a judge may know: one of {', '.join(known)}; got "

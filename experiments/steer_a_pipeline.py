@@ -20,7 +20,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     asked = parser.parse_args()
 
-    pipe = DDIMPipeline.from_pretrained(locate("package:miniature/weights/generator"))
+    # Otherwise diffusers asks for accelerate, in five lines.
+    pipe = DDIMPipeline.from_pretrained(locate("package:miniature/weights/generator"), low_cpu_mem_usage=False)
     pipe.set_progress_bar_config(disable=True)
     features = difflens.load_features(asked.run)
 

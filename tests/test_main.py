@@ -44,6 +44,7 @@ def test_completion_offers_the_choices_without_torch(difflens):
     ("argument", "words"),
     [
         ("attribute=gendr", "no such attribute; available: age, gender, race. Did you mean 'gender'?"),
+        ("attribute=7", "attribute=7: no such attribute; available: age, gender, race."),
         ("atribute=age", "Did you mean 'attribute'?"),
         ("paths.outptus=x", "Did you mean 'paths.outputs'?"),
         ("attribute=age,race", "add -m to run one job per value"),

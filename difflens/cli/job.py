@@ -6,7 +6,9 @@ Nothing here imports torch: `--help`, `--cfg job` and shell completion answer at
 import importlib
 import logging
 import os
+import re
 import sys
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -48,8 +50,8 @@ def flags_first(arguments: list[str]) -> list[str]:
     return sorted(arguments, key=lambda each: not each.startswith("-")) if together else arguments
 
 
-def readable(argument: str) -> str:
-    """One argument as Hydra can read it.
+def readable(argument: str, groups: Collection[str] = ()) -> str:
+    """One argument as Hydra can read it, given the names of the config groups.
 
     Raises:
         UserError: it cannot be made so.
@@ -60,6 +62,9 @@ def readable(argument: str) -> str:
     # `++` adds a key or replaces it: the target is null until it is given shares.
     if key.startswith(SHARE):
         key = f"++{key}"
+    # Hydra says of a number only that it is no text, and not which choices there are.
+    if key in groups and re.fullmatch(r"[+-]?[\d.]+", value):
+        value = f"'{value}'"
     # Shells leave a `~` behind `paths.outputs=` as it is.
     if value.startswith("~/"):
         value = str(Path(value).expanduser())
@@ -171,7 +176,8 @@ def run_program(conf: Path) -> tuple[int, str]:
     os.environ.setdefault(DEBUG, os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on instead of printing a report of its own
     try:
-        sys.argv[1:] = [readable(argument) for argument in flags_first(sys.argv[1:])]
+        groups = config_groups(conf)
+        sys.argv[1:] = [readable(argument, groups) for argument in flags_first(sys.argv[1:])]
         try:
             hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(job)()
         finally:

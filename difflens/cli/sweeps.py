@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -39,6 +40,17 @@ def sweep_name(overrides: Sequence[str]) -> str:
     return f"{words}_{digest}".lstrip("_")
 
 
+class Told(JobReturn):
+    """What Hydra keeps of a job whose failure was told in one line when it happened; Hydra's own class tells it again."""
+
+    @property
+    def return_value(self) -> Any:
+        """The job's result, or its exception."""
+        if self.status == JobStatus.FAILED:
+            raise self._return_value
+        return self._return_value
+
+
 class SweepCallback(Callback):  # type: ignore[misc]
     """Keeps the folder of the sweep that this process leads, and points `latest_sweep` to it."""
 
@@ -51,6 +63,10 @@ class SweepCallback(Callback):  # type: ignore[misc]
         folder.mkdir(parents=True, exist_ok=True)
         point_latest(Path(config.paths.outputs), folder, name="latest_sweep")
         SweepCallback.folder = folder
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        """Called by Hydra in the process of each job, which may be a worker."""
+        job_return.__class__ = Told
 
 
 def job_key(cfg: DictConfig) -> str | None:

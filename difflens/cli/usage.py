@@ -37,6 +37,9 @@ Environment:
                                          which ones an experiment needs
   HF_HUB_CACHE, HF_HOME                  where models of the Hugging Face hub
                                          are looked for
+  DIFFLENS_ALLOW_TARGETS                 packages of your own whose classes a
+                                         configuration may name
+  DIFFLENS_DEBUG=1                       show the traceback of an error
 
 More:
   difflens --cfg job                     print every setting and its value; set
@@ -44,7 +47,6 @@ More:
   difflens --hydra-help                  all flags
   eval "$(difflens -sc install=bash)"    completion of groups and choices (also
                                          zsh, fish)
-  HYDRA_FULL_ERROR=1 difflens ...        show the traceback of an error
 
 Exit codes: 0 done, 2 a mistake in the configuration, 1 a failed run, 130
 interrupted (run it again to go on)."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from difflens.data.activations import ActivationStore, as_tokens
 from difflens.models.model import DiffusionModel
+from difflens.store.files import human_size
 from difflens.vocabulary import GenerationPlan, Site
 
 Tokenise = Callable[[Tensor], Tensor]
@@ -85,8 +86,9 @@ class BufferSizes(NamedTuple):
     def describe(self) -> str:
         """In words, for a log."""
         return (
-            f"the mixing buffer holds {self.capacity:,} tokens, {in_gb(self.buffer)}, and takes {in_gb(self.refilling)} "
-            f"while it is refilled; statistics are those of {self.sample:,} tokens, {in_gb(self.sample_bytes)}"
+            f"the buffer that mixes tokens holds {self.capacity:,} of them ({human_size(self.buffer)}; "
+            f"{human_size(self.refilling)} while it is refilled); their mean and scale are those of {self.sample:,} "
+            f"({human_size(self.sample_bytes)})"
         )
 
 
@@ -99,11 +101,6 @@ def buffer_sizes(tokens: int, *, batch: int, dim: int) -> BufferSizes:
     # At most half: `mixed_batches`, which draws the sample, asks for room for two batches.
     buffer, sample = 2 * dim * capacity, max(1, min(capacity // 2, SAMPLE_BYTES // (4 * dim)))
     return BufferSizes(capacity, buffer, round(REFILL * buffer), sample, 4 * dim * sample)
-
-
-def in_gb(size: int) -> str:
-    """Bytes in GB."""
-    return f"{size / 1e9:,.1f} GB"
 
 
 class OnlineTokens:

@@ -32,16 +32,25 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+NUMBERS = {"strength": "mitigation.strength", "width": "sae.expansion"}
+"""Groups whose choices stand for numbers, and the setting that takes any other number."""
+
+
 def about_option(error: MissingConfigException) -> str:
     """The line for a config group's choice that does not exist, with the files there are."""
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     # Products such as gender+age are registered for every combination: they would hide the few files.
-    options = sorted(str(option) for option in error.options or () if "+" not in option)
+    options = [str(option) for option in error.options or () if "+" not in option]
+    # By the numbers in them: x4 before x16.
+    options.sort(key=lambda option: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", option)])
     if group == "hydra/launcher" and choice.startswith(("joblib", "submitit")):
         return f"{group}={choice} needs the launchers: pip install 'difflens[launchers]'."
     if not group or not options:
         return one_line(error).removeprefix("MissingConfigException: ")
-    return f"{group}={choice}: no such {group}; available: {', '.join(options)}.{nearest(choice, options)}"
+    known = f"available: {', '.join(options)}"
+    if group in NUMBERS and re.fullmatch(r"[+-]?[\d.]+", choice):
+        return f"{group}={choice}: no such {group}; {known}; or the number itself: {NUMBERS[group]}={choice}."
+    return f"{group}={choice}: no such {group}; {known}.{nearest(choice, options)}"
 
 
 def about_key(error: ConfigCompositionException, groups: Sequence[str]) -> str:

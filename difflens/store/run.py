@@ -90,7 +90,7 @@ class Run:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Record the block's seconds under `name` and say them in one line; a repeated name adds up."""
-        start = time.monotonic()
+        start, again = time.monotonic(), name in self.manifest["seconds"]
         try:
             yield
         except BaseException:
@@ -102,7 +102,9 @@ class Run:
             # Of a stage that fails too: the manifest is to tell where the time went.
             self.manifest["seconds"][name] = round(self.manifest["seconds"].get(name, 0.0) + seconds, 3)
         self.write_manifest()
-        self.say(f"{name}: {seconds:.1f} s")
+        # Stages ask each other for what they need: that it is still there, and took no time, is told once.
+        if not again or seconds >= 0.05:
+            self.say(f"{name}: {seconds:.1f} s")
 
     def artifact(
         self,
@@ -125,10 +127,12 @@ class Run:
             artifact, reused = self.store.get_or_create(kind, spec, make, resumable=resumable)
         else:
             artifact, reused = self.store.join(kind, spec, make if together else None, first=self.first_process), True
+        told = any(artifact == earlier for earlier, _ in self.used)
         self.used.append((artifact, reused))
         self.manifest["artifacts"].append({"kind": kind, "fingerprint": artifact.fingerprint, "reused": reused})
         self.write_manifest()
-        self.say(f"{artifact}: {'reused' if reused else 'made'}")
+        if not (reused and told):
+            self.say(f"{artifact}: {'reused' if reused else 'made'}")
         return artifact
 
     def first_process(self) -> dict[str, Any]:

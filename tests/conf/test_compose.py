@@ -11,6 +11,7 @@ from hydra.errors import MissingConfigException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from difflens.cli.job import readable
 from difflens.cli.usage import config_groups
 from difflens.config import check_settings
 from difflens.store.exits import ending
@@ -135,4 +136,11 @@ def test_any_whole_width_can_be_asked_for(name: str, expansion: int) -> None:
 def test_no_other_width_can(name: str) -> None:
     with pytest.raises(MissingConfigException) as refused:
         compose("config", overrides=[f"width={name}"])
-    assert ending(refused.value).line.startswith(f"width={name}: no such width; available: ")
+    assert ending(refused.value).line.startswith(f"width={name}: no such width; available: x1, x2, x3, ")
+
+
+def test_a_number_instead_of_a_word_is_told_where_it_belongs() -> None:
+    with pytest.raises(MissingConfigException) as refused:
+        compose("config", overrides=[readable("strength=1.3", ["strength"])])
+    line = ending(refused.value).line
+    assert line.endswith("half, none, published; or the number itself: mitigation.strength=1.3.")

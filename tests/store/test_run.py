@@ -50,6 +50,20 @@ def test_a_run_leaves_its_config_status_and_manifest(cfg, tmp_path):
     assert read(folder, "metrics.json") == {"rows": [{"fd": None, "n": 3}]}
 
 
+def test_what_stages_ask_for_again_is_told_once(cfg, tmp_path, monkeypatch):
+    said: list[str] = []
+    with open_run(cfg, tmp_path / "runs" / "x") as run:
+        monkeypatch.setattr(run, "say", said.append)
+        for _ in range(3):
+            with run.stage("sae"):
+                found = run.artifact("sae", {"k": 3}, lambda made: (made / "x").write_text("x"))
+        monkeypatch.setattr("difflens.store.run.time.monotonic", iter(range(100)).__next__)
+        with run.stage("sae"):
+            pass
+    assert [line for line in said if "made" not in line][-1] == "sae: 1.0 s"
+    assert said.count(f"{found}: made") == 1 and not [line for line in said if "reused" in line] and len(said) <= 3
+
+
 def test_a_raised_revision_leaves_older_artifacts_unused(cfg, tmp_path, monkeypatch):
     def made(name: str) -> tuple[str, bool]:
         with open_run(cfg, tmp_path / "runs" / name) as run:
