@@ -10,18 +10,21 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
     DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     UNet2DModel,
+    VQModel,
 )
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from difflens.models.devices import DTYPES, check_device, choose_precision, quietly
-from difflens.models.model import DiffusionModel, UnconditionalPipeline
+from difflens.models.model import DiffusionModel, LatentPipeline, UnconditionalPipeline
 from difflens.store.locations import PACKAGE, locate
 
 SCHEDULERS = {
@@ -30,6 +33,9 @@ SCHEDULERS = {
     "euler": EulerDiscreteScheduler,
     "euler_ancestral": EulerAncestralDiscreteScheduler,
 }
+
+DECODERS = {kind.__name__: kind for kind in (VQModel, AutoencoderKL, AutoencoderTiny)}
+"""What may turn latents of an unconditional model into images, by the name in its configuration."""
 
 LEFT_OUT = ("safety_checker", "feature_extractor")
 """Parts of a pipeline that no measurement loads."""
@@ -56,7 +62,7 @@ def load_unconditional(
 
     Args:
         folder: a folder (or `package:…`) with `unet/` and `scheduler/` or with the files of both side by side, or the hub id
-            of such a repository in the local cache.
+            of such a repository in the local cache; beside them a model of latents has `vqvae/` or `vae/`.
         obtain: the command that brings the files where they are looked for, told if they are not there.
         respaced: sample on the grid of the paper's release (see `RespacedScheduler`), not on DDIM's own.
         precision: `fp32`, `bf16` under autocast, or `auto`: bf16 where the device computes it.
@@ -85,11 +91,32 @@ def load_unconditional(
                 unet_folder, low_cpu_mem_usage=False, variant=_variant(unet_folder), **local
             )
             scheduler = DDIMScheduler.from_pretrained(scheduler_folder, **local)
+            vae = _decoder(path, **local)
     except OSError as error:
         raise ValueError(f"the model in {path} is incomplete ({error}); get it again with `{obtain}`.") from error
     # In float32 even from files of half precision, since bf16 runs under autocast.
-    pipeline = UnconditionalPipeline(unet.float().to(place), scheduler, respaced=respaced)
+    unet = unet.float().to(place)
+    if vae is None:
+        pipeline = UnconditionalPipeline(unet, scheduler, respaced=respaced)
+    else:
+        pipeline = LatentPipeline(unet, scheduler, vae.float().to(place), respaced=respaced)
     return DiffusionModel(pipeline, precision=precision, **settings)
+
+
+def _decoder(path: Path, **settings: Any) -> Any:
+    """The autoencoder of a model of latents; None where the model works on pixels.
+
+    Raises:
+        ValueError: it is of a kind that is not known here.
+    """
+    # LDMPipeline names it after its first kind, whatever it is.
+    folder = next((path / part for part in ("vqvae", "vae") if (path / part / "config.json").is_file()), None)
+    if folder is None:
+        return None
+    kind = _json(folder / "config.json").get("_class_name")
+    if kind not in DECODERS:
+        raise ValueError(f"the latents of {str(path)!r} belong to a {kind}; known here are {', '.join(DECODERS)}.")
+    return DECODERS[kind].from_pretrained(folder, low_cpu_mem_usage=False, variant=_variant(folder), **settings)
 
 
 def load_text_to_image(

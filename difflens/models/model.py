@@ -62,7 +62,23 @@ class UnconditionalPipeline(DDIMPipeline):  # type: ignore[misc]
         for t in self.scheduler.timesteps:
             output = self.unet(x, t, return_dict=False)[0]
             x = self.scheduler.step(output, t, x, generator=generator, return_dict=False, **settings)[0]
-        return ImagePipelineOutput((x / 2 + 0.5).clamp(0, 1))
+        return ImagePipelineOutput((self._pixels(x) / 2 + 0.5).clamp(0, 1))
+
+    def _pixels(self, x: Tensor) -> Tensor:
+        return x
+
+
+class LatentPipeline(UnconditionalPipeline):
+    """The same on the latents of an autoencoder, as diffusers' `LDMPipeline` (Rombach et al., 2022)."""
+
+    def __init__(self, unet: UNet2DModel, scheduler: Any, vae: Any, *, respaced: bool = False) -> None:
+        super().__init__(unet, scheduler, respaced=respaced)
+        self.register_modules(vae=vae)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    def _pixels(self, x: Tensor) -> Tensor:
+        images: Tensor = self.vae.decode(x / self.vae.config.scaling_factor, return_dict=False)[0]
+        return images
 
 
 class _SiteReachedError(Exception):
@@ -189,6 +205,7 @@ class DiffusionModel:
         common |= {"micro_batch": self.micro_batch}
         if not self.prompted:
             own: dict[str, Any] = {"weights": self.fingerprints["unet"], "scheduler": scheduler}
+            own |= {"vae": self.fingerprints["vae"]} if "vae" in self.fingerprints else {}
             if isinstance(self.pipeline.scheduler, RespacedScheduler):
                 # The spec of an unconditional model names no class, so that this grid needs an entry of its own.
                 own["respaced"] = True
@@ -407,13 +424,14 @@ class DiffusionModel:
     ) -> Float[Tensor, "images"]:
         """Squared error of the denoiser on each image in [0, 1] noised to `step`, the site's activations changed or not.
 
-        The noise is the same for every change. A text-to-image model needs a prompt for each image, encodes the images by its
-        VAE, and measures the branch of the site.
+        The noise is the same for every change. A model of latents encodes the images by its VAE; a text-to-image one needs a
+        prompt for each image and measures the branch of the site.
         """
         n, t, scheduler = len(images), self.timesteps[step], self.pipeline.scheduler
         if self.prompted and (prompts is None or len(prompts) != n):
             raise ValueError(f"the denoising loss of {n} images needs their prompts, one for each.")
-        clean = encode_images(self.pipeline.vae, images) if self.prompted else (images * 2 - 1).to(self.device)
+        vae = self.pipeline.components.get("vae")
+        clean = (images * 2 - 1).to(self.device) if vae is None else encode_images(vae, images)
         noise = normal([image_generator(seed, row) for row in range(n)], clean.shape[1:], device=self.device)
         noisy = add_noise(scheduler, clean, noise, int(t))
         outputs: dict[int, Tensor] = {}

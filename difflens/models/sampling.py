@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, SchedulerMixin
+from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
@@ -139,21 +139,22 @@ def largest(size: Tensor, share: float) -> Tensor:
 
 
 @torch.no_grad()
-def encode_images(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """Latents (float32) of images in [0, 1]: the mean of the VAE's posterior, scaled as the U-Net expects."""
+def encode_images(vae: Any, images: Tensor) -> Tensor:
+    """Latents (float32) of images in [0, 1], scaled as the U-Net expects: the mean where the VAE gives a posterior."""
     dtype = vae.dtype
     # SDXL's VAE overflows in half precision; its pipeline decodes in float32 for the same reason.
-    working = torch.float32 if dtype == torch.float16 and vae.config.force_upcast else dtype
+    working = torch.float32 if dtype == torch.float16 and vae.config.get("force_upcast") else dtype
     if working != dtype:
         vae.to(working)
     try:
-        posterior = vae.encode((images * 2 - 1).to(vae.device, working)).latent_dist
+        encoded = vae.encode((images * 2 - 1).to(vae.device, working))
     finally:
         if working != dtype:
             # The pipeline decodes with the same VAE.
             vae.to(dtype)
     # The mean, no draw: whatever is compared on an image starts from the same latents.
-    return posterior.mode().float() * vae.config.scaling_factor
+    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+    return latents.float() * vae.config.scaling_factor
 
 
 def add_noise(scheduler: SchedulerMixin, clean: Tensor, noise: Tensor, timestep: int) -> Tensor:
@@ -204,7 +205,7 @@ def check_asymmetric(scheduler: Any) -> None:
 
 
 class PixelScheduler(DDIMScheduler):  # type: ignore[misc]
-    """DDIM by `ddim_step`, for networks that work on pixels; a learned variance, which DDIM does not use, is split off."""
+    """DDIM by `ddim_step`, for unconditional networks; a learned variance, which DDIM does not use, is split off."""
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.0, generator: Any = None, **more: Any

@@ -260,7 +260,8 @@ def read_shape(cfg: DictConfig) -> Shape:
     guided = prompted and (GUIDANCE if guidance is None else guidance) > 1
     kept = sum(sizes["skips"]) + 4 * max(sizes["all"])
     parameters = sum(each.numel() for each in unet.parameters())
-    scale = 8 if prompted else 1
+    # Latents have other channels than pictures; eight pixels a side is what most autoencoders make of one.
+    scale = 1 if settings["in_channels"] == 3 else 8
     return Shape(
         whole,
         1 - before / whole,

@@ -57,7 +57,7 @@ def test_p2_is_set_as_published(attribute: str, top: list[int], strength: dict[s
     assert [s for s in range(50) if window.start * 50 <= s < window.stop * 50] == list(range(1, 50))
 
 
-@pytest.mark.parametrize("model", ["p2_celebahq", "ddpm_celebahq", "sd15", "sd21", "sdxl"])
+@pytest.mark.parametrize("model", ["p2_celebahq", "ddpm_celebahq", "ldm_celebahq", "sd15", "sd21", "sdxl"])
 def test_models_of_photographs_choose_judges_measures_and_prompts_which_the_user_overrides(model: str) -> None:
     cfg = composed(f"model={model}")
     judges = {cfg.judge[role]["_target_"].rsplit(".", 1)[1] for role in ("labels", "scores")}
