@@ -23,6 +23,9 @@ from difflens.store.run import Run
 from difflens.study.values import built, plain, read_attribute
 from difflens.vocabulary import Attribute
 
+FOR_PHOTOGRAPHS = {"judge": "judge=photographs", "extractor": "metric=photographs"}
+"""What reads photographs in each role."""
+
 AT_ONCE = 16
 """Images that are decoded at once, as many as networks read."""
 
@@ -79,7 +82,7 @@ def warn_of_size(run: Run, readers: Mapping[str, Any], images: ImageFolder) -> N
         size = next(iter(drawn.values()))
         run.say(
             f"warning: {named} drawn faces of {size} × {size} pixels, and these images have {width} × {height}: the numbers "
-            "mean nothing on photographs; for those choose judge=fairface metric=photographs"
+            f"mean nothing on photographs; for those choose {' '.join(FOR_PHOTOGRAPHS[role] for role in drawn)}"
         )
 
 
