@@ -1,10 +1,11 @@
 """How often a judge is right: `uv run python experiments/judges_on_photographs.py <folder of photographs> <labels.csv>`.
 
-The CSV has a line for each photograph: a column `file`, its name in the folder, and one for each labelled attribute, with classes
-as the judge calls them (`gender`: female, male; `age`: under_40, from_40); an empty cell is an unknown label. Every photograph is
-read as it is, and reduced until its longer side has 1,024, 64 and 32 pixels and enlarged again. What is printed, and written to
-`outputs/judges_on_photographs.json`: the share that each judge reads right, that of each class (recall, with Wilson's 95 %
-interval), AUC of each class against the rest, photographs without a face, and how often the two judges see the same.
+The CSV has a line for each photograph: a column `file`, its name in the folder, and one for each labelled attribute,
+with classes as the judge calls them (`gender`: female, male; `age`: under_40, from_40); an empty cell is an unknown
+label. Every photograph is read as it is, and reduced until its longer side has 1,024, 64 and 32 pixels and enlarged
+again. What is told, also in `outputs/judges_on_photographs.json`: the share that each judge reads right, that of each
+class (recall, with Wilson's 95 % interval), AUC of each class against the rest, photographs without a face, and how
+often both judges see the same.
 Recalls of the judge that scores correct FD where they stand in the configuration (`judge.recalls`, CLEAM).
 
 Another judge, or settings: `… <folder> <labels.csv> judge=fairface`.

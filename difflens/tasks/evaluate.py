@@ -80,9 +80,12 @@ def warn_of_size(run: Run, readers: Mapping[str, Any], images: ImageFolder) -> N
     if any((height, width) != (size, size) for size in drawn.values()):
         named = " and ".join(f"{role} {readers[role].name} reads" for role in drawn)
         size = next(iter(drawn.values()))
+        chosen, what = " ".join(FOR_PHOTOGRAPHS[role] for role in drawn), "the numbers"
+        if "judge" not in drawn:
+            what = "FID, KID and CLIP-I"
         run.say(
-            f"warning: {named} drawn faces of {size} × {size} pixels, and these images have {width} × {height}: the numbers "
-            f"mean nothing on photographs; for those choose {' '.join(FOR_PHOTOGRAPHS[role] for role in drawn)}"
+            f"warning: {named} drawn faces of {size} × {size} pixels, and these images have {width} × {height}: {what} mean "
+            f"nothing on photographs; for those choose {chosen}"
         )
 
 
