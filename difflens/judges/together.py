@@ -35,7 +35,7 @@ class Together:
                 f"several judges together are at least one, and each attribute is read by one of them, got {list(judges)}"
                 + (f", of which more than one reads {', '.join(twice)}." if read else ".")
             )
-        self.classes = {attribute: classes for judge in self._judges for attribute, classes in judge.classes.items()}
+        self.classes: Mapping[str, tuple[str, ...]] = {a: c for judge in self._judges for a, c in judge.classes.items()}
         self.not_validated = tuple(a for judge in self._judges for a in getattr(judge, "not_validated", ()))
         self.name = name or ", ".join(f"{judge.name} ({', '.join(judge.classes)})" for judge in self._judges)
         self.fingerprint = fingerprint(
