@@ -124,7 +124,7 @@ def test_the_papers_detection_finds_a_face_with_the_published_files() -> None:
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         cfg = compose("config", overrides=["judge=official_detected"])
     try:
-        # 800 px take half a minute on a processor; the network and what is made of its answer are the same.
+        # 800 px take 20 s on a processor; the network and what is made of its answer are the same.
         faces = built(cfg, "judge.scores.faces", longest_side=256)
     except BuildError as error:
         pytest.skip(str(error))
