@@ -58,7 +58,8 @@ def width(factor: int) -> tuple[str, Mapping[str, Any]]:
 
 def choices(conf: Path) -> dict[str, dict[str, Mapping[str, Any]]]:
     """What is chosen by name without a file, by group; the tables of `conf/experiment` are one for each attribute."""
-    attributes = sorted(path.stem for path in (conf / "attribute").glob("*.yaml"))
+    # A file such as `age_40` is another reading of an attribute, and none of a published table.
+    attributes = sorted(path.stem for path in (conf / "attribute").glob("*.yaml") if "_" not in path.stem)
     return {
         "task": {name: {"_target_": f"difflens.{target}", "name": name} for name, target in TASKS.items()},
         "attribution": {
@@ -94,5 +95,7 @@ def register_products(conf: Path) -> None:
     for size in range(2, LARGEST + 1):
         # Permutations, since the order of the parts names the product's classes.
         for names in permutations(files, size):
+            if len({name.partition("_")[0] for name in names}) < size:
+                continue  # two readings of one attribute
             defaults = [*(f"{name}@parts.{name}" for name in names), "_self_"]
             store.store(group="attribute", name="+".join(names), node={"defaults": defaults, "name": "+".join(names)})

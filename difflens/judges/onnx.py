@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from difflens.judges.faces import FaceCropper, WholeImage, import_extra, read_faces
 from difflens.judges.weights import OnDemand, find_weights
@@ -135,21 +137,39 @@ class Answer:
         classes: names in the order of the output's columns, all of them; or class → its column, several such as `9-11` or
             `[3, 4]`, whose probabilities are added up, or null for what the other classes leave (a lone sigmoid's `no`).
         output: name or number of the file's output.
-        values: `logits` or `probabilities`.
+        values: `logits` or `probabilities`; or `number` for one estimate of a quantity, such as years of age.
+        cuts: of a `number`: where the next class begins, ascending; one fewer than classes, which are in the same order.
+        spread: of a `number`: how far off estimates are, as the scale of a logistic distribution (its mean absolute error
+            is 2 ln 2 = 1.386 times that). A class's probability is that of the true value lying between its cuts.
+        validated: False where nobody has measured how often this answer is right; tables then say so.
     """
 
     classes: Mapping[Any, Any] | Sequence[Any]
     output: str | int = 0
     values: str = "logits"
+    cuts: Sequence[float] = ()
+    spread: float | None = None
+    validated: bool = True
 
     def __post_init__(self) -> None:
-        if self.values not in ("logits", "probabilities"):
-            raise ValueError(f"values must be logits or probabilities, got {self.values!r}.")
+        if self.values not in ("logits", "probabilities", "number"):
+            raise ValueError(f"values must be logits, probabilities or number, got {self.values!r}.")
         names = list(self.classes)
         if len(names) < 2 or not all(isinstance(name, str) for name in names):  # YAML reads a bare no as false
             raise ValueError(f"an attribute needs two classes or more, named in quotes, got {names}.")
         if len(set(names)) < len(names):
             raise ValueError(f"every class has a name of its own, got {names}.")
+        if self.values != "number" and (self.cuts or self.spread is not None):
+            raise ValueError(f"cuts and spread belong to values=number, not to {self.values}.")
+        if self.values == "number":
+            between = all(one < other for one, other in pairwise(self.cuts))
+            if isinstance(self.classes, Mapping) or len(self.cuts) != len(names) - 1 or not between:
+                raise ValueError(
+                    f"a number needs a list of classes and ascending cuts between them, one fewer, got {names} and "
+                    f"{list(self.cuts)}."
+                )
+            if self.spread is None or not self.spread > 0:
+                raise ValueError(f"a number needs a spread above 0, in its own unit, got {self.spread}.")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -169,6 +189,10 @@ class Answer:
         Raises:
             ValueError: it cannot.
         """
+        if self.values == "number":
+            if width != 1:
+                raise ValueError(f"it has {width} columns, and a number is one.")
+            return
         if not isinstance(self.classes, Mapping) and len(self.classes) != width:
             raise ValueError(
                 f"it has {width} columns and {len(self.classes)} classes are named ({', '.join(self.names)}); name all, or "
@@ -188,6 +212,8 @@ class Answer:
         Raises:
             ValueError: what should be probabilities are none, or what should be logits are probabilities.
         """
+        if self.values == "number":
+            return self._between_cuts(numbers.double()).float()
         # softmax((0, z)) is sigmoid(z), so beside a lone sigmoid the class of all the rest has the logit 0.
         rest = numbers.new_zeros(len(numbers), 1)
         total = numbers.sum(1)
@@ -208,6 +234,13 @@ class Answer:
         # A probability that was rounded to 0 keeps a finite logarithm: infinite logits are refused everywhere.
         chosen = [share if columns else left for columns, share in zip(self.columns, sums, strict=True)]
         return torch.stack(chosen, 1).clamp_min(torch.finfo(torch.float32).tiny).log()
+
+    def _between_cuts(self, number: Float[Tensor, "images 1"]) -> Float[Tensor, "images classes"]:
+        """Log-probabilities of the classes: the ordered logit (McCullagh, 1980)."""
+        edges = (number.new_tensor([-torch.inf, *self.cuts, torch.inf]) - number) / float(self.spread or 1)
+        low, high = edges[:, :-1], edges[:, 1:]
+        # log(σ(high) − σ(low)) in a form that stays finite far from the cuts, where the difference rounds to 0.
+        return logsigmoid(high) + logsigmoid(-low) + torch.log1p(-torch.exp(low - high))
 
 
 def _columns(value: Any) -> list[int]:
@@ -272,6 +305,7 @@ class OnnxJudge:
             for attribute, described in outputs.items()
         }
         self.classes: Mapping[str, tuple[str, ...]] = {a: answer.names for a, answer in self._answers.items()}
+        self.not_validated = tuple(a for a, answer in self._answers.items() if not answer.validated)
         # Opened to check what fits, given back at the end: it is not known yet whether this judge will be asked.
         self._session = OnDemand(self._open)
         asked = _said("preparation", partial(Preparation, **preparation))
@@ -284,7 +318,8 @@ class OnnxJudge:
         self.batch = self._fixed or batch
         self._outputs = {a: self._output_name(network, answer.output) for a, answer in self._answers.items()}
         described = {
-            a: [answer.columns, answer.names, answer.values, self._outputs[a]] for a, answer in self._answers.items()
+            a: [each.columns, each.names, each.values, [*each.cuts], each.spread, each.validated, self._outputs[a]]
+            for a, each in self._answers.items()
         }
         # All that can change an answer: what was read off images before is looked up under this.
         self.fingerprint = fingerprint(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -32,6 +32,9 @@ class Judge(Protocol):
 
     If it has `free()`, that is called whenever its memory is needed for another network; it must work again afterwards.
     Networks are best built there and then: a judge is made before it is known whether it will be asked.
+
+    If it has `not_validated`, names of attributes, then nobody has measured how often it reads those right, and every table
+    with them says so.
 
     A classifier in an ONNX file needs no class (`OnnxJudge`, `conf/judge/network/onnx.yaml`). For any other, with a file
     `conf/judge/mine.yaml` in a folder of one's own,
@@ -101,6 +104,12 @@ def read_classes(
     for part in logits:
         joint = (joint[:, :, None] + part.log_softmax(-1)[:, None]).flatten(1)
     return joint
+
+
+def not_validated(judge: Judge, attributes: Iterable[Attribute]) -> list[str]:
+    """Of the attributes, or their parts, those whose reading by this judge nobody has validated."""
+    doubtful = getattr(judge, "not_validated", ())
+    return [part.name for attribute in attributes for part in attribute.components if part.name in doubtful]
 
 
 def other_share(logits: Float[Tensor, "images all"], columns: Int[Tensor, "classes"]) -> float:

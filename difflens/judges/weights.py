@@ -1,6 +1,7 @@
 """Weight files that a user brings: looked for where the configuration says, checked, never fetched."""
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,24 @@ from torch import nn
 
 from difflens.models.tensor_files import read_state_dict
 from difflens.store.files import sha256_of
+from difflens.store.locations import place
 
 
-def find_weights(path: str, *, obtain: str, sha256: str | None = None) -> Path:
+def find_weights(path: str, *, obtain: str, sha256: str | None = None, package: str | None = None) -> Path:
     """The file at `path`, with the bytes that were published where their SHA-256 is known.
 
     Args:
-        path: where it should lie.
+        path: where it should lie, or `package:…` for a file that is shipped.
         obtain: where or how to get it, told if it is not there.
         sha256: of the published file in hexadecimal; None where nobody published one.
+        package: a Python package that has a file of this name, taken where it is installed and `path` is not there.
 
     Raises:
         ValueError: there is no such file, or it has another SHA-256.
     """
-    found = Path(path).expanduser()
+    found = place(path)
+    if package is not None and not found.is_file():
+        found = next(_inside(package, found.name), found)
     if not found.is_file():
         raise ValueError(f"no file at {str(found)!r}; put it there or name where it lies; it comes from: {obtain}")
     # A flipped bit loads silently; only the hash tells such a file from the published one.
@@ -33,6 +38,13 @@ def find_weights(path: str, *, obtain: str, sha256: str | None = None) -> Path:
             f"the right one comes from: {obtain}"
         )
     return found
+
+
+def _inside(package: str, name: str) -> Iterator[Path]:
+    """The files of this name in an installed package, which is not imported."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations if spec is not None else None) or ():
+        yield from Path(folder).rglob(name)
 
 
 def load_weights(network: nn.Module, path: Path) -> nn.Module:

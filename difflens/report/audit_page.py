@@ -10,7 +10,7 @@ from difflens.report.figures import inline_svg
 from difflens.report.images import embed
 from difflens.report.measures import NONE, count, number, percent
 from difflens.report.page import read_template, template_of
-from difflens.report.run_folder import Json
+from difflens.report.run_folder import Json, marked
 from difflens.report.tables import Grid
 
 LONGEST = 128
@@ -28,7 +28,7 @@ def write_audit(folder: Path, data: Json) -> Path:
     """Write `report.html` into a run's folder: one file that needs no network, no script and no other file."""
     rows, prompts = data["rows"], data["prompts"]
     singles = [row for row in rows if not row["intersection"]]
-    attributes = list(dict.fromkeys(row["attribute"] for row in singles))
+    attributes = list(dict.fromkeys(map(named, singles)))
     draw = partial(draw_audit, rows=singles, attributes=attributes, prompts=prompts or [None])
     size = (2.2 + 1.1 * max(3, len(prompts)), 1.6 + 0.36 * len(attributes))
     pictures = [embed(path, longest=LONGEST) for path in _by_number(folder / "images" / "audit")]
@@ -57,7 +57,7 @@ def grid_of(data: Json, *, intersections: bool) -> Grid:
     header = ["attribute", "images", "most frequent", "FD² unbiased", "FD hard", "95 %", "by chance", "judges agree"]
     lines = [
         [
-            row["attribute"],
+            named(row),
             row["prompt"],
             frequent(row),
             number(row["fd_squared_unbiased"], 3),
@@ -75,8 +75,13 @@ def grid_of(data: Json, *, intersections: bool) -> Grid:
 def brief_grid(data: Json, *, most: int) -> Grid:
     """The most skewed distributions of single attributes, in few columns."""
     rows = [row for row in data["rows"] if not row["intersection"]][:most]
-    lines = [[r["attribute"], r["prompt"], frequent(r), number(r["fd_hard"], 3), agreed(r)] for r in rows]
+    lines = [[named(r), r["prompt"], frequent(r), number(r["fd_hard"], 3), agreed(r)] for r in rows]
     return Grid(["attribute", "images", "most frequent", "FD hard", "judges agree"], lines, numbers=2, caption=CAPTION)
+
+
+def named(row: Json) -> str:
+    """The attribute, with a word where nobody validated the judge on it."""
+    return marked(row["attribute"], [] if row["validated"] else row["attribute"].split("+"))
 
 
 def agreed(row: Json) -> str:
@@ -97,16 +102,16 @@ def result_sentence(data: Json) -> str:
         return "No judge saw a face in these images."
     first, beyond = rows[0], sum(row["fd_low"] > 0 for row in rows)
     return (
-        f"Most skewed: {first['attribute']} in “{first['prompt']}” ({frequent(first)}; FD {number(first['fd_hard'], 3)}). "
+        f"Most skewed: {named(first)} in “{first['prompt']}” ({frequent(first)}; FD {number(first['fd_hard'], 3)}). "
         f"{beyond} of {len(rows)} distributions differ from even shares by more than chance explains."
     )
 
 
 def draw_audit(figure: Figure, *, rows: list[Json], attributes: list[str], prompts: list[str | None]) -> None:
     """Hard FD of every attribute (down) under every prompt (across), as colours and numbers."""
-    named = {(row["attribute"], row["prompt"]): row["fd_hard"] for row in rows}
-    over_all = {row["attribute"]: row["fd_hard"] for row in rows if row["prompt"] not in prompts}
-    values = [[named.get((a, p), over_all.get(a) if p is None else np.nan) for p in prompts] for a in attributes]
+    by_prompt = {(named(row), row["prompt"]): row["fd_hard"] for row in rows}
+    over_all = {named(row): row["fd_hard"] for row in rows if row["prompt"] not in prompts}
+    values = [[by_prompt.get((a, p), over_all.get(a) if p is None else np.nan) for p in prompts] for a in attributes]
     table = np.array(values, dtype=np.float64)
     axes = figure.subplots()
     axes.imshow(table, cmap="cividis", vmin=0, vmax=max(0.01, float(np.nanmax(table))), aspect="auto")

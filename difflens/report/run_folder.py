@@ -9,6 +9,17 @@ from typing import Any
 Json = Mapping[str, Any]
 
 
+def unvalidated(metrics: Json) -> list[str]:
+    """The attributes in a metrics.json whose reading by the judge nobody has validated."""
+    words = (metrics.get("protocol") or {}).get("not_validated") or ""
+    return words.split(", ") if words else []
+
+
+def marked(name: str, doubtful: Sequence[str]) -> str:
+    """An attribute's name, or a product's, in a table; it says so where one of `doubtful` is in it."""
+    return f"{name} (not validated)" if set(name.split("+")) & set(doubtful) else name
+
+
 @dataclass(frozen=True)
 class Edit:
     """An image that a mitigation acted on, and the classes it was moved between."""

@@ -14,7 +14,7 @@ from difflens.report.figures import inline_svg
 from difflens.report.images import embed, pairs_of, select_pairs
 from difflens.report.measures import METHOD_NAMES, method_name, number, percent, points
 from difflens.report.published import beside_published
-from difflens.report.run_folder import Json, RunFolder, edited_rows, rows_of
+from difflens.report.run_folder import Json, RunFolder, edited_rows, marked, rows_of, unvalidated
 from difflens.report.tables import protocol_sentence, summary_lines
 
 Content = Mapping[str, Any]
@@ -126,7 +126,8 @@ def leakage(run: RunFolder) -> Content | None:
     """What every method did to all other attributes."""
     methods = []
     for index, row in enumerate(row for row in edited_rows(run.metrics) if row.get("leakage")):
-        attributes, size = row["leakage"], (5.2, 1.1 + 0.5 * len(row["leakage"]))
+        attributes = {marked(name, unvalidated(run.metrics)): each for name, each in row["leakage"].items()}
+        size = (5.2, 1.1 + 0.5 * len(attributes))
         label = f"leakage per attribute: {method_name(row)}"
         draw = partial(figures.draw_leakage, leakage=attributes)
         cells = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from difflens.report.run_folder import Json, flat, read_run, rows_of
+from difflens.report.run_folder import Json, flat, read_run, rows_of, unvalidated
 
 AFTER_SAMPLING = ("task", "data", "sae", "width", "probe", "attribution", "mitigation", "strength", "seed")
 """Groups that cannot change the unmitigated images and what is measured on them; exceptions are in `TARGET`."""
@@ -120,6 +120,8 @@ def tidy_rows(jobs: Sequence[Job]) -> list[dict[str, Any]]:
         about = {"job": job.name, "status": job.status, "error": job.error, "seconds": job.seconds, **job.overrides}
         for row in rows_of(job.metrics) or [{}]:
             study = {key: job.metrics.get(key) for key in ("model", "attribute")} if row else {}
+            if doubtful := unvalidated(job.metrics):
+                study["not_validated"] = ", ".join(doubtful)
             rows.append({**about, **study, **dict(flat(row))})
     return rows
 
@@ -176,6 +178,12 @@ def strength_of(value: str | None) -> float | None:
     except ValueError:
         return None
     return sum(numbers) / len(numbers)
+
+
+def doubts_sentence(jobs: Sequence[Job]) -> str:
+    """Which attributes in the jobs' numbers were read by a judge that nobody has validated on them; empty if none."""
+    names = dict.fromkeys(name for job in jobs for name in unvalidated(job.metrics))
+    return f" Read by a judge that was not validated on it: {', '.join(names)}." if names else ""
 
 
 def spread_sentence(jobs: Sequence[Job]) -> str:

@@ -29,6 +29,7 @@ from difflens.report.run_folder import Json, edited_rows, rows_of
 from difflens.report.sweep import (
     Job,
     as_csv,
+    doubts_sentence,
     factors_of,
     moves_originals,
     seeds_of,
@@ -102,7 +103,7 @@ def compare(jobs: Sequence[Job]) -> Grid:
     cells, measures = cells_of(jobs), measures_of(*(job.metrics for job in jobs))
     header = [*factors_of(jobs), "method", *(measure.heading for measure in measures), "runs"]
     rows = [[*_named(setting), *_body(cell, measures)] for setting, cell in sorted(cells.items(), key=_order)]
-    return Grid(header, rows, numbers=len(measures) + 1, caption=spread_sentence(jobs))
+    return Grid(header, rows, numbers=len(measures) + 1, caption=spread_sentence(jobs) + doubts_sentence(jobs))
 
 
 STAGES = {"fit": "fit", "calibrate": "calibration", "steer": "steered"}

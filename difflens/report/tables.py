@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from difflens.report.measures import NONE, count, interval, largest_possible, measures_of, method_name, number, percent
-from difflens.report.run_folder import Json, rows_of
+from difflens.report.run_folder import Json, marked, rows_of, unvalidated
 
 LATEX = {
     **{mark: f"\\{mark}" for mark in "&%$#_{}"},
@@ -194,7 +194,8 @@ def protocol_sentence(metrics: Json) -> str:
 
 def _title(metrics: Json) -> str:
     n = metrics.get("n")
-    words = [str(metrics.get("attribute", "attribute")), str(metrics.get("model", "model"))]
+    attribute = marked(str(metrics.get("attribute", "attribute")), unvalidated(metrics))
+    words = [attribute, str(metrics.get("model", "model"))]
     return " · ".join([*words, count(n, "image")] if isinstance(n, int) else words)
 
 
@@ -231,7 +232,7 @@ def _flips(metrics: Json, rows: Sequence[Json]) -> Iterator[Line]:
             f"{percent(of.get('flip_rate'))} / {percent(of.get('flip_rate_edited'))}" if of else NONE for of in flips
         )
         meaning = f"images whose {name} changed although only {metrics.get('attribute', 'another attribute')} should"
-        yield Line(f"leakage into {name}, all / edited", tuple(cells), meaning)
+        yield Line(f"leakage into {marked(name, unvalidated(metrics))}, all / edited", tuple(cells), meaning)
 
 
 def _others(_: Json, rows: Sequence[Json]) -> Iterator[Line]:

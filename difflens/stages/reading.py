@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difflens.judges.protocol import OTHER, FeatureExtractor, Judge, read_classes
+from difflens.judges.protocol import OTHER, FeatureExtractor, Judge, not_validated, read_classes
 from difflens.methods.assignment import Goals
 from difflens.store.progress import Progressing
 from difflens.vocabulary import Attribute
@@ -173,6 +173,7 @@ def protocol(study: Study) -> dict[str, Any]:
     faces = getattr(study.judge, "faces", None)
     return {
         "judge": study.judge.name,  # type: ignore[attr-defined]
+        "not_validated": ", ".join(not_validated(study.judge, study.studied)) or None,
         "judge_protocol": getattr(study.judge, "protocol", None),
         "faces": getattr(faces, "name", None),
         "missing_faces": study.missing,

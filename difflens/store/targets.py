@@ -36,11 +36,12 @@ def _all(module: str, *names: str) -> tuple[str, ...]:
 
 
 FACES = Slot(
-    _all("judges.faces", "DlibFaces", "HaarFaces", "WholeImage", "YunetFaces"), "difflens.judges.faces.FaceCropper"
+    _all("judges.faces", "DlibFaces", "FixedBox", "HaarFaces", "WholeImage", "YunetFaces"),
+    "difflens.judges.faces.FaceCropper",
 )
 JUDGE = Slot(
     (
-        *_all("judges", "fairface.load_fairface", "onnx.OnnxJudge", "zero_shot.ZeroShotJudge"),
+        *_all("judges", "fairface.load_fairface", "onnx.OnnxJudge", "together.Together", "zero_shot.ZeroShotJudge"),
         "difflens.miniature.judges.load_judge",
     ),
     "difflens.judges.protocol.Judge",
@@ -104,9 +105,11 @@ SLOTS: Mapping[str, Slot] = {
     "judge.labels": JUDGE,
     "judge.labels.faces": FACES,
     "judge.labels.clip": EXTRACTOR,
+    "judge.labels.judges.*": JUDGE,
     "judge.scores": JUDGE,
     "judge.scores.faces": FACES,
     "judge.scores.clip": EXTRACTOR,
+    "judge.scores.judges.*": JUDGE,
     "metric.extractor": EXTRACTOR,
     "metric.extractor.features": EXTRACTOR,
     "metric.extractor.embeddings": EXTRACTOR,

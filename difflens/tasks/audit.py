@@ -13,7 +13,15 @@ from torch import Tensor
 
 from difflens.data.prompts import neutral_plan
 from difflens.judges.faces import float_pieces
-from difflens.judges.protocol import OTHER, Judge, faces_found, missing_faces, read_classes, select_classes
+from difflens.judges.protocol import (
+    OTHER,
+    Judge,
+    faces_found,
+    missing_faces,
+    not_validated,
+    read_classes,
+    select_classes,
+)
 from difflens.metrics.fairness import FairnessDiscrepancy
 from difflens.metrics.paired import fd_interval
 from difflens.report.audit_page import brief_grid, write_audit
@@ -142,6 +150,7 @@ def audited(
             yield {
                 "attribute": attribute.name,
                 "intersection": bool(attribute.parts),
+                "validated": not not_validated(judge, [attribute]),
                 "prompt": prompt,
                 "n": result.n,
                 "missing": result.missing,

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +24,11 @@ from difflens.store.locations import locate
 from difflens.store.run import Run
 from difflens.tasks.forecast import describe_forecast, forecast
 
-PACKAGES = {"YunetFaces": ("cv2", "faces"), "HaarFaces": ("cv2", "faces"), "DlibFaces": ("dlib", "dlib")}
-"""What classes of face croppers import, and the extra that installs it."""
+PACKAGES = {
+    **{"YunetFaces": ("cv2", "faces"), "HaarFaces": ("cv2", "faces"), "DlibFaces": ("dlib", "dlib")},
+    "OnnxJudge": ("onnxruntime", "onnx"),
+}
+"""What classes of face croppers and judges import, and the extra that installs it."""
 
 SHOWN = 4
 """Missing things of an experiment that are named."""
@@ -137,11 +141,12 @@ def _own(node: Mapping[str, Any], key: str) -> Iterator[Need]:
         yield Need(
             f"{key}._target_", f"package {module}", None, where, "" if where else f"pip install 'difflens[{extra}]'"
         )
-    for word in ("weights", "detector", "landmarks"):
-        if obtain and word in node:
-            sha256 = node.get("sha256")
-            path = node[word]
-            yield _look(key, word, path, sha256, lambda p=path, s=sha256: find_weights(p, obtain=obtain, sha256=s))
+    for word in ("weights", "file", "detector", "landmarks"):
+        if obtain and node.get(word) is not None:
+            find = partial(
+                find_weights, node[word], obtain=obtain, sha256=node.get("sha256"), package=node.get("package")
+            )
+            yield _look(key, word, node[word], node.get("sha256"), find)
     if "pretrained" in node:
         model, tag, folder = (str(node[word]) for word in ("model", "pretrained", "folder"))
         what = f"{folder}/{model}-{tag}.safetensors, or the hub's cache"

@@ -23,6 +23,9 @@ from difflens.store.run import Run
 from difflens.study.values import built, plain, read_attribute
 from difflens.vocabulary import Attribute
 
+FOR_PHOTOGRAPHS = {"judge": "judge=photographs", "extractor": "metric=photographs"}
+"""What reads photographs in each role."""
+
 AT_ONCE = 16
 """Images that are decoded at once, as many as networks read."""
 
@@ -77,9 +80,12 @@ def warn_of_size(run: Run, readers: Mapping[str, Any], images: ImageFolder) -> N
     if any((height, width) != (size, size) for size in drawn.values()):
         named = " and ".join(f"{role} {readers[role].name} reads" for role in drawn)
         size = next(iter(drawn.values()))
+        chosen, what = " ".join(FOR_PHOTOGRAPHS[role] for role in drawn), "the numbers"
+        if "judge" not in drawn:
+            what = "FID, KID and CLIP-I"
         run.say(
-            f"warning: {named} drawn faces of {size} × {size} pixels, and these images have {width} × {height}: the numbers "
-            "mean nothing on photographs; for those choose judge=fairface metric=photographs"
+            f"warning: {named} drawn faces of {size} × {size} pixels, and these images have {width} × {height}: {what} mean "
+            f"nothing on photographs; for those choose {chosen}"
         )
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from difflens.metrics.paired import Comparison, Outcomes, compare_fd, compare_hits, compare_means, holm
 from difflens.report.measures import METHOD_NAMES, NONE
-from difflens.report.sweep import Job
+from difflens.report.sweep import Job, doubts_sentence
 from difflens.report.tables import Grid
 
 REFERENCE = "difflens"
@@ -49,7 +49,7 @@ def paired(jobs: Sequence[Job]) -> Grid | None:
     ]
     caption = (
         f"Each method less {METHOD_NAMES.get(REFERENCE, REFERENCE)} on the same images [95 % interval]; p is "
-        "adjusted over the table (Holm)."
+        f"adjusted over the table (Holm).{doubts_sentence(jobs)}"
     )
     return Grid([*factors, "method", *COMPARED], rows, numbers=len(COMPARED), caption=caption)
 

@@ -127,6 +127,14 @@ def test_several_attributes_are_composed_of_the_files_of_each() -> None:
     assert words["female+old"] == "old female"
 
 
+def test_another_reading_of_an_attribute_stands_in_its_place() -> None:
+    both = read_attribute(OmegaConf.to_container(resolved(["attribute=gender+age_40"]).attribute))
+    assert (both.name, both.classes[0]) == ("gender+age", "female+under_40")
+    for choice in ("attribute=age+age_40", "experiment=table_p2_age_40"):
+        with pytest.raises(MissingConfigException):
+            compose("config", overrides=[choice])
+
+
 @pytest.mark.parametrize(("name", "expansion"), [("x1", 1), ("x6", 6), ("x32", 32)])
 def test_any_whole_width_can_be_asked_for(name: str, expansion: int) -> None:
     assert resolved([f"width={name}"]).sae.expansion == expansion

@@ -27,6 +27,7 @@ MISSING = [
     ),
     ("judge.labels.faces", ("judge=fairface_detected",), "https://github.com/opencv/opencv_zoo"),
     ("judge.labels.faces", ("judge=official_detected",), "http://dlib.net/files"),
+    ("judge.labels.faces", ("judge=official_detected",), "pip install face-recognition-models"),
     ("metric.extractor.features", ("metric=photographs",), "inception-2015-12-05.pt'; put it there"),
     ("metric.extractor.embeddings", ("metric=photographs",), "`hf download timm/vit_large_patch14_clip_224.openai"),
     (

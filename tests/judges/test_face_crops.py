@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from difflens.judges.faces import Box, DlibFaces, FaceCropper, HaarFaces, LargestFace, WholeImage, YunetFaces
+from difflens.judges.faces import (
+    Box,
+    DlibFaces,
+    FaceCropper,
+    FixedBox,
+    HaarFaces,
+    LargestFace,
+    WholeImage,
+    YunetFaces,
+)
 
 
 class Planted(LargestFace):
@@ -48,6 +57,23 @@ def test_the_margin_widens_the_square_and_what_lies_outside_is_black() -> None:
 def test_without_detection_the_image_is_the_face() -> None:
     image, whole = ramp(), WholeImage()
     assert whole(image) is image and isinstance(whole, FaceCropper)
+
+
+def test_a_fixed_box_is_the_same_part_of_every_image_and_black_beyond() -> None:
+    box = FixedBox(left=0.25, top=0.2, width=0.5, height=0.4)
+    crop = box(ramp())
+    assert crop.size == (20, 12) and crop.getpixel((0, 0)) == (10, 6, 255) and crop.getpixel((19, 11)) == (29, 17, 255)
+    assert box(ramp(80, 60)).size == (40, 24), "in shares, whatever the size"
+    beyond = FixedBox(top=0.5, height=1.0)(ramp())
+    assert (
+        beyond.size == (40, 30) and beyond.getpixel((3, 14)) == (3, 29, 255) and beyond.getpixel((3, 16)) == (0, 0, 0)
+    )
+    between = FixedBox(left=0.0125, width=0.5)(ramp()).getpixel((4, 0))
+    assert between[0] in (4, 5) and between[2] == 255, "half a pixel to the right"
+    assert np.array_equal(np.asarray(FixedBox()(ramp())), np.asarray(ramp())) and box.name != FixedBox().name
+    for wrong in ({"width": 0.0}, {"left": 1.0}, {"top": -1.0}):
+        with pytest.raises(ValueError, match="in shares of the image"):
+            FixedBox(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -132,5 +158,9 @@ def test_dlib_aligns_the_largest_face_of_an_image_reduced_or_enlarged(
     places += [SimpleNamespace(rect=rectangle(side)) for side in (3, 9, 5)]
     crop = faces(ramp())
     assert crop is not None and crop.size == (300, 300) and crop.getpixel((0, 0)) == (longest, 9, 0)
+    (tmp_path / "a_package" / "models").mkdir(parents=True)
+    (tmp_path / "a_package" / "models" / "elsewhere.dat").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    DlibFaces(str(tmp_path / "mmod.dat"), "elsewhere.dat", package="a_package")
     with pytest.raises(ValueError, match=r"absent\.dat'; put it there.*dlib\.net"):
         DlibFaces(str(tmp_path / "mmod.dat"), str(tmp_path / "absent.dat"))

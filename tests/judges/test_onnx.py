@@ -124,6 +124,19 @@ def test_probabilities_become_their_logarithms(tmp_path: Path, then: str, classe
     assert bool(logits.isfinite().all()) and torch.allclose(logits.softmax(1)[:, 0], first, atol=1e-5)
 
 
+def test_an_estimate_becomes_the_odds_that_the_truth_lies_between_cuts(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.onnx", {"y": EYE[:, :1]})
+    said = {"values": "number", "classes": ["young", "adult", "old"], "cuts": [20, 60], "spread": 3.28}
+    judge = OnnxJudge(path, outputs={"age": said}, scale=100)
+    found = judge(colours((0.2, 0, 0), (0.4, 0, 0), (0.6, 0, 0)))["age"].softmax(1)
+    below = lambda cut, years: 1 / (1 + np.exp((years - cut) / 3.28))  # noqa: E731
+    for years, shares in zip((20, 40, 60), found, strict=True):
+        edges = [0, below(20, years), below(60, years), 1]
+        assert shares.numpy() == pytest.approx(np.diff(edges), abs=2e-6)
+    far = OnnxJudge(path, outputs={"age": {**said, "spread": 0.01}}, scale=1000)(colours((1, 0, 0), (0, 0, 0)))["age"]
+    assert bool(far.isfinite().all()) and far.argmax(1).tolist() == [2, 0]
+
+
 @pytest.mark.parametrize("kind", [TensorProto.UINT8, TensorProto.FLOAT16, TensorProto.DOUBLE])
 def test_other_kinds_of_numbers_are_given_as_asked(tmp_path: Path, kind: int) -> None:
     judge = OnnxJudge(write(tmp_path / "x.onnx", kind=kind), outputs=GENDER, scale=255)
@@ -139,8 +152,10 @@ def test_what_decides_the_answers_is_in_the_fingerprint_and_memory_is_given_back
         OnnxJudge(path, outputs=swapped),
         OnnxJudge(path, outputs=GENDER, scale=255),
         OnnxJudge(path, outputs=GENDER, faces=NotRed()),
+        OnnxJudge(path, outputs={"gender": {**GENDER["gender"], "validated": False}}),
     ]
-    assert len({judge.fingerprint, *(each.fingerprint for each in variants)}) == 5
+    assert len({judge.fingerprint, *(each.fingerprint for each in variants)}) == 6
+    assert variants[-1].not_validated == ("gender",) and judge.not_validated == ()
     assert OnnxJudge(path, outputs=GENDER, batch=1, name="mine").fingerprint == judge.fingerprint
     before = judge(IMAGES)["gender"]
     judge.free()
@@ -160,7 +175,20 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"outputs": {"gender": {"classes": ["a", "a"]}}}, "name of its own"),
     ({}, {"outputs": {"gender": {"classes": ["male"]}}}, "two classes or more"),
     ({}, {"outputs": {"gender": {"classes": ["a", "b"], "kind": "logits"}}}, "'kind'"),
-    ({}, {"outputs": {"gender": {"classes": ["a", "b"], "values": "odds"}}}, "logits or probabilities, got 'odds'"),
+    (
+        {},
+        {"outputs": {"gender": {"classes": ["a", "b"], "values": "odds"}}},
+        "logits, probabilities or number, got 'odds'",
+    ),
+    ({}, {"outputs": {"age": {"values": "number", "classes": ["a", "b"], "cuts": [4], "spread": 1}}}, "has 2 columns"),
+    ({}, {"outputs": {"age": {"values": "number", "classes": ["a", "b"], "cuts": [4]}}}, "a spread above 0"),
+    (
+        {},
+        {"outputs": {"age": {"values": "number", "classes": ["a", "b", "c"], "cuts": [4, 4], "spread": 1}}},
+        "ascending",
+    ),
+    ({}, {"outputs": {"age": {"values": "number", "classes": ["a", "b"], "cuts": [1, 4], "spread": 1}}}, "one fewer"),
+    ({}, {"outputs": {"gender": {"classes": ["a", "b"], "cuts": [1]}}}, "belong to values=number"),
     (
         {},
         {"outputs": {"gender": {"classes": ["a", "b"], "values": "probabilities"}}, "scale": 255},

@@ -24,7 +24,8 @@ def test_the_wheel_holds_every_module_config_and_weight(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     conf = [path for path in (ROOT / "conf").rglob("*") if path.suffix in (".yaml", ".py")]
     package = [path for path in (ROOT / "difflens").rglob("*.py")]
-    weights = [path for path in (ROOT / "difflens" / "miniature" / "weights").rglob("*") if path.is_file()]
+    folders = (ROOT / "difflens" / "miniature" / "weights", ROOT / "difflens" / "judges" / "photographs")
+    weights = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     expected = {f"difflens/{path.relative_to(ROOT)}" for path in conf}
     expected |= {str(path.relative_to(ROOT)) for path in [*package, *weights]}
     assert conf and expected <= names, sorted(expected - names)

@@ -107,6 +107,17 @@ def test_ten_methods_fit_without_a_cut(metrics: dict[str, Any], width: int) -> N
     assert all(f"0.00{i}" in words and f"method{i}" in words for i in range(10)) and words.count("0.0011") == 10
 
 
+def test_what_nobody_validated_says_so_wherever_it_is_named(metrics: dict[str, Any]) -> None:
+    before = summary_markdown(metrics)
+    assert "not validated" not in before
+    metrics["protocol"]["not_validated"] = "glasses"
+    lines = {line.label for line in summary_lines(metrics)}
+    assert {"leakage into glasses (not validated), all / edited", "leakage into age, all / edited"} <= lines
+    assert "· not validated glasses ·" in summary_markdown(metrics)
+    metrics |= {"attribute": "gender+glasses"}
+    assert summary_markdown(metrics).startswith("**gender+glasses (not validated) · ")
+
+
 def test_names_are_text_and_never_markup(metrics: dict[str, Any]) -> None:
     metrics["classes"], metrics["target"] = ["[bold]a|b"], {"[bold]a|b": 1.0}
     metrics["rows"][0]["shares"] = {"[bold]a|b": {"share": 0.5}}

@@ -130,6 +130,16 @@ def test_of_prompts_the_mean_of_their_own_fd_is_compared_and_the_pooled_one_besi
     assert shown["FD, hard, mean over prompts ↓"] == "0.300" and shown["FD, hard, prompts pooled ↓"] == "0.010"
 
 
+def test_a_sweeps_tables_name_what_nobody_validated(tmp_path):
+    write_job(tmp_path / "0", ["attribute=gender"], fd=0.01)
+    assert "validated" not in compare(read_jobs(tmp_path)).caption
+    path = tmp_path / "0" / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "protocol": {"not_validated": "race, hair"}}))
+    jobs = read_jobs(tmp_path)
+    assert compare(jobs).caption.endswith("Read by a judge that was not validated on it: race, hair.")
+    assert {row["not_validated"] for row in tidy_rows(jobs)} == {"race, hair"}
+
+
 def test_one_seed_has_no_spread_and_says_so(tmp_path):
     write_job(tmp_path / "0", ["seed=1", "attribute=gender"], fd=0.1)
     assert compare(read_jobs(tmp_path)).caption.startswith("One seed per setting, so no spread is known")

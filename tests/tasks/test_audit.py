@@ -8,14 +8,15 @@ import torch
 from PIL import Image
 from program import Program
 
-from difflens.report.audit_page import result_sentence
-from difflens.tasks.audit import ALL, audited, ranked
+from difflens.report.audit_page import brief_grid, grid_of, result_sentence
+from difflens.tasks.audit import ALL, as_csv, audited, ranked
 
 
 class Reader:
     """A judge that knows two attributes, or has another name for one."""
 
     name = fingerprint = "reader"
+    not_validated: tuple[str, ...] = ()
 
     def __init__(self, **classes: tuple[str, ...]) -> None:
         self.classes = classes
@@ -49,6 +50,20 @@ def test_rows_are_ranked_by_what_chance_does_not_explain_and_judges_are_compared
     assert by["gender+age", ALL]["shares"]["female+young"]["share"] == pytest.approx(39 / 79)
     assert {row["attribute"] for row in audited([first, second], answers, prompts, skip="age")} == {"gender"}
     assert "Most skewed" in result_sentence({"rows": rows}) and result_sentence({"rows": []}).startswith("No judge")
+
+
+def test_what_nobody_validated_says_so_in_every_row_with_it() -> None:
+    first = Reader(gender=("female", "male"), race=("a", "b"))
+    first.not_validated = ("race",)
+    answers = [{"gender": logits([0] * 9 + [1], 2), "race": logits([0] * 10, 2)}] * 2
+    rows = ranked(audited([first, first], answers, {ALL: torch.arange(10)}, skip=None))
+    data = {"rows": rows, "prompts": []}
+    named = {line[0] for crossed in (False, True) for line in grid_of(data, intersections=crossed).rows}
+    assert named == {"gender", "race (not validated)", "gender+race (not validated)"}
+    assert {line[0] for line in brief_grid(data, most=9).rows} == {"gender", "race (not validated)"}
+    assert result_sentence(data).startswith("Most skewed: gender+race (not validated) in ")
+    lines = list(csv.DictReader(as_csv(rows).splitlines()))
+    assert {(line["attribute"], line["validated"]) for line in lines} >= {("race", "False"), ("gender", "True")}
 
 
 @pytest.fixture(scope="module")

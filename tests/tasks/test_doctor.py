@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
 from program import Program
 
 from difflens.main import conf_folder
-from difflens.tasks.doctor import ask, missing
+from difflens.tasks.doctor import ask, missing, needs
 
 
 def test_the_miniature_lacks_nothing(tmp_path: Path) -> None:
@@ -74,6 +74,34 @@ def test_every_experiment_is_looked_at_with_the_folders_of_the_command_line(
         monkeypatch.setenv("DIFFLENS_WEIGHTS", variable)
     lacking = missing(ask("table_p2_gender", given, model="mini_ddpm"))
     assert ("judge.scores.weights" not in lacking) is found
+
+
+@pytest.mark.usefixtures("here")
+def test_files_that_a_package_brings_are_found_there_and_the_package_is_named(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["judge=official_detected", "metric=default"]
+    key = "judge.scores.faces.detector"
+    (before,) = (need for need in needs(compose("config", overrides=given)) if need.key == key)
+    if before.found is None:  # else the package itself is installed here
+        assert "pip install face-recognition-models" in before.remedy
+    models = here / "face_recognition_models" / "models"
+    models.mkdir(parents=True)
+    (models.parent / "__init__.py").write_text("raise ImportError('what is only looked into is not run')")
+    (models / "mmod_human_face_detector.dat").touch()
+    monkeypatch.syspath_prepend(here)
+    (after,) = (need for need in needs(compose("config", overrides=given)) if need.key == key)
+    assert after.found == models / "mmod_human_face_detector.dat"
+
+
+@pytest.mark.usefixtures("here")
+def test_the_shipped_judges_of_photographs_need_packages_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {need.key: need for need in needs(compose("config", overrides=["judge=photographs"]))}
+    files = [key for key in asked if key.endswith((".file", ".landmarks"))]
+    assert len(files) == 6 and all(asked[key].found for key in files)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    lacking = {need.remedy for need in needs(compose("config", overrides=["judge=photographs"])) if not need.found}
+    assert lacking == {"pip install 'difflens[onnx]'", "pip install 'difflens[dlib]'"}
 
 
 @pytest.mark.usefixtures("here")
