@@ -137,6 +137,13 @@ class Judge(Group):
     """Of the scoring judge, where they are known."""
 
 
+class Unless(Group):
+    """Where an attribute's words name nobody's class."""
+
+    phrases: list[str] = Field(default_factory=list, description="a list of texts")
+    followed_by: list[str] = Field(default_factory=list, description="a list of texts")
+
+
 class AnAttribute(Open):
     """The bias under study, or the product of `parts`."""
 
@@ -145,6 +152,10 @@ class AnAttribute(Open):
         default_factory=list, description="a list of words; put words such as yes and no in quotes"
     )
     words: dict[str, Any] | None = None
+    synonyms: dict[str, list[str]] = Field(
+        default_factory=dict, description="a list of words for each class, or for other"
+    )
+    unless: Unless = Unless()
     parts: dict[str, "AnAttribute"] = Field(default_factory=dict)
 
 
@@ -276,6 +287,7 @@ class Metric(Group):
 
     images: int = whole(2)
     base_seed: int = seed()
+    named: int = whole()
     extractor: dict[str, Any] = GROUP
     reference_name: str
     reference: dict[str, Any] = GROUP
@@ -300,6 +312,7 @@ class Prompt(Open):
     """The prompts of a study."""
 
     subject: str | None = None
+    gate: bool = True
 
 
 class Trainer(Group):
@@ -512,7 +525,7 @@ def _objects(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any
 BESIDE: Mapping[str, frozenset[str]] = {
     "mitigation": frozenset(("name", "strength", "times", "assignment", "read", "target", "hold", "calibration")),
     "sae": frozenset(("training", "saved")),
-    "attribute": frozenset(("words", "place", "parts")),
+    "attribute": frozenset(("words", "synonyms", "unless", "place", "parts")),
     "task": frozenset(("name",)),
     "metric.measures": frozenset(("label", "unit", "digits", "better", "meaning")),
 }
