@@ -15,8 +15,8 @@ from difflens.judges.faces import float_pieces
 from difflens.judges.protocol import ReferenceStatistics
 from difflens.methods.assignment import Goals, read_goals
 from difflens.stages.generate import Steered
-from difflens.stages.reading import Study, protocol, read_images
-from difflens.stages.rows import agreement, arrival, build_row, crossed_target
+from difflens.stages.reading import Study, protocol, read_images, read_judge
+from difflens.stages.rows import agreement, arrival, build_row, crossed_target, obedience
 from difflens.store.artifacts import Artifact
 from difflens.vocabulary import EVERY_CLASS, NO_FACE, UNTOUCHED, Attribute, GenerationPlan, product
 
@@ -220,6 +220,19 @@ def test_judges_that_differ_and_images_that_reach_their_class_are_told() -> None
     nobody = replace(steered, plan=GenerationPlan(0, IDS), labels=torch.full((6,), NO_FACE), targets=targets * 0 - 1)
     assert agreement(reading, asked, nobody) == {"judges_agree": None}
     assert arrival(reading, asked, nobody) == {"reached": None}
+
+
+def test_named_classes_that_images_show_are_counted_by_prompt_and_together() -> None:
+    logits = read_judge(painted(BLACK, WHITE, WHITE, NOBODY, WHITE, NOBODY), study())
+    prompts, named = ["Black", "Black", "White", "White", "a White", "none"], {"Black": 0, "White": 1, "a White": 1}
+    found = obedience(logits, prompts, {**named, "none": 0}, RACE)
+    assert found["named_obeyed"] == 0.75
+    assert found["named"] == {
+        "Black": {"class": "Black", "n": 2, "obeyed": 0.5},
+        "White": {"class": "White", "n": 1, "obeyed": 1.0},
+        "a White": {"class": "White", "n": 1, "obeyed": 1.0},
+        "none": {"class": "Black", "n": 0, "obeyed": None},
+    }
 
 
 def test_fd_is_corrected_where_the_judges_recalls_are_known() -> None:
