@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from difflens.data.naming import OTHER
 from difflens.store.errors import UserError
 from difflens.store.exits import nearest
 
@@ -755,6 +756,11 @@ def check_prompts(settings: Settings) -> None:
             raise UserError(
                 f"attribute.words gives no word that names {missing} of {part.name!r} in a prompt; add it to the "
                 "attribute's file."
+            )
+        if strange := [name for name in part.synonyms if name not in (*part.classes, OTHER)]:
+            raise UserError(
+                f"attribute.synonyms has words for {strange}, which are no classes of {part.name!r}: it may have some for "
+                f"each of {part.classes}, and for {OTHER!r}."
             )
     known = [*SUBJECTS, *settings.judge.others]
     if settings.prompt.subject not in (None, *known):

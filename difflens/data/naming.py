@@ -88,17 +88,11 @@ class Naming:
 
 
 def read_naming(described: Mapping[str, Any]) -> Naming:
-    """The words by which prompts name a class of the attribute of a file, or of one of the parts of a product.
-
-    Raises:
-        ValueError: a list is given for what is no class.
-    """
+    """The words by which prompts name a class of the attribute of a file, or of one of the parts of a product."""
     if "parts" in described:
         return Naming(parts=[read_naming(part) for part in described["parts"].values()])
     synonyms, words = described.get("synonyms") or {}, described.get("words") or {}
     names = [*described["classes"], OTHER]
-    if unknown := [name for name in synonyms if name not in names]:
-        raise ValueError(f"attribute.synonyms knows the classes {names} of {described['name']!r}, got {unknown}.")
     lists = {name: [*filter(None, [words.get(name)]), *synonyms.get(name, [])] for name in names}
     return Naming({name: each for name, each in lists.items() if each}, **(described.get("unless") or {}))
 
