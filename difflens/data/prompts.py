@@ -29,7 +29,7 @@ class PromptSet:
         worded: attribute → class → further prompts for that, which name the class in whatever words.
 
     Raises:
-        ValueError: a list repeats itself or another, holds a prompt without exactly one slot, or `studied` is empty.
+        ValueError: a list repeats itself or the other, holds a prompt without exactly one slot, or `studied` is empty.
     """
 
     studied: Sequence[str]
@@ -42,9 +42,10 @@ class PromptSet:
 
     def __post_init__(self) -> None:
         check_prompts(self.studied, name="prompt.studied")
-        lists = "prompt.studied, prompt.unseen and prompt.naming together"
-        everything = check_prompts([*self.studied, *self.unseen, *self.naming], name=lists)
-        for prompt in everything:
+        everything = check_prompts([*self.studied, *self.unseen], name="prompt.studied and prompt.unseen together")
+        # These may be studied too: with a word in its slot a prompt is another one.
+        naming = check_prompts(self.naming, name="prompt.naming") if self.naming else ()
+        for prompt in (*everything, *naming):
             if prompt.count(SLOT) != 1:
                 raise ValueError(f"a prompt needs exactly one slot {SLOT} for a class's word, got {prompt!r}.")
         if self.labels not in ("prompt", "judge"):

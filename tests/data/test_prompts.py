@@ -41,7 +41,7 @@ def test_evaluation_goes_prompt_by_prompt() -> None:
         ({"studied": ["a {} b"], "unseen": ["a {} b"]}, "repeats"),
         ({"studied": ["a doctor"]}, "slot"),
         ({"studied": ["a {} b"], "naming": ["a c"]}, "slot"),
-        ({"studied": ["a {} b"], "naming": ["a {} b"]}, "repeats"),
+        ({"studied": ["a {} b"], "naming": ["a {} c", "a {} c"]}, "repeats"),
         ({"studied": ["a {} b"], "labels": "guess"}, "labels"),
     ],
 )

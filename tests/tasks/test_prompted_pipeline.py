@@ -100,8 +100,8 @@ def test_prompts_kept_apart_are_measured_apart(program: Program) -> None:
 
 def test_prompts_that_name_a_class_are_left_alone_and_their_obedience_is_a_column(program: Program) -> None:
     before, after = program.json("metrics.json")["rows"]
-    # Four wordings of six classes, none of which lists or calibration have seen.
-    assert len(after["named"]) == 24 and after["named"]["a baker, old male"]["class"] == "male+old"
+    # Six wordings of six classes.
+    assert len(after["named"]) == 36 and after["named"]["a baker, old male"]["class"] == "male+old"
     assert after["named_obeyed"] == before["named_obeyed"] is not None
     assert "named" not in program.json("metrics_unseen.json")["rows"][1]
     listed = [measure["key"] for measure in program.json("metrics.json")["measures"]]

@@ -56,7 +56,7 @@ def test_a_method_on_a_text_to_image_model_goes_the_whole_way(prompted: Program,
     changed(prompted, name)
     original, row = prompted.json("metrics.json")["rows"]
     # Prompts that name a class are left alone, by every method.
-    assert row["named_obeyed"] == original["named_obeyed"] and len(row["named"]) == 8
+    assert row["named_obeyed"] == original["named_obeyed"] and len(row["named"]) == 12
     made = {entry["kind"] for entry in prompted.json("manifest.json")["artifacts"]}
     assert not made & {"activations", "sae", "probe"}, "nothing is made that the method does not ask for"
 
