@@ -3,17 +3,19 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 from jaxtyping import Float, Num
 from safetensors.torch import load_file
 from torch import Tensor
 
 from difflens.attribution.statistics import CodeStatistics
+from difflens.data.naming import Naming, read_naming
 from difflens.methods.assignment import Quota, fewest_pushes
 from difflens.methods.base import Given, LocatedFeatures, Method, Steering, Window
 from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult
@@ -44,11 +46,13 @@ class Features:
             and its `sae` the autoencoder.
         timesteps: the scheduler's timesteps on which features and probe were found.
         natural: share [C] of each class among the run's unedited images; None if it was not measured, or differs by prompt.
+        naming: the words by which prompts name a class.
     """
 
     mitigation: Steering
     timesteps: tuple[float, ...]
     natural: Tensor | None = None
+    naming: Naming = field(default_factory=Naming)
 
     @property
     def attribute(self) -> Attribute:
@@ -90,7 +94,7 @@ def load_features(run: str | Path) -> Features:
     # Multiples are of the distance from neutral, which is 1 for an edit that scales and 0 for others.
     if "times" in steered.spec:
         strength = edit.neutral + steered.spec["times"] * (strength - edit.neutral)
-    return Features(edit.with_strength(strength), timesteps, _natural(chain.run, attribute))
+    return Features(edit.with_strength(strength), timesteps, _natural(chain.run, attribute), _naming(chain.run))
 
 
 def build_method(described: Mapping[str, Any]) -> Method:
@@ -135,6 +139,15 @@ def _natural(run: Path, attribute: Attribute) -> Tensor | None:
     return None if row.get("prompts") or None in shares else torch.tensor(shares, dtype=torch.float64)
 
 
+def _naming(run: Path) -> Naming:
+    """The words of the run's own configuration; of one that cannot be read none."""
+    try:
+        text = (run / "config.yaml").read_text(encoding="utf-8", errors="replace")
+        return read_naming(yaml.safe_load(text)["attribute"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return Naming()
+
+
 def _steered(chain: RunArtifacts) -> Artifact:
     """The steered images of a run; of several sets any one, since all must be of the same edit."""
     found = [chain.read("steered", fingerprint) for fingerprint in chain.of("steered")]
@@ -167,6 +180,7 @@ def steer(
     target: Mapping[str, float] | None = None,
     strength: Mapping[str, float] | None = None,
     seed: int = 0,
+    gate: bool = True,
 ) -> Iterator[DiffusionPipeline]:
     """Inside the block every call of the pipeline pushes its images towards a target distribution of classes.
 
@@ -176,12 +190,17 @@ def steer(
     and the rest stay untouched: the shares then vary as those of a random sample do. A run with
     `mitigation.assignment=exact` has strengths for all classes. The pipeline is as it was after the block.
 
+    Images of a prompt that names a class, such as `a face of a female doctor`, are left alone, and the quota is that of
+    the others. It is told by the words of the run's attribute (`synonyms` in its file); a call that is given embeddings
+    instead of prompts has none to read.
+
     Args:
         pipeline: a diffusers pipeline with a U-Net, unconditional or text-to-image, such as the one the run studied.
         features: of `load_features`.
         target: share per class; None for equal shares.
         strength: per class; None for the run's own.
         seed: shuffles who gets which class.
+        gate: False pushes the images of prompts that name a class too.
 
     Raises:
         ValueError: a class is unknown, or the target needs images of one for which there is no strength; the pipeline has
@@ -203,7 +222,8 @@ def steer(
             attribute.index(name)
         mitigation = mitigation.with_strength(torch.tensor(wanted))
     assign = _quota(shares, mitigation, features.natural, seed)
-    with edited_pipeline(pipeline, mitigation, timesteps=features.timesteps, assign=assign):
+    alone = (lambda prompt: bool(features.naming.named(prompt))) if gate else (lambda _: False)
+    with edited_pipeline(pipeline, mitigation, timesteps=features.timesteps, assign=assign, leaves_alone=alone):
         yield pipeline
 
 

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from difflens.data.naming import OTHER
 from difflens.store.errors import UserError
 from difflens.store.exits import nearest
 
@@ -137,6 +138,13 @@ class Judge(Group):
     """Of the scoring judge, where they are known."""
 
 
+class Unless(Group):
+    """Where an attribute's words name nobody's class."""
+
+    phrases: list[str] = Field(default_factory=list, description="a list of texts")
+    followed_by: list[str] = Field(default_factory=list, description="a list of texts")
+
+
 class AnAttribute(Open):
     """The bias under study, or the product of `parts`."""
 
@@ -145,6 +153,10 @@ class AnAttribute(Open):
         default_factory=list, description="a list of words; put words such as yes and no in quotes"
     )
     words: dict[str, Any] | None = None
+    synonyms: dict[str, list[str]] = Field(
+        default_factory=dict, description="a list of words for each class, or for other"
+    )
+    unless: Unless = Unless()
     parts: dict[str, "AnAttribute"] = Field(default_factory=dict)
 
 
@@ -276,6 +288,7 @@ class Metric(Group):
 
     images: int = whole(2)
     base_seed: int = seed()
+    named: int = whole()
     extractor: dict[str, Any] = GROUP
     reference_name: str
     reference: dict[str, Any] = GROUP
@@ -300,6 +313,7 @@ class Prompt(Open):
     """The prompts of a study."""
 
     subject: str | None = None
+    gate: bool = True
 
 
 class Trainer(Group):
@@ -513,7 +527,7 @@ def _objects(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any
 BESIDE: Mapping[str, frozenset[str]] = {
     "mitigation": frozenset(("name", "strength", "times", "assignment", "read", "target", "hold", "calibration")),
     "sae": frozenset(("training", "saved")),
-    "attribute": frozenset(("words", "place", "parts")),
+    "attribute": frozenset(("words", "synonyms", "unless", "place", "parts")),
     "task": frozenset(("name",)),
     "metric.measures": frozenset(("label", "unit", "digits", "better", "meaning")),
 }
@@ -752,6 +766,11 @@ def check_prompts(settings: Settings) -> None:
             raise UserError(
                 f"attribute.words gives no word that names {missing} of {part.name!r} in a prompt; add it to the "
                 "attribute's file."
+            )
+        if strange := [name for name in part.synonyms if name not in (*part.classes, OTHER)]:
+            raise UserError(
+                f"attribute.synonyms has words for {strange}, which are no classes of {part.name!r}: it may have some for "
+                f"each of {part.classes}, and for {OTHER!r}."
             )
     known = dict.fromkeys((*SUBJECTS, *settings.judge.others))
     if settings.prompt.subject not in (None, *known):

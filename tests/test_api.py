@@ -10,11 +10,13 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from program import undisturbed
+from tiny_pipeline import tiny_pipeline, tiny_text_to_image
 from torch import Tensor
 
 import difflens
 from difflens.api import Features
 from difflens.attribution.statistics import CodeStatistics
+from difflens.data.naming import Naming
 from difflens.methods.base import SiteEdit
 from difflens.methods.difflens import FeatureEdit
 from difflens.metrics.functional import chance_discrepancy
@@ -47,6 +49,7 @@ def test_a_run_gives_back_its_sae_and_its_features_and_the_example_runs_on_it() 
     run = program.latest
     features = difflens.load_features(run)
     assert features.attribute.classes == ("female", "male") and len(features.timesteps) == 4
+    assert features.naming.named("two women at work") == ("female",)
     sae = difflens.load_sae(run)
     assert torch.equal(sae.decoder, features.mitigation.sae.decoder)
     chosen = program.json("report.json")["strength"]
@@ -102,6 +105,16 @@ def test_all_calls_of_a_block_share_the_quota(pipe: DDIMPipeline, given: list[in
             images = size * (call + 1)
             assert len(given) == images and abs(given.count(0) - 0.75 * images) <= 0.5
     assert given.count(0) == round(0.75 * size * calls)
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_a_prompt_that_names_a_class_is_left_alone_where_there_is_a_gate(given: list[int], gate: bool) -> None:
+    pipe, grid = tiny_pipeline(), tuple(tiny_text_to_image(steps=1).timesteps)
+    pipe.set_progress_bar_config(disable=True)
+    features = Features(edit(1.0, 1.0), grid, naming=Naming({"male": ["man"]}))
+    with difflens.steer(pipe, features, target={"female": 1.0, "male": 0.0}, gate=gate):
+        pipe(["a doctor", "a man at work"], num_inference_steps=1, output_type="pt")
+    assert given == ([0, UNTOUCHED] if gate else [0, 0])
 
 
 def test_a_class_that_no_image_was_pushed_towards_gets_none(pipe: DDIMPipeline, given: list[int]) -> None:

@@ -1,7 +1,7 @@
 """Prompts with a slot for a word: left empty they are neutral, filled they name a class."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from difflens.vocabulary import UNNAMED, GenerationPlan
+from difflens.vocabulary import UNNAMED, Attribute, GenerationPlan
 
 SLOT = "{}"
+SUBJECT = "{subject}"
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class PromptSet:
         unseen: prompts for evaluation alone.
         subject: an attribute of which each prompt names one class, such as its profession, to see whether it is obeyed.
         labels: `prompt` trains the probe on images whose prompt names their class, `judge` on all images as judged.
+        gate: whether images of prompts that name a class of the attribute (see `naming.Naming`) are never pushed.
+        naming: prompts whose slot a class's word fills, to see whether named classes are obeyed with a method attached.
+        worded: attribute → class → further prompts for that, which name the class in whatever words.
 
     Raises:
         ValueError: a list repeats itself or the other, holds a prompt without exactly one slot, or `studied` is empty.
@@ -32,15 +36,72 @@ class PromptSet:
     unseen: Sequence[str] = field(default_factory=tuple)
     subject: str | None = None
     labels: str = "prompt"
+    gate: bool = True
+    naming: Sequence[str] = field(default_factory=tuple)
+    worded: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_prompts(self.studied, name="prompt.studied")
         everything = check_prompts([*self.studied, *self.unseen], name="prompt.studied and prompt.unseen together")
-        for prompt in everything:
+        # These may be studied too: with a word in its slot a prompt is another one.
+        naming = check_prompts(self.naming, name="prompt.naming") if self.naming else ()
+        for prompt in (*everything, *naming):
             if prompt.count(SLOT) != 1:
                 raise ValueError(f"a prompt needs exactly one slot {SLOT} for a class's word, got {prompt!r}.")
         if self.labels not in ("prompt", "judge"):
             raise ValueError(f"prompt.labels must be prompt or judge, got {self.labels!r}.")
+
+    def named(self, attribute: Attribute, words: Sequence[str]) -> dict[str, int]:
+        """Prompt → the class it names, of all prompts that are to show whether named classes are obeyed.
+
+        Args:
+            attribute: whose classes are named.
+            words: how prompts name each class [C].
+
+        Raises:
+            ValueError: `worded` names a class that the attribute does not have.
+        """
+        found = {fill(prompt, word): index for prompt in self.naming for index, word in enumerate(words)}
+        worded = self.worded.get(attribute.name) or {}
+        return found | {text: attribute.index(name) for name, texts in worded.items() for text in texts}
+
+    def sentences(self, attribute: str) -> tuple[str, ...]:
+        """All prompts of `worded` for an attribute."""
+        return tuple(text for texts in (self.worded.get(attribute) or {}).values() for text in texts)
+
+
+def crossed(
+    *,
+    templates: Sequence[str],
+    studied: Sequence[str],
+    unseen: Sequence[str] = (),
+    naming: Sequence[str] = (),
+    worded: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    labels: str = "prompt",
+    gate: bool = True,
+) -> PromptSet:
+    """The prompts of all templates with all subjects, such as `a photo of a {} {subject}` with `doctor` and `nurse`.
+
+    Args:
+        templates: with the place `{subject}` and the slot of a prompt.
+        studied: subjects of the studied prompts.
+        unseen: likewise.
+        naming: see `PromptSet`.
+        worded: likewise.
+        labels: likewise.
+        gate: likewise.
+
+    Raises:
+        ValueError: a template has not exactly one place for the subject; and as `PromptSet` does.
+    """
+    for template in check_prompts(templates, name="prompt.templates"):
+        if template.count(SUBJECT) != 1:
+            raise ValueError(f"a template needs exactly one {SUBJECT}, got {template!r}.")
+
+    def every(subjects: Sequence[str]) -> list[str]:
+        return [template.replace(SUBJECT, subject) for subject in subjects for template in templates]
+
+    return PromptSet(every(studied), every(unseen), labels=labels, gate=gate, naming=naming, worded=worded or {})
 
 
 def check_prompts(prompts: Sequence[Any], *, name: str = "prompts") -> tuple[str, ...]:
@@ -78,8 +139,13 @@ def fill(prompt: str, word: str = "") -> str:
 
 def neutral_plan(prompts: Sequence[str], images: int, *, base_seed: int, first_id: int = 0) -> GenerationPlan:
     """`images` images of every prompt with an empty slot, prompt by prompt."""
-    texts = tuple(fill(prompt) for prompt in prompts for _ in range(images))
-    return GenerationPlan(base_seed, torch.arange(first_id, first_id + len(texts)), None, texts)
+    return repeated_plan([fill(prompt) for prompt in prompts], images, base_seed=base_seed, first_id=first_id)
+
+
+def repeated_plan(texts: Sequence[str], images: int, *, base_seed: int, first_id: int) -> GenerationPlan:
+    """`images` images of every text, text by text."""
+    every = tuple(text for text in texts for _ in range(images))
+    return GenerationPlan(base_seed, torch.arange(first_id, first_id + len(every)), None, every)
 
 
 def study_plan(

@@ -91,6 +91,7 @@ class Given:
         model: under study; None where a fitted method is only read again.
         prompts: the studied ones, with a slot for a class's word; none for an unconditional model.
         unseen: those that are kept for the evaluation, likewise.
+        naming: those that show whether named classes are obeyed, likewise; and `worded`, such prompts without a slot.
         target: the shares [C] asked for; None where a fitted method is only read again.
         words: how prompts name each class [C].
         classify: images (uint8 [n, 3, H, W]) → the class [n] that the labelling judge sees in each, negative for none.
@@ -107,6 +108,8 @@ class Given:
     model: DiffusionModel | None = None
     prompts: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    naming: tuple[str, ...] = ()
+    worded: tuple[str, ...] = ()
     target: Tensor | None = None
     words: tuple[str, ...] = ()
     classify: Callable[[Tensor], Tensor] | None = None

@@ -30,7 +30,7 @@ class PromptIntervention(Method):
 
 
 def named_prompts(given: Given) -> dict[str, tuple[str, ...]]:
-    """Neutral prompt → the same naming each class [C], of all prompts of the study.
+    """Prompt → the same naming each class [C], of all prompts of the study.
 
     Raises:
         ValueError: the model takes no prompts.
@@ -38,9 +38,15 @@ def named_prompts(given: Given) -> dict[str, tuple[str, ...]]:
     if not given.prompts:
         raise ValueError("this method names classes in prompts, and the model takes none; choose another mitigation.")
     # Unseen prompts too: their images are evaluated and edited as well.
-    return {
+    found = {
         fill(prompt): tuple(fill(prompt, word) for word in given.words) for prompt in (*given.prompts, *given.unseen)
     }
+    for prompt in given.naming:
+        # Pushed without a gate, a prompt that names a class is given the word of another in its place.
+        each = tuple(fill(prompt, word) for word in given.words)
+        found |= dict.fromkeys(each, each)
+    # Nobody knows where a sentence without a slot would name a class: it stays.
+    return found | {text: (text,) * len(given.words) for text in given.worded}
 
 
 def texts_of(named: Mapping[str, Sequence[str]], batch: Batch) -> list[str]:

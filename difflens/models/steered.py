@@ -15,10 +15,13 @@ from difflens.models.guidance import UNGUIDED, Guidance, guidance_of
 from difflens.models.hooks import Change, find_module
 from difflens.models.model import DiffusionModel
 from difflens.models.sampling import AsymmetricScheduler, check_asymmetric, scheduler_of
-from difflens.vocabulary import PerImage, Site
+from difflens.vocabulary import UNTOUCHED, PerImage, Site
 
 Assign = Callable[[int], Tensor]
 """Target classes of so many images."""
+
+LeavesAlone = Callable[[str], bool]
+"""Whether no image of a prompt is changed."""
 
 RESIDUALS = (
     "mid_block_additional_residual",
@@ -32,7 +35,12 @@ NO_IMAGE = "the pipeline was called for no image; give it at least one prompt."
 
 @contextmanager
 def edited_pipeline(
-    pipeline: DiffusionPipeline, method: Attachable | Edit, *, timesteps: Sequence[float], assign: Assign
+    pipeline: DiffusionPipeline,
+    method: Attachable | Edit,
+    *,
+    timesteps: Sequence[float],
+    assign: Assign,
+    leaves_alone: LeavesAlone = lambda _: False,
 ) -> Iterator[None]:
     """Inside the block every call of the pipeline is changed by the method; after it the pipeline is as it was.
 
@@ -41,12 +49,13 @@ def edited_pipeline(
         method: an edit of a site, or whatever else attaches to a model. It is attached at every step: what it changes in
             `Batch` itself comes too late for a call that the user makes.
         timesteps: the grid that the method belongs to.
-        assign: gives the target classes of the images of each call.
+        assign: gives the target classes of the images of each call that are not left alone.
+        leaves_alone: asked of every prompt of a call; a call that is given embeddings has none that could be read.
 
     Raises:
         ValueError: the pipeline cannot be changed so; and, when it is called, the call cannot be.
     """
-    steered = SteeredPipeline(pipeline, method, timesteps=timesteps, assign=assign)
+    steered = SteeredPipeline(pipeline, method, timesteps=timesteps, assign=assign, leaves_alone=leaves_alone)
     # Past the pipeline's own setter, which would write the stand-in's class into its configuration.
     object.__setattr__(pipeline, "unet", steered.denoiser)
     try:
@@ -65,7 +74,13 @@ class SteeredPipeline(DiffusionModel):
     _steps_attached = 1
 
     def __init__(
-        self, pipeline: DiffusionPipeline, method: Attachable | Edit, *, timesteps: Sequence[float], assign: Assign
+        self,
+        pipeline: DiffusionPipeline,
+        method: Attachable | Edit,
+        *,
+        timesteps: Sequence[float],
+        assign: Assign,
+        leaves_alone: LeavesAlone,
     ) -> None:
         if isinstance(getattr(pipeline, "unet", None), SteeredDenoiser):
             raise ValueError("the pipeline is steered already; leave that block before a second one.")
@@ -77,6 +92,9 @@ class SteeredPipeline(DiffusionModel):
         self.name, self.timesteps = type(pipeline).__name__, list(timesteps)
         self.guidance = Guidance(1.0, 0.0, UNGUIDED)
         self.method, self._assign, self._own_scheduler = method, assign, pipeline.scheduler
+        self._leaves_alone = leaves_alone
+        # Whether each prompt of the call is left alone; None where it has none, or none that could be read.
+        self._alone: list[bool] | None = None
         if isinstance(method, Edit):
             find_module(self.unet, method.site)
             self.check_update(method.update)
@@ -110,13 +128,16 @@ class SteeredPipeline(DiffusionModel):
             self._thread, self._images = get_ident(), None
 
         # The text encoder meets an empty list before the U-Net is called, where a call for no image is noticed.
-        def refuse_none(prompt: Any = None, *_: Any, **__: Any) -> None:
+        def read(prompt: Any = None, *_: Any, prompt_2: Any = None, **__: Any) -> None:
             if isinstance(prompt, list) and not prompt:
                 raise ValueError(NO_IMAGE)
+            # Of SDXL's two texts for an image either may name a class.
+            given = [[text] if isinstance(text, str) else text for text in (prompt, prompt_2) if text is not None]
+            self._alone = [any(map(self._leaves_alone, texts)) for texts in zip(*given, strict=False)] or None
 
         with (
             preceded(self._own_scheduler, "set_timesteps", begin),
-            preceded(self.pipeline, "encode_prompt", refuse_none),
+            preceded(self.pipeline, "encode_prompt", read),
         ):
             yield
 
@@ -182,10 +203,19 @@ class SteeredPipeline(DiffusionModel):
                 f"the features were found on {len(own)} steps ({own[0]:g} … {own[-1]:g}), the pipeline makes {len(grid)} "
                 f"({grid[0]:g} … {grid[-1]:g}); call it with num_inference_steps={len(own)} and the run's scheduler."
             )
-        targets = self._assign(count)
-        if len(targets) != count:
-            raise ValueError(f"{count} images need as many targets, got {len(targets)}.")
-        return PerImage(targets).to(device)
+        # One call's prompts say nothing of the next one's, which may be given embeddings.
+        alone, self._alone = self._alone, None
+        # All images of a prompt stand beside each other.
+        left = torch.tensor([False] if alone is None else alone).repeat_interleave(count // len(alone or [False]))
+        if len(left) != count:
+            raise ValueError(
+                f"{self.name} makes {count} images of {len(left)} prompts, so that nobody knows which is whose."
+            )
+        wanted = int((~left).sum())
+        given = self._assign(wanted) if wanted else torch.zeros(0, dtype=torch.int64)
+        if len(given) != wanted:
+            raise ValueError(f"{wanted} images need as many targets, got {len(given)}.")
+        return PerImage(torch.full((count,), UNTOUCHED).masked_scatter(~left, given)).to(device)
 
     @contextmanager
     def _asymmetric(self, focus: float) -> Iterator[AsymmetricScheduler]:

@@ -102,8 +102,8 @@ def prepare(bench: Workbench) -> Prepared:
 def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int) -> tuple[Tensor, Tensor]:
     """Target class of each image under the configured rule, `UNTOUCHED` where none, and the class each shows now.
 
-    The images of each prompt meet the target by themselves. Under `oracle` an image without a face is left alone; no other
-    rule looks at finished images.
+    The images of each prompt meet the target by themselves; of one that names a class they are left alone (`prompt.gate`).
+    Under `oracle` so is an image without a face; no other rule looks at finished images.
     """
     # Read under every rule, for what doses and tables say of each image; `oracle` alone decides by it.
     labels, logits = bench.labels(images)
@@ -113,7 +113,10 @@ def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int)
         read = read_states(bench, plan, [bench.attribute])[bench.attribute.name]
     # Prompt by prompt: in a pooled quota one prompt's surplus would make up for what another lacks.
     for number, rows in enumerate(groups(plan)):
-        target = bench.goals.of(None if plan.prompts is None else plan.prompts[int(rows[0])])
+        prompt = None if plan.prompts is None else plan.prompts[int(rows[0])]
+        if bench.leaves_alone(prompt):
+            continue
+        target = bench.goals.of(prompt)
         match rule:
             case "exact":
                 # A shuffle of its own for every prompt, or the same places of all prompts would get the same class.
@@ -131,6 +134,12 @@ def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int)
             case "everyone":
                 targets[rows] = EVERY_CLASS
     return targets, labels
+
+
+def left_alone(bench: Workbench, plan: GenerationPlan) -> dict[str, list[str]]:
+    """The plan's prompts whose images no rule gives a class, for artifact specs; nothing where there are none."""
+    found = [prompt for prompt in dict.fromkeys(plan.prompts or ()) if bench.leaves_alone(prompt)]
+    return {"left_alone": found} if found else {}
 
 
 def aimed(
@@ -161,6 +170,7 @@ def _calibrated(bench: Workbench, mitigation: Steering, spec: dict[str, Any]) ->
     # What aims at the shares of all images together does so with one strength.
     together = not bench.method.assigns
     full |= {"together": True} if together else {}
+    full |= left_alone(bench, plan)
 
     def make(folder: Path) -> None:
         measure, assigned = dose_meter(bench, mitigation, images, plan, folder=folder / "doses")

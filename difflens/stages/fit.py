@@ -136,6 +136,8 @@ def _learn(
         model=bench.model,
         prompts=() if bench.prompts is None else tuple(bench.prompts.studied),
         unseen=() if bench.prompts is None else tuple(bench.prompts.unseen),
+        naming=() if bench.prompts is None else tuple(bench.prompts.naming),
+        worded=() if bench.prompts is None else bench.prompts.sentences(attribute.name),
         # Target and words are those of the attribute under study; one that is held has neither.
         target=bench.goals.shared if attribute == bench.attribute else None,
         words=bench.words if attribute == bench.attribute else (),

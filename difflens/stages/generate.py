@@ -1,6 +1,6 @@
 """`task=steer`: generate evaluation images with and without the mitigation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from difflens.data.sampled import Shards
 from difflens.report import summary_table
-from difflens.stages.calibrate import Prepared, aimed, assign, prepare
+from difflens.stages.calibrate import Prepared, aimed, assign, left_alone, prepare
 from difflens.stages.measure import check_measures, evaluate
-from difflens.stages.plans import evaluation_plan, originals
+from difflens.stages.plans import evaluation_plan, naming_plan, originals
 from difflens.store.artifacts import Artifact
 from difflens.store.run import Run
 from difflens.study.workbench import Workbench
@@ -24,7 +24,10 @@ from difflens.vocabulary import UNTOUCHED, GenerationPlan
 
 @dataclass(frozen=True)
 class Steered:
-    """Evaluation images before and after: uint8 images [N, 3, H, W], targets [N], and where they are stored."""
+    """Evaluation images before and after: uint8 images [N, 3, H, W], targets [N], and where they are stored.
+
+    `named` has those of prompts that name a class, for which nothing is measured but whether they are obeyed.
+    """
 
     plan: GenerationPlan
     before: Tensor
@@ -32,6 +35,7 @@ class Steered:
     targets: Tensor
     labels: Tensor
     artifacts: tuple[Artifact, Artifact]
+    named: "Steered | None" = None
 
     @property
     def image_ids(self) -> Tensor:
@@ -55,12 +59,18 @@ def steer(cfg: DictConfig, run: Run) -> None:
 
 
 def generate_pairs(bench: Workbench, prepared: Prepared, *, unseen: bool = False) -> Steered:
-    """The evaluation images with the mitigation; only images whose target asks for it are generated again."""
-    plan = evaluation_plan(bench, unseen=unseen)
+    """The evaluation images with the mitigation, and those of prompts that name a class, which unseen prompts lack."""
+    naming = None if unseen else naming_plan(bench)
+    found = _pairs(bench, prepared, evaluation_plan(bench, unseen=unseen))
+    return found if naming is None else replace(found, named=_pairs(bench, prepared, naming))
+
+
+def _pairs(bench: Workbench, prepared: Prepared, plan: GenerationPlan) -> Steered:
+    """The plan's images without and with the mitigation; only images whose target asks for it are generated again."""
     source, before = originals(bench, plan)
     # The images' own seed shuffles the quota, so that the originals' fingerprint stands for the shuffle too.
     targets, labels = assign(bench, before, plan, seed=bench.cfg.metric.base_seed)
-    spec: dict[str, Any] = {**prepared.spec, "originals": source.fingerprint}
+    spec: dict[str, Any] = {**prepared.spec, "originals": source.fingerprint, **left_alone(bench, plan)}
     # No edit at all, since a neutral strength need not be one: `protocol=official` adds a bias at any strength.
     if not prepared.attached:
         targets, spec["attached"] = torch.full_like(targets, UNTOUCHED), False

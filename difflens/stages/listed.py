@@ -35,13 +35,14 @@ MEASURED = (
     ),
     *("fd_official_prompt_mean", "fd_low_prompt_mean", "fd_high_prompt_mean", "fd_perfect_prompt_mean"),
     *("deviation_ratio", "entropy", "l1", "kl", "fd_low", "fd_high", "fd_perfect"),
+    "named_obeyed",
     *("clip_i_edited", "clip_i_floor", "nothing_else", "flips", "compute", "fd_corrected"),
 )
 """The numbers that a row has without any metric of one's own."""
 
 GROUPED = (
     *("method", "shares", "parts", "other", "intersectional", "intersectional_attributes", "prompts", "leakage"),
-    *("judges_agree_by_prompt", "dose", "strength", "worst_leakage"),
+    *("named", "judges_agree_by_prompt", "dose", "strength", "worst_leakage"),
 )
 """What else a row may have."""
 

@@ -17,12 +17,13 @@ from difflens.judges.protocol import ReferenceStatistics
 from difflens.judges.weights import free
 from difflens.metrics.paired import Outcomes
 from difflens.stages.listed import listed_measures, measure_own, metrics_spec, own_metrics
-from difflens.stages.reading import Reading, Study, protocol, read_images
+from difflens.stages.reading import Reading, Study, protocol, read_images, read_judge
 from difflens.stages.rows import (
     agreement,
     arrival,
     build_row,
     cost,
+    obedience,
     outcomes_of,
     promised,
     smaller_subsets,
@@ -68,6 +69,7 @@ def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> d
         "targets": [bench.goals.of(prompt).tolist() for prompt in dict.fromkeys(steered.plan.prompts or ())],
         "subject": None if bench.subject is None else bench.subject.name,
         "unseen": unseen,
+        **({} if steered.named is None else {"named": steered.named.artifacts[1].fingerprint}),
         "method": bench.cfg.mitigation.name,
         "missing_faces": bench.cfg.missing_faces,
         "recalls": plain(bench.cfg.judge.get("recalls") or {}),
@@ -135,6 +137,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
         "rows": [
             build_row("original", before, study, reference, prompts=prompts)
             | agreement(before, study, steered)
+            | _obedience(bench, steered.named, "before")
             | own(reading=before, pieces=pieces(steered.before)),
             build_row(method, after, study, reference, original=before, edited=edited, prompts=prompts)
             # Where only shares are aimed at, there is no class that an image could have reached.
@@ -142,10 +145,19 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
             | promised(before, study, steered, prompts)
             | cost(steered)
             | with_intervals(outcomes, study, prompts, group=group)
+            | _obedience(bench, steered.named, "after")
             | own(reading=after, pieces=pieces(steered.after), originals=pieces(steered.before), edited=edited),
         ],
     }
     return metrics, outcomes
+
+
+def _obedience(bench: Workbench, named: "Steered | None", which: str) -> dict[str, Any]:
+    """Whether prompts that name a class are obeyed, `before` or `after` the method is attached."""
+    if named is None or named.plan.prompts is None:
+        return {}
+    logits = read_judge(getattr(named, which), study_of(bench))
+    return obedience(logits, named.plan.prompts, bench.named, bench.attribute)
 
 
 def _read_after(before: Reading, steered: "Steered", study: Study, *, title: str) -> Reading:

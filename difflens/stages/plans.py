@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from difflens.data.activations import ActivationStore
-from difflens.data.prompts import neutral_plan, study_plan
+from difflens.data.prompts import neutral_plan, repeated_plan, study_plan
 from difflens.data.sampled import Shards
 from difflens.store.artifacts import Artifact
 from difflens.study.workbench import Workbench
@@ -58,6 +58,17 @@ def evaluation_plan(bench: Workbench, *, unseen: bool = False) -> GenerationPlan
         first = len(prompts) * metric.images
         prompts = bench.prompts.unseen
     return neutral_plan(prompts, metric.images, base_seed=metric.base_seed, first_id=first)
+
+
+def naming_plan(bench: Workbench) -> GenerationPlan | None:
+    """`metric.named` images of every prompt that shows whether named classes are obeyed; None where there are none."""
+    if not bench.named:
+        return None
+    assert bench.prompts is not None
+    metric = bench.cfg.metric
+    # Ids go on where those of the unseen prompts end.
+    first = (len(bench.prompts.studied) + len(bench.prompts.unseen)) * metric.images
+    return repeated_plan([*bench.named], metric.named, base_seed=metric.base_seed, first_id=first)
 
 
 def originals(bench: Workbench, plan: GenerationPlan, *, stage: str = "originals") -> tuple[Artifact, Tensor]:

@@ -7,10 +7,12 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from difflens.judges.faces import float_pieces
 from difflens.judges.protocol import OTHER, FeatureExtractor, Judge, not_validated, read_classes
+from difflens.judges.weights import free
 from difflens.methods.assignment import Goals
 from difflens.store.progress import Progressing
 from difflens.vocabulary import Attribute
@@ -141,6 +143,14 @@ def read_images(
                 if reader.free is not None:
                     reader.free()
     return Reading.of({"image_ids": image_ids, **{name: torch.cat(parts) for name, parts in found.items()}})
+
+
+def read_judge(images: UInt8[Tensor, "images 3 height width"], study: Study) -> Float[Tensor, "images classes"]:
+    """The judge's logits of the studied attribute alone; a row of NaN is an image without a face."""
+    parts = [study.judge(piece) for piece in float_pieces(images)]
+    answers = {part.name: torch.cat([each[part.name].cpu() for each in parts]) for part in study.attribute.components}
+    free(study.judge)
+    return read_classes(study.judge, study.attribute, answers)
 
 
 def _readers(study: Study) -> list[Reader]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -312,6 +312,30 @@ def arrival(reading: Reading, study: Study, steered: "Steered") -> dict[str, flo
     # An image that shows no face shows no class either: left out, an edit that destroys faces would count for more.
     shown = faces_found(logits) & (logits.argmax(-1) == steered.targets)
     return {"reached": _share(shown[pushed])}
+
+
+def obedience(
+    logits: Tensor, prompts: Sequence[str], named: Mapping[str, int], attribute: Attribute
+) -> dict[str, float | dict[str, Any] | None]:
+    """How often images show the class that their prompt names: of all, and by prompt.
+
+    Args:
+        logits: the scoring judge's [N, C].
+        prompts: of each image.
+        named: prompt → the class it names.
+        attribute: whose classes these are.
+
+    Returns:
+        `named_obeyed`, None where no image has a face, and `named`: prompt → class, images with a face and share.
+    """
+    known = faces_found(logits)
+    shown = logits.argmax(-1) == torch.tensor([named[prompt] for prompt in prompts])
+    by_prompt = {}
+    for prompt in dict.fromkeys(prompts):
+        seen = known & torch.tensor([each == prompt for each in prompts])
+        name = attribute.classes[named[prompt]]
+        by_prompt[prompt] = {"class": name, "n": int(seen.sum()), "obeyed": _share(shown[seen])}
+    return {"named_obeyed": _share(shown[known]), "named": by_prompt}
 
 
 def cost(steered: "Steered") -> dict[str, float | None]:

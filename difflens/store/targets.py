@@ -73,7 +73,7 @@ SLOTS: Mapping[str, Slot] = {
     ),
     "attribute": ATTRIBUTE,
     "attribute.parts.*": ATTRIBUTE,
-    "prompt": Slot(_all("data.prompts", "PromptSet"), "difflens.data.prompts.PromptSet"),
+    "prompt": Slot(_all("data.prompts", "PromptSet", "crossed"), "difflens.data.prompts.PromptSet"),
     "data.site": Slot(_all("vocabulary", "Site")),
     "sae": Slot(
         (

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from difflens.data.mixing import BufferSizes, buffer_sizes, in_gb
+from difflens.data.prompts import fill
 from difflens.models.sampling import coinciding
 from difflens.store.provenance import main_memory
 from difflens.study.values import blaming, built, plain
@@ -31,10 +32,31 @@ def check(bench: "Workbench") -> None:
     check_streams(bench)
     if bench.prompts is not None:
         bench.words  # noqa: B018
+        # An audit pushes no image.
+        if bench.cfg.task.name != "audit":
+            check_gate(bench)
     if "attribution" in method.needs:
         check_autoencoder(bench, held=bool(held))
     with blaming("trainer"):
         bench.trainer()
+
+
+def check_gate(bench: "Workbench") -> None:
+    """Check that not every studied prompt is left alone for the class it names; say which are.
+
+    Raises:
+        ValueError: all are.
+    """
+    assert bench.prompts is not None
+    texts = [fill(prompt) for prompt in (*bench.prompts.studied, *bench.prompts.unseen)]
+    alone = [text for text in texts if bench.leaves_alone(text)]
+    if {*texts[: len(bench.prompts.studied)]} <= {*alone}:
+        raise ValueError(
+            f"every studied prompt names a class of {bench.attribute.name!r}, such as {alone[0]!r}, so that no image would "
+            "be pushed; give prompts that name none, or set prompt.gate=false."
+        )
+    if alone:
+        bench.run.say(f"left alone, since they name a class of {bench.attribute.name!r}: {', '.join(map(repr, alone))}")
 
 
 def check_streams(bench: "Workbench") -> None:
@@ -50,7 +72,7 @@ def check_streams(bench: "Workbench") -> None:
         cfg.data.base_seed: cfg.data.images,
         # `+ texts`: calibration images are rounded up to the same number of every prompt.
         calibration.base_seed: calibration.images + texts,
-        cfg.metric.base_seed: cfg.metric.images * texts,
+        cfg.metric.base_seed: cfg.metric.images * texts + cfg.metric.named * len(bench.named),
     }
     pair = coinciding((seed, image_id) for seed, count in asked.items() for image_id in range(count))
     if pair is not None:

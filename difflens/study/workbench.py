@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from difflens.config import read_strength
+from difflens.data.naming import Naming, read_naming
 from difflens.data.prompts import PromptSet, fill
 from difflens.judges.faces import float_pieces
 from difflens.judges.protocol import FeatureExtractor, Judge, faces_found, missing_faces, read_classes, select_classes
@@ -131,6 +132,21 @@ class Workbench:
     def words(self) -> tuple[str, ...]:
         """How prompts name each class of the attribute (see `class_words`)."""
         return class_words(plain(self.cfg.attribute))
+
+    @cached_property
+    def naming(self) -> Naming:
+        """The words by which prompts name a class of the attribute."""
+        return read_naming(plain(self.cfg.attribute))
+
+    def leaves_alone(self, prompt: str | None) -> bool:
+        """Whether no image of a prompt is pushed: it names a class of the attribute, and `prompt.gate` is on."""
+        gate = self.prompts is not None and self.prompts.gate
+        return gate and prompt is not None and bool(self.naming.named(prompt))
+
+    @cached_property
+    def named(self) -> dict[str, int]:
+        """Prompt → the class it names, of those that show whether named classes are obeyed; none without prompts."""
+        return {} if self.prompts is None else self.prompts.named(self.attribute, self.words)
 
     @cached_property
     def attribute(self) -> Attribute:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from difflens.data.mixing import buffer_sizes
+from difflens.data.prompts import PromptSet
 from difflens.models.devices import DTYPES, choose_precision
 from difflens.models.guided_diffusion import Layout, unet_arguments
 from difflens.models.load import find_pipeline
@@ -295,8 +296,8 @@ def read_work(cfg: DictConfig, shape: Shape) -> tuple[Work, tuple[int, int]]:
     settings, (channels, height, width) = cfg.mitigation, shape.site
     method = build({k: v for k, v in plain(settings).items() if k not in SHARED}, "mitigation")
     located = "attribution" in method.needs
-    prompts = cfg.get("prompt") or {}
-    studied, unseen = len(prompts.get("studied") or [0]), len(prompts.get("unseen") or [])
+    prompts: PromptSet | None = built(cfg, "prompt")
+    studied, unseen = (1, 0) if prompts is None else (len(prompts.studied), len(prompts.unseen))
     classes = len(cfg.attribute.get("classes") or [0, 0])
     held = len([name for name in settings.hold.attributes if name != cfg.attribute.get("name")])
     window = settings.get("window")

@@ -150,6 +150,14 @@ BAD = [
     ("model=mini_sd prompt.subject=foo", "one of profession, gender, age, race, glasses"),
     ("model=mini_sd attribute.words={female:female}", "attribute.words must name each of ['female', 'male']"),
     ("model=mini_sd attribute.words.male=null", "attribute.words gives no word that names ['male'] of 'gender'"),
+    ("model=mini_sd attribute.synonyms.female=woman", "attribute.synonyms.female must be a list"),
+    (
+        "model=mini_sd +attribute.synonyms.men=[dude]",
+        "attribute.synonyms has words for ['men'], which are no classes of",
+    ),
+    ("model=mini_sd +attribute.unless.before=[hair]", "nothing reads 'attribute.unless.before'; take it away."),
+    ("model=mini_sd prompt.gate=off", "prompt.gate must be true or false, got 'off'."),
+    ("model=mini_sd metric.named=0", f"metric.named {WHOLE} 1, got 0."),
     ("paths.outputs=a[1]", "paths.outputs=a[1] cannot be read; put its value into quotes"),
 ]
 

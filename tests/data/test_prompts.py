@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from difflens.data.prompts import PromptSet, fill, neutral_plan, study_plan
-from difflens.vocabulary import UNNAMED
+from difflens.data.prompts import PromptSet, crossed, fill, neutral_plan, study_plan
+from difflens.vocabulary import UNNAMED, Attribute
 
 WORK = PromptSet(["a face of a {} doctor", "A photo of an {} engineer"], unseen=["a face of a {} pilot"])
 
@@ -40,6 +40,8 @@ def test_evaluation_goes_prompt_by_prompt() -> None:
         ({"studied": ["a {} b", "a {} b"]}, "repeats"),
         ({"studied": ["a {} b"], "unseen": ["a {} b"]}, "repeats"),
         ({"studied": ["a doctor"]}, "slot"),
+        ({"studied": ["a {} b"], "naming": ["a c"]}, "slot"),
+        ({"studied": ["a {} b"], "naming": ["a {} c", "a {} c"]}, "repeats"),
         ({"studied": ["a {} b"], "labels": "guess"}, "labels"),
     ],
 )
@@ -51,3 +53,28 @@ def test_bad_lists_are_refused(settings: dict[str, object], message: str) -> Non
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 12"):
         study_plan(WORK, ("young", "adult", "old"), 10, base_seed=0)
+
+
+def test_prompts_that_name_a_class_take_its_word_or_are_whole_sentences() -> None:
+    gender = Attribute("gender", ("female", "male"))
+    worded = {"gender": {"male": ["John, a doctor"]}, "age": {"old": ["a wrinkled doctor"]}}
+    prompts = PromptSet(["a {} nurse"], naming=["{} doctor", "an {} engineer"], worded=worded)
+    assert prompts.named(gender, ("female", "male")) == {
+        "female doctor": 0,
+        "male doctor": 1,
+        "a female engineer": 0,
+        "a male engineer": 1,
+        "John, a doctor": 1,
+    }
+    with pytest.raises(ValueError, match="has no class 'men'"):
+        PromptSet(["a {} nurse"], worded={"gender": {"men": ["John"]}}).named(gender, ("female", "male"))
+
+
+def test_templates_are_crossed_with_subjects() -> None:
+    prompts = crossed(
+        templates=["a {} {subject}", "a photo of a {} {subject}"], studied=["nurse", "cook"], unseen=["CEO"]
+    )
+    assert prompts.studied == ["a {} nurse", "a photo of a {} nurse", "a {} cook", "a photo of a {} cook"]
+    assert prompts.unseen == ["a {} CEO", "a photo of a {} CEO"]
+    with pytest.raises(ValueError, match=r"exactly one \{subject\}"):
+        crossed(templates=["a {} nurse"], studied=["nurse"])

@@ -1,5 +1,6 @@
 """Methods that act on prompts and on the noise estimate, each beside the pipeline or the class that it follows."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from difflens.methods.attribute_switching import AttributeSwitching
 from difflens.methods.base import Given, Steering
 from difflens.methods.prompt import PromptIntervention
 from difflens.methods.sega import SemanticGuidance
+from difflens.models.base import Batch
 from difflens.models.model import DiffusionModel
 from difflens.models.text import encode_prompts
-from difflens.vocabulary import UNTOUCHED, Attribute, Site
+from difflens.vocabulary import UNTOUCHED, Attribute, PerImage, Site
 
 GENDER = Attribute("gender", ("female", "male"))
 NAMED = ("a face of a female doctor", "a face of a male nurse")
@@ -35,6 +37,17 @@ def test_naming_the_class_gives_the_images_of_the_prompts_that_name_it() -> None
     named, plain = images(model, plan([0, 1], prompts=NAMED)), images(model, plan([2, 3]))
     assert torch.equal(made[0], named[0]) and torch.equal(made[1], named[1])
     assert torch.allclose(made[2], plain[2], atol=1e-6)
+
+
+def test_without_a_gate_a_prompt_that_names_a_class_is_given_anothers_word_and_a_sentence_without_a_slot_stays() -> (
+    None
+):
+    naming = {"naming": ("a {} doctor",), "worded": ("a doctor called Mary",)}
+    told = PromptIntervention().edit(replace(given(tiny_text_to_image()), **naming), {})
+    batch = Batch(PerImage(torch.tensor([1, 0, 1, UNTOUCHED])), torch.zeros(4, 1))
+    batch.prompts = ["a female doctor", "a female doctor", "a doctor called Mary", "a male doctor"]
+    with told.attach(tiny_text_to_image(), batch):
+        assert batch.prompts == ["a male doctor", "a female doctor", "a doctor called Mary", "a male doctor"]
 
 
 def test_a_model_without_prompts_is_told_so(model: DiffusionModel) -> None:

@@ -584,3 +584,36 @@ def test_some_pipelines_are_refused_at_once(prepare: Callable[[Any], Any], edit:
     pipe = prepare(tiny_pipeline())
     with pytest.raises(ValueError, match=message), edited_pipeline(pipe, edit, timesteps=GRID, assign=zeros):
         pass
+
+
+def test_images_of_prompts_that_name_a_class_are_left_alone_and_the_others_get_the_classes() -> None:
+    pipe, asked = tiny_pipeline(), []
+    plain = call(pipe)
+
+    def assign(n: int) -> Tensor:
+        asked.append(n)
+        return zeros(n)
+
+    def steered(leaves_alone: Callable[[str], bool], make: Callable[[], Tensor]) -> Tensor:
+        with edited_pipeline(pipe, Shift(2.0), timesteps=GRID, assign=assign, leaves_alone=leaves_alone):
+            return make()
+
+    def twice() -> Tensor:
+        return call(pipe, TEXTS, num_images_per_prompt=2, latents=LATENTS.repeat_interleave(2, 0))
+
+    made = steered(lambda text: "nurse" in text, lambda: call(pipe))
+    assert torch.allclose(made[1], plain[1], atol=1e-6) and (made[0] - plain[0]).abs().max() > 1e-3
+    every = twice()
+    made = steered(lambda text: "doctor" in text, twice)
+    assert torch.allclose(made[:2], every[:2], atol=1e-6) and (made[2:] - every[2:]).abs().amax((1, 2, 3)).min() > 1e-3
+    assert torch.equal(steered(lambda _: True, lambda: call(pipe)), plain) and asked == [1, 2]
+    # Embeddings cannot be read, and the prompts of the call before are not theirs.
+    states = pipe.encode_prompt(list(TEXTS), "cpu", 1, False)[0]
+    given = {"prompt_embeds": states, "negative_prompt_embeds": pipe.encode_prompt([""] * 2, "cpu", 1, False)[0]}
+
+    def embedded() -> Tensor:
+        call(pipe)
+        return pipe(**USUAL, latents=LATENTS, **given).images
+
+    assert torch.allclose(steered(lambda _: True, embedded), expected(Shift(2.0), 0, 0), atol=1e-5)
+    assert asked == [1, 2, 2]

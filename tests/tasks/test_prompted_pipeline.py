@@ -12,6 +12,7 @@ from tiny_pipeline import tiny_pipeline
 
 from difflens.data.activations import ActivationStore
 from difflens.miniature.judges import load_judge
+from difflens.vocabulary import UNTOUCHED
 
 TINY = [
     "model.source=model",
@@ -34,6 +35,7 @@ TINY = [
     "attribution.top=3",
     "attribution.baseline=contrast",
     "metric.images=4",
+    "metric.named=1",
     "metric.reference.images=64",
     "metric.kid_subset=8",
     "metric.cards=2",
@@ -94,6 +96,24 @@ def test_prompts_kept_apart_are_measured_apart(program: Program) -> None:
     }
     seen = program.json("metrics.json")
     assert not set(unseen["rows"][0]["prompts"]) & set(seen["rows"][0]["prompts"])
+
+
+def test_prompts_that_name_a_class_are_left_alone_and_their_obedience_is_a_column(program: Program) -> None:
+    before, after = program.json("metrics.json")["rows"]
+    # Six wordings of six classes.
+    assert len(after["named"]) == 36 and after["named"]["a baker, old male"]["class"] == "male+old"
+    assert after["named_obeyed"] == before["named_obeyed"] is not None
+    assert "named" not in program.json("metrics_unseen.json")["rows"][1]
+    listed = [measure["key"] for measure in program.json("metrics.json")["measures"]]
+    assert "named_obeyed" in listed and "named classes obeyed" in (program.latest / "report.html").read_text()
+    artifacts = {path: json.loads((path / "spec.json").read_text()) for path in program.artifacts("steered")}
+    alone = [path for path, spec in artifacts.items() if "left_alone" in spec]
+    assert len(alone) == 1 and load_file(alone[0] / "targets.safetensors")["targets"].eq(UNTOUCHED).all()
+
+
+def test_every_studied_prompt_naming_a_class_is_refused(program: Program) -> None:
+    done = program(*TINY, "prompt.studied=['a {} woman','a {} old nurse']")
+    assert done.code == 2 and "every studied prompt names a class of 'gender+age'" in done.complaint
 
 
 DRAWN = [

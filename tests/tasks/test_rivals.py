@@ -22,7 +22,7 @@ PROMPTED = {
     "self_discovering": ["mitigation.images=8", "mitigation.updates=5", "mitigation.strength=1"],
     "uce": ["mitigation.rounds=1", "mitigation.images=4"],
 }
-SMALL = ["model=mini_sd", "model.micro_batch=8", "data.images=32", "metric.images=4"]
+SMALL = ["model=mini_sd", "model.micro_batch=8", "data.images=32", "metric.images=4", "metric.named=2"]
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,19 @@ def test_a_method_on_a_text_to_image_model_goes_the_whole_way(prompted: Program,
     ended = prompted("task=steer", *SMALL, f"mitigation={name}", *PROMPTED[name])
     assert ended.code == 0, ended.err + ended.out
     changed(prompted, name)
+    original, row = prompted.json("metrics.json")["rows"]
+    # Prompts that name a class are left alone, by every method.
+    assert row["named_obeyed"] == original["named_obeyed"] and len(row["named"]) == 12
     made = {entry["kind"] for entry in prompted.json("manifest.json")["artifacts"]}
     assert not made & {"activations", "sae", "probe"}, "nothing is made that the method does not ask for"
+
+
+def test_without_a_gate_named_classes_are_pushed_away(prompted: Program) -> None:
+    ended = prompted("task=steer", *SMALL, "mitigation=prompt", "prompt.gate=false")
+    assert ended.code == 0, ended.err + ended.out
+    original, row = prompted.json("metrics.json")["rows"]
+    # Half the images of each such prompt are given the other class.
+    assert row["named_obeyed"] < original["named_obeyed"] - 0.2
 
 
 def test_a_fit_is_that_of_its_prompts(prompted: Program) -> None:

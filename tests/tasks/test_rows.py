@@ -17,12 +17,13 @@ from difflens.judges.protocol import ReferenceStatistics
 from difflens.methods.assignment import Goals, read_goals
 from difflens.report.measures import Measure, measures_of, prices
 from difflens.stages.generate import Steered
-from difflens.stages.reading import Study, protocol, read_images
+from difflens.stages.reading import Study, protocol, read_images, read_judge
 from difflens.stages.rows import (
     agreement,
     arrival,
     build_row,
     crossed_target,
+    obedience,
     outcomes_of,
     promised,
     with_intervals,
@@ -256,6 +257,19 @@ def test_what_is_said_of_prompts_is_named_as_the_mean_over_them() -> None:
     assert shown["deviation_ratio, prompts pooled"] == 0 and shown["entropy, prompts pooled"] == 1
     assert "fd_low, mean over prompts" in shown and "fd_low, prompts pooled" not in shown
     assert not prices([Measure(key, key, better=-1) for key in SHARES]), "they are fairness, not what it costs"
+
+
+def test_named_classes_that_images_show_are_counted_by_prompt_and_together() -> None:
+    logits = read_judge(painted(BLACK, WHITE, WHITE, NOBODY, WHITE, NOBODY), study())
+    prompts, named = ["Black", "Black", "White", "White", "a White", "none"], {"Black": 0, "White": 1, "a White": 1}
+    found = obedience(logits, prompts, {**named, "none": 0}, RACE)
+    assert found["named_obeyed"] == 0.75
+    assert found["named"] == {
+        "Black": {"class": "Black", "n": 2, "obeyed": 0.5},
+        "White": {"class": "White", "n": 1, "obeyed": 1.0},
+        "a White": {"class": "White", "n": 1, "obeyed": 1.0},
+        "none": {"class": "Black", "n": 0, "obeyed": None},
+    }
 
 
 def test_fd_is_corrected_where_the_judges_recalls_are_known() -> None:
