@@ -16,7 +16,7 @@ from difflens.judges.protocol import ReferenceStatistics
 from difflens.methods.assignment import Goals, read_goals
 from difflens.stages.generate import Steered
 from difflens.stages.reading import Study, protocol, read_images
-from difflens.stages.rows import agreement, arrival, build_row, crossed_target
+from difflens.stages.rows import NOWHERE, agreement, arrival, build_row, crossed_target
 from difflens.store.artifacts import Artifact
 from difflens.vocabulary import EVERY_CLASS, NO_FACE, UNTOUCHED, Attribute, GenerationPlan, product
 
@@ -215,11 +215,17 @@ def test_judges_that_differ_and_images_that_reach_their_class_are_told() -> None
     labels = torch.tensor([1, 0, 1, NO_FACE, 0, 0])
     steered = Steered(plan, IMAGES, IMAGES, targets, labels, (stored, stored))
     assert agreement(reading, asked, steered) == {"judges_agree": 0.75, "judges_agree_by_prompt": {"a": 0.5, "b": 1.0}}
-    assert arrival(reading, asked, steered) == {"reached": 0.5}
+    found = arrival(reading, reading, asked, steered, group=1)
+    assert found["reached"] == found["reached_unedited"] == 0.5
+    # Wilson's interval of one of two.
+    assert (found["reached_low"], found["reached_high"]) == pytest.approx((0.0945, 0.9055), abs=1e-4)
+    # Images that one call couples are one case.
+    coupled = arrival(reading, reading, asked, steered, group=2)
+    assert coupled["reached_low"] < found["reached_low"]
 
     nobody = replace(steered, plan=GenerationPlan(0, IDS), labels=torch.full((6,), NO_FACE), targets=targets * 0 - 1)
     assert agreement(reading, asked, nobody) == {"judges_agree": None}
-    assert arrival(reading, asked, nobody) == {"reached": None}
+    assert arrival(reading, reading, asked, nobody, group=1) == NOWHERE
 
 
 def test_fd_is_corrected_where_the_judges_recalls_are_known() -> None:
