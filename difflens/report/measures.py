@@ -5,7 +5,7 @@ import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from difflens.report.run_folder import Json, rows_of
 
@@ -15,7 +15,7 @@ NONE = "\N{EN DASH}"
 METHOD_NAMES = {"difflens": "DiffLens"}
 
 
-def known(value: Any) -> bool:
+def known(value: Any) -> TypeGuard[float]:
     """Whether this is a number that was measured."""
     # metrics.json has null for what was not measured or is not defined.
     return isinstance(value, int | float) and math.isfinite(value)

@@ -10,6 +10,7 @@ from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from difflens.report import figures
+from difflens.report.diagnosis import diagnose
 from difflens.report.figures import inline_svg
 from difflens.report.images import embed, pairs_of, select_pairs
 from difflens.report.measures import METHOD_NAMES, method_name, number, percent, points
@@ -92,6 +93,12 @@ def summary(run: RunFolder) -> Content | None:
         if rows_of(of)
     ]
     return {"tables": tables} if rows_of(run.metrics) else None
+
+
+def diagnosis(run: RunFolder) -> Content | None:
+    """Signs of failure: those found first, then those that were not measured, then those that are absent."""
+    signs = sorted(diagnose(run), key=lambda sign: (not sign.found, sign.found is False))
+    return {"signs": signs} if signs else None
 
 
 def dose(run: RunFolder) -> Content | None:
@@ -258,6 +265,7 @@ SECTIONS = (
     Section("shares", "Shares", shares, ("metrics.json", "steer")),
     Section("summary", "Summary", summary, ("metrics.json", "steer")),
     Section("compare", "Published and measured", beside_published, ("published in metrics.json", "report")),
+    Section("diagnosis", "Diagnosis", diagnosis, ("metrics.json", "report")),
     Section("dose", "Dose and response", dose, ("dose in report.json", "calibrate")),
     Section("leakage", "Leakage into other attributes", leakage, ("leakage in metrics.json", "steer")),
     Section("features", "Top features", features, ("features in report.json", "attribution")),
@@ -269,7 +277,7 @@ SECTIONS = (
     Section("repeat", "Repeat this run", repeat, ("the command in manifest.json", "pipeline")),
 )
 
-OF_A_STUDY = ("grid", "dose", "features", "sae", "probe")
+OF_A_STUDY = ("grid", "diagnosis", "dose", "features", "sae", "probe")
 """Sections on what a run that measures folders never makes."""
 
 

@@ -146,6 +146,7 @@ def test_every_section_shows_the_run(made: Path) -> None:
         "grid": "3 of 3 changed images",
         "shares": "<svg",
         "summary": "34.0 % (30.0\N{EN DASH}38.0)",
+        "diagnosis": "not measured",
         "dose": "female: strength 2.250; the share asked for was reached",
         "leakage": "first +1.1, second \N{MINUS SIGN}1.1",
         "features": "Latent 17 <span>female, rank 1, score 0.1234",
