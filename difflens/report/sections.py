@@ -17,6 +17,7 @@ from difflens.report.measures import METHOD_NAMES, method_name, number, percent,
 from difflens.report.published import beside_published
 from difflens.report.run_folder import Json, RunFolder, edited_rows, rows_of
 from difflens.report.tables import protocol_sentence, summary_lines
+from difflens.report.transfer import setting_table
 
 Content = Mapping[str, Any]
 
@@ -127,6 +128,16 @@ def verdict(met: bool | None, success: Sequence[float | None]) -> str:
     if met:
         return "the share asked for was reached"
     return f"the share asked for was not reached; of the images pushed towards it at most {percent(max(known))} show it"
+
+
+def transfer(run: RunFolder) -> Content | None:
+    """One calibration at other settings, and what calibrating there would have given."""
+    if not run.transfer.get("settings"):
+        return None
+    label = "FD, reach and what is left alone over settings of the sampler"
+    draw = partial(figures.draw_transfer, data=run.transfer)
+    figure = inline_svg(draw, figures.transfer_size(run.transfer), name="transfer", label=label)
+    return {"figure": figure, "table": setting_table(run.transfer).html(), "images": run.transfer.get("images")}
 
 
 def leakage(run: RunFolder) -> Content | None:
@@ -267,6 +278,7 @@ SECTIONS = (
     Section("compare", "Published and measured", beside_published, ("published in metrics.json", "report")),
     Section("diagnosis", "Diagnosis", diagnosis, ("metrics.json", "report")),
     Section("dose", "Dose and response", dose, ("dose in report.json", "calibrate")),
+    Section("transfer", "At other settings", transfer, ("transfer.json", "transfer")),
     Section("leakage", "Leakage into other attributes", leakage, ("leakage in metrics.json", "steer")),
     Section("features", "Top features", features, ("features in report.json", "attribution")),
     Section("sae", "Health of the sparse autoencoder", sae, ("sae in report.json", "sae")),
@@ -285,6 +297,7 @@ def sections_of(run: RunFolder) -> list[Section]:
     """The sections that apply to a run: a study of a model, perhaps with published numbers, or the measurement of folders."""
     passed = {*OF_A_STUDY} if run.metrics.get("folders") else {"folders"}
     passed |= set() if run.metrics.get("published") else {"compare"}
+    passed |= set() if run.transfer else {"transfer"}
     return [section for section in SECTIONS if section.key not in passed]
 
 

@@ -18,7 +18,7 @@ from difflens.report import write_report
 from difflens.report.sections import SECTIONS
 
 STEPS = 10
-KEYS = [section.key for section in SECTIONS if section.key not in ("folders", "compare")]
+KEYS = [section.key for section in SECTIONS if section.key not in ("folders", "compare", "transfer")]
 
 
 def metrics() -> dict[str, Any]:
