@@ -409,7 +409,7 @@ PANELS = (
 
 def transfer_size(data: Json) -> tuple[float, float]:
     """The size of the plot of `draw_transfer` in inches: a column for each axis."""
-    return 1.2 + 2.7 * len(axes_of(data)), 7.0
+    return max(5.2, 1.2 + 2.7 * len(axes_of(data))), 7.0
 
 
 def draw_transfer(figure: Figure, data: Json) -> None:
@@ -424,8 +424,11 @@ def draw_transfer(figure: Figure, data: Json) -> None:
             for number_of, (edit, label, style) in enumerate(TRANSFERRED):
                 rows = [setting["rows"].get(edit) for setting in settings]
                 middle = scale * series([None if row is None else fairness(row, key) for row in rows])
+                if edit == "original" and key == "reached":
+                    # Who was to be pushed is known of the edit's row alone.
+                    middle = scale * inner([setting["rows"]["transferred"] for setting in settings], "reached_unedited")
                 low, high = (scale * inner(rows, f"{ends}_{end}") for end in ("low", "high"))
-                # Without an edit there is no class to reach and nothing that could change.
+                # Such as what changes without an edit.
                 if np.isnan(middle).all():
                     continue
                 error = np.nan_to_num(np.stack([middle - low, high - middle])).clip(0)

@@ -9,9 +9,8 @@ from difflens.report.transfer import axes_of, sentence, setting_table, tidy_sett
 
 
 def row(fd: float, reached: float | None = None) -> dict[str, Any]:
-    ends = (
-        {} if reached is None else {"reached_low": reached - 0.1, "reached_high": reached + 0.05, "nothing_else": 0.9}
-    )
+    shares = {"reached_unedited": 0.5, "nothing_else": 0.9}
+    ends = {} if reached is None else {"reached_low": reached - 0.1, "reached_high": reached + 0.05, **shares}
     return {"n": 64, "fd_hard": fd, "fd_low": fd / 2, "fd_high": fd + 0.1, "reached": reached, **ends}
 
 
@@ -73,5 +72,7 @@ def test_the_plot_has_a_column_for_every_axis_and_no_curve_of_what_was_not_made(
     assert [label.get_text() for label in panels[4].get_xticklabels()] == ["10", "20", "50"]
     assert panels[4].get_xlabel() == "steps" and panels[5].get_xlabel() == "scheduler"
     assert len(steps.containers) == len(scheduler.containers) == 3
-    # Without an edit no class is asked for.
-    assert len(panels[2].containers) == 2
+    # How many show their class without the edit is known of the edit's own images; that nothing changes needs no curve.
+    plain = panels[2].containers[0].lines[0].get_ydata()
+    assert len(panels[2].containers) == 3 and list(plain) == [50.0] * 3
+    assert len(panels[4].containers) == 2
