@@ -80,7 +80,8 @@ def load_features(run: str | Path) -> Features:
     steered = _steered(chain)
     fitted = chain.read("fit", steered.spec["fit"])
     attribute = Attribute(fitted.spec["attribute"]["name"], tuple(fitted.spec["attribute"]["classes"]))
-    timesteps = tuple(chain.read("images", steered.spec["originals"]).spec["model"]["timesteps"])
+    # Not those of the images: task=transfer makes some on other grids than the fit's.
+    timesteps = tuple(fitted.spec["model"]["timesteps"])
     site = chain.read("activations", fitted.spec["activations"]).spec["site"] if "activations" in fitted.spec else {}
     given = Given(
         attribute,

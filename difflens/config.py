@@ -378,6 +378,21 @@ class Separation(Open):
     steps: Annotated[list[Annotated[float, part()]], AfterValidator(_distinct)] = words(least=1)
 
 
+class Vary(Group):
+    """What `task=transfer` varies: values of settings of the model."""
+
+    steps: list[Annotated[int, whole(1, 10**4)]]
+    guidance: list[Annotated[float, not_negative()]]
+    eta: list[Annotated[float, part()]]
+    scheduler: list[str]
+
+
+class Transfer(Open):
+    """`task=transfer`."""
+
+    vary: Vary
+
+
 class Convert(Open):
     """`task=convert`."""
 
@@ -441,6 +456,7 @@ OURS: Mapping[str, type[Open]] = {
     "difflens.tasks.explore.explore": Explore,
     "difflens.tasks.miniature.miniature": Miniature,
     "difflens.tasks.separation.separation_task": Separation,
+    "difflens.tasks.transfer.transfer": Transfer,
 }
 """By what a `_target_` names, what its settings must be beyond those of its group."""
 

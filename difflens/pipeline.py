@@ -5,6 +5,7 @@ from omegaconf import DictConfig
 from difflens.stages.activations import collect
 from difflens.stages.attribution import locate_features
 from difflens.stages.calibrate import prepare
+from difflens.stages.examine import examine
 from difflens.stages.fit import fit
 from difflens.stages.generate import generate_pairs
 from difflens.stages.measure import check_measures, evaluate
@@ -37,4 +38,5 @@ def pipeline(cfg: DictConfig, run: Run) -> None:
     if study.prompts is not None and study.prompts.unseen:
         others = generate_pairs(study, prepared, unseen=True)
         measured["unseen prompts"] = evaluate(study, others, unseen=True)
-    present(study, prepared, pairs, measured)  # pictures, report.html, the table
+    examined = examine(study, prepared, pairs)  # what may be wrong: do latents tell the attribute, and do they cause it
+    present(study, prepared, pairs, measured, examined)  # pictures, report.html with its diagnosis, the table

@@ -49,6 +49,7 @@ class SiteHooks:
         denoiser: called as `denoiser(sample, timestep, …)`.
         site: where to read and edit.
         timesteps: the sampling grid; the step index is looked up in it, never counted.
+        numbers: the step that `read` and `change` are told at each of these; None for its place.
         read: called with (step, activations of `rows`), a map [n, D, H, W] whatever the module computes on (see `as_map`).
         change: maps (activations of `rows`, step) to edited ones, or None where the step is not edited; likewise.
         fork: keep the unedited rows and append the edited ones.
@@ -71,6 +72,7 @@ class SiteHooks:
         site: Site,
         *,
         timesteps: Sequence[float],
+        numbers: Sequence[int] | None = None,
         read: Read | None = None,
         change: Change | None = None,
         fork: bool = False,
@@ -83,7 +85,7 @@ class SiteHooks:
         if fork and not top_blocks(denoiser):
             raise ValueError(f"{type(denoiser).__name__} is no U-Net: only update=symmetric can be made in it.")
         # Looked up, because pipelines skip the first steps, as img2img does, or call a timestep twice.
-        self._step_of = {float(t): step for step, t in enumerate(timesteps)}
+        self._step_of = dict(zip(map(float, timesteps), numbers or range(len(timesteps)), strict=True))
         self._read, self._change, self._fork, self._aside = read, change, fork, aside
         self._rows_of, self._expected, self._stacked = tuple(rows), batch, stacked
         self._handles: list[torch.utils.hooks.RemovableHandle] = []

@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from copy import copy
 from functools import cached_property, partial
 from typing import Any
 
@@ -32,6 +33,7 @@ from difflens.models.sampling import (
     check_asymmetric,
     encode_images,
     image_generator,
+    nearest_steps,
     normal,
     scheduler_of,
     squared_error,
@@ -176,15 +178,56 @@ class DiffusionModel:
         self.device: torch.device = device
         self.prompted = "prompt" in inspect.signature(pipeline.__call__).parameters
 
+    studied: Sequence[float] | None = None
+    """The timesteps of the model that fits were made on, where this one visits others (see `resampled`)."""
+
     @property
     def steps(self) -> int:
-        """Number of denoising steps."""
-        return len(self.timesteps)
+        """Number of denoising steps, as whatever was fitted counts them."""
+        return len(self.studied or self.timesteps)
+
+    @property
+    def step_of(self) -> dict[float, int]:
+        """The step that edits and probes are told at each timestep: the studied one of the nearest noise."""
+        if self.studied is None:
+            return {float(t): step for step, t in enumerate(self.timesteps)}
+        return nearest_steps(self.timesteps, self.studied)
+
+    def resampled(self, *, scheduler: Any = None, **changes: Any) -> "DiffusionModel":
+        """The same networks, sampled otherwise; edits and probes meet the nearest steps of this model.
+
+        Args:
+            scheduler: another one, None for the model's own.
+            changes: arguments of the constructor, such as `steps`, `guidance` and `eta`.
+
+        Raises:
+            ValueError: a setting is out of its range or of the other kind of model, or a timestep is far from all of this
+                model's.
+        """
+        # A pipeline of its own for the scheduler's sake; the networks in it are the same objects.
+        pipeline = copy(self.pipeline)
+        # Past the pipeline's own setter, which would write the class into the configuration that both share.
+        own = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
+        object.__setattr__(pipeline, "scheduler", scheduler or own)
+        settings: dict[str, Any] = {"steps": self._asked, "eta": self.eta, "precision": self.precision}
+        if self.prompted:
+            settings |= {"guidance": self.guidance.scale, "guidance_rescale": self.guidance.rescale}
+            settings |= {"negative_prompt": self.negative_prompt, "height": self.height, "width": self.width}
+            # Of a pipeline that is called once a step, the scale tells whether its batch holds both branches.
+            settings |= {"calls": self.guidance.calls} if len(self.guidance.calls) > 1 else {}
+        else:
+            settings |= {"rederive_direction": self.rederive_direction}
+        other = DiffusionModel(pipeline, name=self.name, micro_batch=self.micro_batch, **{**settings, **changes})
+        other.safety_checker, other.studied = self.safety_checker, self.studied or self.timesteps
+        # Hashing gigabytes of weights again would find what is known.
+        vars(other)["fingerprints"] = self.fingerprints
+        other.step_of  # noqa: B018
+        return other
 
     @property
     def _steps_attached(self) -> int:
         """Steps that a method stays attached for."""
-        return self.steps
+        return len(self.timesteps)
 
     @property
     def default_branch(self) -> Branch:
@@ -330,7 +373,10 @@ class DiffusionModel:
     def states(
         self, plan: GenerationPlan, site: Site, step: int
     ) -> Iterator[Float[Tensor, "images channels height width"]]:
-        """The site's activations of the plan's images at one step of their unedited trajectories, which end there."""
+        """The site's activations of the plan's images at a step of their unedited trajectories, which end there.
+
+        The step must be one of those in `step_of`.
+        """
         for start in range(0, len(plan.image_ids), self.micro_batch):
             part = plan.part(start, start + self.micro_batch)
             padded = part.take(torch.arange(self.micro_batch) % len(part.image_ids))
@@ -404,7 +450,8 @@ class DiffusionModel:
         """
         branch = self._branch(site)
         how |= {"rows": self.guidance.rows(branch, images), "batch": self.guidance.batch(images)}
-        with SiteHooks(self.unet, site, timesteps=self.timesteps, stacked=branch == "both", **how) as hooks:
+        how |= {"numbers": list(self.step_of.values()), "stacked": branch == "both"}
+        with SiteHooks(self.unet, site, timesteps=self.timesteps, **how) as hooks:
             yield
         steps = self._steps_attached if steps is None else steps
         # A pipeline that skips the branch at some steps would leave them unread or unedited without a word.

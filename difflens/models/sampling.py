@@ -7,6 +7,7 @@ image and the direction can come from different noise estimates.
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -437,6 +438,26 @@ class OneStepScheduler:
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **_: Any) -> tuple[Tensor]:
         """The latents as they were."""
         return (sample,)
+
+
+def nearest_steps(timesteps: Sequence[float], grid: Sequence[float]) -> dict[float, int]:
+    """For every timestep the place in a grid of the one nearest to it, of two as near the noisier one.
+
+    Raises:
+        ValueError: one lies farther from all of the grid than neighbours in the grid lie apart.
+    """
+    widest = max((abs(one - other) for one, other in pairwise(grid)), default=0.0)
+    found = {}
+    for t in timesteps:
+        place = min(range(len(grid)), key=lambda i: abs(grid[i] - t))
+        # Beyond the grid's ends nothing was ever fitted; between its points the nearest noise level was.
+        if abs(grid[place] - t) > widest:
+            raise ValueError(
+                f"timestep {t:g} is too far from the {len(grid)} that were studied ({grid[0]:g} … {grid[-1]:g}): nothing "
+                "was fitted near it."
+            )
+        found[float(t)] = place
+    return found
 
 
 def timestep_grid(scheduler: SchedulerMixin, steps: int) -> list[float]:

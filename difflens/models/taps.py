@@ -25,7 +25,7 @@ def tapped(
         tap: called once for every module and denoiser call that holds the conditional branch.
         inputs: tap what goes in.
     """
-    step_of = {float(t): step for step, t in enumerate(model.timesteps)}
+    step_of = model.step_of
     calls = model.guidance.rows("cond", images)
     state = {"step": -1, "call": -1}
 

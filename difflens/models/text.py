@@ -56,7 +56,7 @@ def exchanged_text(model: DiffusionModel, images: int, exchange: Exchange) -> It
         images: rows of the branch.
         exchange: called once for every denoiser call that holds the conditional branch.
     """
-    step_of = {float(t): step for step, t in enumerate(model.timesteps)}
+    step_of = model.step_of
     calls = model.guidance.rows("cond", images)
     counted = {"calls": 0}
 

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from difflens.report.measures import FD, WORST_LEAKAGE, Measure, fairness, measures_of, method_name, number, prices
 from difflens.report.run_folder import Json
+from difflens.report.transfer import axes_of
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours that people with any colour vision can tell apart (Okabe and Ito, 2008)."""
@@ -389,6 +390,62 @@ def draw_doses(figure: Figure, data: Json) -> None:
         panel("other attributes changed (% of images)", flips)
     for axes in panels:
         axes.set_axis_off()
+
+
+TRANSFERRED = (
+    ("original", "without an edit", {"color": FAINT, "marker": "o", "markerfacecolor": "white", "ls": ":"}),
+    ("transferred", "the study's own strength", {"color": OKABE_ITO[0], "marker": "o"}),
+    ("recalibrated", "calibrated there", {"color": OKABE_ITO[1], "marker": "s", "ls": "--"}),
+)
+"""The curves of `draw_transfer`."""
+
+PANELS = (
+    ("FD hard", 1, FD.key, "fd"),
+    ("class reached (%)", 100, "reached", "reached"),
+    ("nothing else changed (%)", 100, "nothing_else", "nothing_else"),
+)
+"""Its rows: the title, what the number is shown times, its key, and the beginning of its ends' keys."""
+
+
+def transfer_size(data: Json) -> tuple[float, float]:
+    """The size of the plot of `draw_transfer` in inches: a column for each axis."""
+    return max(5.2, 1.2 + 2.7 * len(axes_of(data))), 7.0
+
+
+def draw_transfer(figure: Figure, data: Json) -> None:
+    """FD, reach and what is left alone, with 95 % intervals, over each setting that was varied; dotted: the study's own."""
+    axes = axes_of(data)
+    panels = figure.subplots(len(PANELS), len(axes), squeeze=False, sharex="col", sharey="row")
+    for column, (name, settings) in enumerate(axes.items()):
+        # By place: guidance 1 to 12 and 10 to 50 steps are as good as words, evenly apart.
+        places = np.arange(len(settings), dtype=float)
+        for line, (title, scale, key, ends) in enumerate(PANELS):
+            panel = panels[line, column]
+            for number_of, (edit, label, style) in enumerate(TRANSFERRED):
+                rows = [setting["rows"].get(edit) for setting in settings]
+                middle = scale * series([None if row is None else fairness(row, key) for row in rows])
+                if edit == "original" and key == "reached":
+                    # Who was to be pushed is known of the edit's row alone.
+                    middle = scale * inner([setting["rows"]["transferred"] for setting in settings], "reached_unedited")
+                low, high = (scale * inner(rows, f"{ends}_{end}") for end in ("low", "high"))
+                # Such as what changes without an edit.
+                if np.isnan(middle).all():
+                    continue
+                error = np.nan_to_num(np.stack([middle - low, high - middle])).clip(0)
+                # Beside each other, so that no interval hides another.
+                panel.errorbar(places + 0.08 * (number_of - 1), middle, yerr=error, capsize=2.5, label=label, **style)
+            panel.axvline(
+                next(i for i, each in enumerate(settings) if each.get("is_study")), color=FAINT, ls=":", lw=1.4
+            )
+            if column == 0:
+                panel.set_ylabel(title)
+        panels[-1, column].set_xticks(places, [f"{setting['value']}" for setting in settings])
+        panels[-1, column].set_xlabel(name)
+        panels[-1, column].margins(x=0.12)
+    for panel in panels[1:, 0]:
+        panel.set_ylim(-4, 104)
+    panels[0, 0].set_ylim(bottom=-0.02)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
 
 
 def draw_separation(figure: Figure, data: Json) -> None:

@@ -5,7 +5,7 @@ import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from difflens.report.run_folder import Json, rows_of
 
@@ -15,7 +15,7 @@ NONE = "\N{EN DASH}"
 METHOD_NAMES = {"difflens": "DiffLens"}
 
 
-def known(value: Any) -> bool:
+def known(value: Any) -> TypeGuard[float]:
     """Whether this is a number that was measured."""
     # metrics.json has null for what was not measured or is not defined.
     return isinstance(value, int | float) and math.isfinite(value)
@@ -209,7 +209,7 @@ def _versions(measure: Measure, rows: Sequence[Json]) -> Iterator[Measure]:
 
 
 def fairness(row: Json, key: str) -> float | None:
-    """A row's `fd`, `fd_hard` or `fd_chance`: where there are prompts, the mean of every prompt's own."""
+    """A row's FD of some kind, or an end of its interval: where there are prompts, the mean of every prompt's own."""
     mean = Measure(key, key, of_prompts=True).read(row)
     return Measure(key, key).read(row) if mean is None else mean
 

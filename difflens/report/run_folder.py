@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class RunFolder:
         status: status.json.
         config: text of config.yaml.
         edits: image id → edit, of images/edited.json: those of the first method.
+        transfer: transfer.json, one calibration at other settings; of `task=transfer` alone.
         unreadable: one line for each file that is there but cannot be read.
     """
 
@@ -53,6 +54,7 @@ class RunFolder:
     status: Json
     config: str
     edits: Mapping[int, Edit]
+    transfer: Json = field(default_factory=dict)
     unreadable: tuple[str, ...] = ()
 
     def edits_of(self, method: str) -> Mapping[int, Edit] | None:
@@ -71,7 +73,8 @@ def read_run(path: Path) -> RunFolder:
         raise ValueError(f"there is no run folder {str(path)!r}; give one that a run made, such as outputs/latest.")
     unreadable: list[str] = []
     # `metrics` to `status`, each kept in the file of its name but for `unseen`.
-    names = {field.name: field.name for field in fields(RunFolder)[1:6]} | {"unseen": "metrics_unseen"}
+    names = {field.name: field.name for field in fields(RunFolder)[1:6]}
+    names |= {"unseen": "metrics_unseen", "transfer": "transfer"}
     found = {field: _json(path / f"{name}.json", unreadable) for field, name in names.items()}
     config = path / "config.yaml"
     return RunFolder(

@@ -10,12 +10,14 @@ from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from difflens.report import figures
+from difflens.report.diagnosis import diagnose
 from difflens.report.figures import inline_svg
 from difflens.report.images import embed, pairs_of, select_pairs
 from difflens.report.measures import METHOD_NAMES, method_name, number, percent, points
 from difflens.report.published import beside_published
 from difflens.report.run_folder import Json, RunFolder, edited_rows, marked, rows_of, unvalidated
 from difflens.report.tables import protocol_sentence, summary_lines
+from difflens.report.transfer import setting_table
 
 Content = Mapping[str, Any]
 
@@ -94,6 +96,12 @@ def summary(run: RunFolder) -> Content | None:
     return {"tables": tables} if rows_of(run.metrics) else None
 
 
+def diagnosis(run: RunFolder) -> Content | None:
+    """Signs of failure: those found first, then those that were not measured, then those that are absent."""
+    signs = sorted(diagnose(run), key=lambda sign: (not sign.found, sign.found is False))
+    return {"signs": signs} if signs else None
+
+
 def dose(run: RunFolder) -> Content | None:
     """Dose-response curves and the strength chosen per class."""
     data, classes = run.report.get("dose"), classes_of(run)
@@ -120,6 +128,16 @@ def verdict(met: bool | None, success: Sequence[float | None]) -> str:
     if met:
         return "the share asked for was reached"
     return f"the share asked for was not reached; of the images pushed towards it at most {percent(max(known))} show it"
+
+
+def transfer(run: RunFolder) -> Content | None:
+    """One calibration at other settings, and what calibrating there would have given."""
+    if not run.transfer.get("settings"):
+        return None
+    label = "FD, reach and what is left alone over settings of the sampler"
+    draw = partial(figures.draw_transfer, data=run.transfer)
+    figure = inline_svg(draw, figures.transfer_size(run.transfer), name="transfer", label=label)
+    return {"figure": figure, "table": setting_table(run.transfer).html(), "images": run.transfer.get("images")}
 
 
 def leakage(run: RunFolder) -> Content | None:
@@ -259,7 +277,9 @@ SECTIONS = (
     Section("shares", "Shares", shares, ("metrics.json", "steer")),
     Section("summary", "Summary", summary, ("metrics.json", "steer")),
     Section("compare", "Published and measured", beside_published, ("published in metrics.json", "report")),
+    Section("diagnosis", "Diagnosis", diagnosis, ("metrics.json", "report")),
     Section("dose", "Dose and response", dose, ("dose in report.json", "calibrate")),
+    Section("transfer", "At other settings", transfer, ("transfer.json", "transfer")),
     Section("leakage", "Leakage into other attributes", leakage, ("leakage in metrics.json", "steer")),
     Section("features", "Top features", features, ("features in report.json", "attribution")),
     Section("sae", "Health of the sparse autoencoder", sae, ("sae in report.json", "sae")),
@@ -270,7 +290,7 @@ SECTIONS = (
     Section("repeat", "Repeat this run", repeat, ("the command in manifest.json", "pipeline")),
 )
 
-OF_A_STUDY = ("grid", "dose", "features", "sae", "probe")
+OF_A_STUDY = ("grid", "diagnosis", "dose", "features", "sae", "probe")
 """Sections on what a run that measures folders never makes."""
 
 
@@ -278,6 +298,7 @@ def sections_of(run: RunFolder) -> list[Section]:
     """The sections that apply to a run: a study of a model, perhaps with published numbers, or the measurement of folders."""
     passed = {*OF_A_STUDY} if run.metrics.get("folders") else {"folders"}
     passed |= set() if run.metrics.get("published") else {"compare"}
+    passed |= set() if run.transfer else {"transfer"}
     return [section for section in SECTIONS if section.key not in passed]
 
 

@@ -19,17 +19,21 @@ from difflens.metrics.paired import Outcomes
 from difflens.stages.listed import listed_measures, measure_own, metrics_spec, own_metrics
 from difflens.stages.reading import Reading, Study, protocol, read_images, read_judge
 from difflens.stages.rows import (
+    NOWHERE,
     agreement,
     arrival,
     build_row,
     cost,
+    fd_ends,
     obedience,
     outcomes_of,
     promised,
+    shown,
     smaller_subsets,
     with_intervals,
 )
 from difflens.stages.tracked import track_metrics
+from difflens.store.artifacts import Artifact
 from difflens.study.values import built
 from difflens.study.workbench import Workbench, plain
 
@@ -56,6 +60,19 @@ def metrics_of(bench: Workbench) -> dict[str, Any]:
 
 def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> dict[str, Any]:
     """Write `metrics.json`: the row of the originals and that of the mitigation; of unseen prompts `metrics_unseen.json`."""
+    artifact, metrics = measured(bench, steered, unseen=unseen)
+    bench.run.write_json("metrics_unseen.json" if unseen else "metrics.json", metrics)
+    # Image by image, for methods of a sweep that are compared in pairs.
+    if not bench.run.rank:
+        name = "outcomes_unseen.safetensors" if unseen else "outcomes.safetensors"
+        shutil.copyfile(artifact.folder / "outcomes.safetensors", bench.run.folder / name)
+    if not unseen:
+        track_metrics(bench, metrics)
+    return metrics
+
+
+def measured(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> tuple[Artifact, dict[str, Any]]:
+    """What `metrics.json` says, and the artifact that keeps it, with nothing written into the run's folder."""
     metric = bench.cfg.metric
     spec = {
         "steered": steered.artifacts[1].fingerprint,
@@ -89,14 +106,7 @@ def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> d
         metrics["measures"] = listed_measures(bench.cfg)
         if bench.cfg.published:
             metrics["published"] = plain(bench.cfg.published)
-        bench.run.write_json("metrics_unseen.json" if unseen else "metrics.json", metrics)
-        # Image by image, for methods of a sweep that are compared in pairs.
-        if not bench.run.rank:
-            name = "outcomes_unseen.safetensors" if unseen else "outcomes.safetensors"
-            shutil.copyfile(artifact.folder / "outcomes.safetensors", bench.run.folder / name)
-    if not unseen:
-        track_metrics(bench, metrics)
-    return metrics
+    return artifact, metrics
 
 
 def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict[str, Any], Outcomes]:
@@ -130,7 +140,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
             "assignment": bench.cfg.mitigation.assignment,
             "images_coupled": group,
             "class_of_its_own": bench.method.assigns,
-            "steps": bench.model.steps,
+            "steps": len(bench.model.timesteps),
             "safety_checker": getattr(bench.model, "safety_checker", None),
             "seed": bench.cfg.metric.base_seed,
         },
@@ -138,10 +148,11 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
             build_row("original", before, study, reference, prompts=prompts)
             | agreement(before, study, steered)
             | _obedience(bench, steered.named, "before")
+            | fd_ends(shown(before, study, study.attribute), study, prompts, group=1)
             | own(reading=before, pieces=pieces(steered.before)),
             build_row(method, after, study, reference, original=before, edited=edited, prompts=prompts)
             # Where only shares are aimed at, there is no class that an image could have reached.
-            | (arrival(after, study, steered) if bench.method.assigns else {"reached": None})
+            | (arrival(before, after, study, steered, group=group) if bench.method.assigns else NOWHERE)
             | promised(before, study, steered, prompts)
             | cost(steered)
             | with_intervals(outcomes, study, prompts, group=group)

@@ -14,10 +14,13 @@ from rich.console import Console
 from torch import Tensor
 
 from difflens.report import summary_table, write_report
+from difflens.report.diagnosis import diagnose
+from difflens.report.run_folder import read_run
 from difflens.stages import probe as probe_task
 from difflens.stages import sae as sae_task
 from difflens.stages.calibrate import Prepared, prepare, slot_names
 from difflens.stages.cards import draw_cards
+from difflens.stages.examine import examine
 from difflens.stages.generate import Steered, generate_pairs
 from difflens.stages.measure import check_measures, evaluate
 from difflens.stages.tracked import track_pictures
@@ -32,13 +35,20 @@ def report(cfg: DictConfig, run: Run) -> None:
     check_measures(bench)
     prepared = prepare(bench)
     steered = generate_pairs(bench, prepared)
-    present(bench, prepared, steered, {"": evaluate(bench, steered)})
+    metrics = evaluate(bench, steered)
+    present(bench, prepared, steered, {"": metrics}, examine(bench, prepared, steered))
 
 
-def present(bench: Workbench, prepared: Prepared, steered: Steered, measured: Mapping[str, dict[str, Any]]) -> None:
+def present(
+    bench: Workbench,
+    prepared: Prepared,
+    steered: Steered,
+    measured: Mapping[str, dict[str, Any]],
+    examined: Mapping[str, Any],
+) -> None:
     """Write images, `report.json` and `report.html` into the run folder, and print the summary of all that was measured.
 
-    `measured` has the metrics under the words that tell its summaries apart.
+    `measured` has the metrics under the words that tell its summaries apart, `examined` what `examine` found.
     """
     if bench.run.rank:
         return
@@ -53,11 +63,14 @@ def present(bench: Workbench, prepared: Prepared, steered: Steered, measured: Ma
             shutil.copytree(cards.folder, folder / "features", ignore=pictures)
         # Before the page, which is drawn from the folder's files and from nothing else.
         bench.run.write_json("images/edited.json", edits(bench, steered))
-        bench.run.write_json("report.json", contents(bench, prepared, features))
+        bench.run.write_json("report.json", {**contents(bench, prepared, features), **examined})
         path = write_report(bench.run.folder)
         track_pictures(bench, features)
     for about, metrics in measured.items():
         Console().print(summary_table(metrics, about=about))
+    for sign in diagnose(read_run(bench.run.folder)):
+        if sign.found:
+            bench.run.say(f"{sign.title}: {sign.evidence} {sign.advice}")
     bench.run.say(f"report: {path}")
 
 

@@ -23,6 +23,7 @@ from difflens.metrics.functional import (
     product_probabilities,
     share_measures,
     unrelated_cosine,
+    wilson_interval,
 )
 from difflens.metrics.leakage import Leakage
 from difflens.metrics.official import OfficialDiscrepancies, official_discrepancies
@@ -230,14 +231,15 @@ def pairs(before: Reading, after: Reading, study: Study, edited: Tensor | None) 
 
 def outcomes_of(before: Reading, after: Reading, study: Study, steered: "Steered") -> Outcomes:
     """What was done to each image, as the scoring judge reads it."""
-
-    def shown(reading: Reading, attribute: Attribute) -> Tensor:
-        logits = reading.logits(study.judge, attribute)
-        return torch.where(faces_found(logits), logits.argmax(-1), NO_FACE)
-
-    flipped = {other.name: shown(before, other) != shown(after, other) for other in study.others}
+    flipped = {other.name: shown(before, study, other) != shown(after, study, other) for other in study.others}
     cosines = paired_cosine(before.embeddings, after.embeddings)
-    return Outcomes(after.image_ids, steered.targets, shown(after, study.attribute), flipped, cosines)
+    return Outcomes(after.image_ids, steered.targets, shown(after, study, study.attribute), flipped, cosines)
+
+
+def shown(reading: Reading, study: Study, attribute: Attribute) -> Tensor:
+    """The class [N] that the scoring judge sees in each image, `NO_FACE` where it sees none."""
+    logits = reading.logits(study.judge, attribute)
+    return torch.where(faces_found(logits), logits.argmax(-1), NO_FACE)
 
 
 def promised(before: Reading, study: Study, steered: "Steered", prompts: Sequence[str] | None) -> dict[str, Any]:
@@ -248,11 +250,9 @@ def promised(before: Reading, study: Study, steered: "Steered", prompts: Sequenc
     key = "fd_perfect_prompt_mean" if prompts else "fd_perfect"
     if bool((steered.targets == EVERY_CLASS).any()):
         return {key: None}
-    logits = before.logits(study.judge, study.attribute)
     # Under a quota even a perfect method need not meet the target: this is what it would get (METHOD section 7).
-    own = torch.where(faces_found(logits), logits.argmax(-1), NO_FACE)
-    shown = torch.where(steered.targets >= 0, steered.targets, own)
-    return {key: mean_discrepancy(shown, *targets_of(study, prompts))}
+    arrived = torch.where(steered.targets >= 0, steered.targets, shown(before, study, study.attribute))
+    return {key: mean_discrepancy(arrived, *targets_of(study, prompts))}
 
 
 def targets_of(study: Study, prompts: Sequence[str] | None) -> tuple[Tensor, Tensor | None]:
@@ -265,20 +265,34 @@ def targets_of(study: Study, prompts: Sequence[str] | None) -> tuple[Tensor, Ten
 
 def with_intervals(found: Outcomes, study: Study, prompts: Sequence[str] | None, *, group: int) -> dict[str, Any]:
     """What is counted image by image: the interval of hard FD, and the edited images in which nothing else changed."""
-    target, prompt = targets_of(study, prompts)
-    low, high = fd_interval(found.shown, target, prompt=prompt, group=group)
     edited = found.edited
     # With no other attribute measured, nothing can be said of them: None instead of a perfect 1.
     kept = found.nothing_else[edited] if found.flipped else edited[:0]
     flips = torch.stack([*found.flipped.values()]).double().sum(0)[edited] if found.flipped else edited[:0]
-    # Under the name of what it is the interval of: with prompts the mean of each one's FD, not that of all together.
-    ends = "_prompt_mean" if prompts else ""
     return {
-        f"fd_low{ends}": low,
-        f"fd_high{ends}": high,
-        "nothing_else": _share(kept),
+        **fd_ends(found.shown, study, prompts, group=group),
+        **_with_ends("nothing_else", kept, group=group),
         "flips": float(flips.mean()) if len(flips) else None,
     }
+
+
+def fd_ends(classes: Tensor, study: Study, prompts: Sequence[str] | None, *, group: int) -> dict[str, float | None]:
+    """The ends of hard FD's interval, from the class of each image [N]."""
+    target, prompt = targets_of(study, prompts)
+    low, high = fd_interval(classes, target, prompt=prompt, group=group)
+    # Under the name of what it is the interval of: with prompts the mean of each one's FD, not that of all together.
+    ends = "_prompt_mean" if prompts else ""
+    return {f"fd_low{ends}": low, f"fd_high{ends}": high}
+
+
+def _with_ends(name: str, hits: Tensor, *, group: int) -> dict[str, float | None]:
+    """A share and the ends of its 95 % interval (Wilson's), where images in groups of `group` count as one case each."""
+    share = _share(hits)
+    if share is None:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+    cases = -(-len(hits) // group)
+    low, high = (float(end) for end in wilson_interval(torch.tensor([round(share * cases)]), cases))
+    return {name: share, f"{name}_low": low, f"{name}_high": high}
 
 
 def agreement(reading: Reading, study: Study, steered: "Steered") -> dict[str, Any]:
@@ -304,14 +318,24 @@ def agreement(reading: Reading, study: Study, steered: "Steered") -> dict[str, A
     return found
 
 
-def arrival(reading: Reading, study: Study, steered: "Steered") -> dict[str, float | None]:
-    """`reached`, the share of the images pushed towards a class that show it to the scoring judge; None if none was."""
-    logits = reading.logits(study.judge, study.attribute)
+NOWHERE: dict[str, float | None] = dict.fromkeys(("reached", "reached_low", "reached_high", "reached_unedited"))
+"""What is said of arrival where no image has a class of its own."""
+
+
+def arrival(
+    before: Reading, after: Reading, study: Study, steered: "Steered", *, group: int
+) -> dict[str, float | None]:
+    """The share of the images pushed towards a class that show it to the scoring judge; None if none was.
+
+    Returns:
+        `reached` with its interval, and `reached_unedited`, the share of the same images that show it without the edit.
+    """
+    first, second = (shown(reading, study, study.attribute) for reading in (before, after))
     # EVERY_CLASS is negative: such images are pushed towards no single class.
     pushed = steered.targets >= 0
     # An image that shows no face shows no class either: left out, an edit that destroys faces would count for more.
-    shown = faces_found(logits) & (logits.argmax(-1) == steered.targets)
-    return {"reached": _share(shown[pushed])}
+    hits = (second == steered.targets)[pushed]
+    return _with_ends("reached", hits, group=group) | {"reached_unedited": _share((first == steered.targets)[pushed])}
 
 
 def obedience(

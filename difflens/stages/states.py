@@ -18,7 +18,9 @@ def read_step(bench: Workbench) -> int:
     """The step at which classes are read: `mitigation.read` under `early`, else the last of an unedited one beside it."""
     share = bench.cfg.mitigation.read if bench.cfg.mitigation.assignment == "early" else 1.0
     # A share of 1 would be the step after the last.
-    return min(int(share * bench.model.steps), bench.model.steps - 1)
+    wanted = min(int(share * bench.model.steps), bench.model.steps - 1)
+    # A sampler with fewer steps than were studied does not come by all of them.
+    return min(bench.model.step_of.values(), key=lambda step: abs(step - wanted))
 
 
 def read_states(bench: Workbench, plan: GenerationPlan, attributes: list[Attribute]) -> dict[str, Tensor]:

@@ -38,6 +38,8 @@ REVISIONS = {
     "probe": 1,
     "reading": 1,
     "sae": 2,
+    "separation": 1,
+    "silencing": 1,
     "states": 1,
     "statistics": 1,
     "steered": 7,

@@ -65,6 +65,7 @@ SLOTS: Mapping[str, Slot] = {
             *_all("tasks", "ablation.ablation", "aggregate.aggregate", "convert.convert", "dashboard.dashboard"),
             *_all("tasks", "audit.audit", "doctor.doctor", "dose.dose", "evaluate.evaluate", "evolution.evolution"),
             *_all("tasks", "explore.explore", "localise.localise", "miniature.miniature", "separation.separation_task"),
+            *_all("tasks", "transfer.transfer"),
         ),
         "",
     ),

@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable
+from copy import copy
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -270,6 +271,18 @@ class Workbench:
                 f"{[other.name for other in others]}, or nothing: mitigation.hold.attributes=[]."
             )
         return [other for other in others if other.name in names]
+
+    def sampled(self, *, model: DiffusionModel | None = None, prompts: PromptSet | None = None) -> "Workbench":
+        """The same study, with all that was fitted so far, on images of another sampler or of other prompts.
+
+        What is not fitted by then would be fitted on those: ask for it before. Nothing of it goes to the tracker, whose
+        figures are the study's own.
+        """
+        other = copy(self)
+        kept = {name: value for name, value in vars(self).items() if name != "per_prompt"}
+        changed = {"model": model, "prompts": prompts, "tracker": Tracker()}
+        other.__dict__ = kept | {name: value for name, value in changed.items() if value is not None}
+        return other
 
     @cached_property
     def tracker(self) -> Tracker:

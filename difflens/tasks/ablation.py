@@ -8,11 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from difflens.attribution.select import ablation_sets
-from difflens.attribution.statistics import CodeStatistics
 from difflens.data.prompts import neutral_plan
-from difflens.methods.difflens import FeatureEdit, selected_latents
 from difflens.report.figures import draw_ablation
 from difflens.stages.attribution import Located, locate_features
+from difflens.stages.examine import silencer
 from difflens.stages.plans import originals
 from difflens.store.run import Run
 from difflens.study.workbench import Workbench
@@ -66,19 +65,6 @@ def _kept(bench: Workbench, located: Located, name: str, plan: GenerationPlan, l
     pushed = plan.towards(torch.full((len(plan.image_ids),), index))
     made = generate(bench.trainer("ablation"), bench.model, pushed, edit=edit)
     return float((bench.labels(made)[0] == index).double().mean())
-
-
-def silencer(bench: Workbench, located: Located, features: FeatureSet) -> FeatureEdit:
-    """An edit that scales the features to nothing."""
-    latents, classes = selected_latents(features), bench.attribute.classes
-    shape = located.statistics.mean.shape
-    # `scale` reads no usual activity; only the shapes have to fit.
-    unused = CodeStatistics(
-        latents, torch.zeros(*shape[:2], len(latents), *shape[3:]), torch.zeros(shape[1], len(latents))
-    )
-    # By the method's own update, since what an edit can do depends on it (METHOD section 5).
-    edit = FeatureEdit(located.autoencoder, features, unused, site=bench.site, mode="scale", update=bench.method.update)
-    return edit.with_strength(torch.zeros(len(classes)))  # type: ignore[return-value]
 
 
 def _table(kept: Mapping[str, Mapping[str, float]], size: int, attribute: str) -> Table:

@@ -140,6 +140,8 @@ BAD = [
     ("task=ablation task.size=abc", f"task.size {WHOLE} 1, got 'abc'."),
     ("task=separation task.pairs=0", f"task.pairs {WHOLE} 1, got 0."),
     ("task=separation task.steps=[2]", "task.steps.0 must be at most 1, got 2."),
+    ("task=transfer task.vary.eta=[1.5]", "task.vary.eta.0 must be at most 1, got 1.5."),
+    ("task=transfer +task.vary.sampler=[euler]", "nothing reads 'task.vary.sampler'; take it away."),
     ("task=evolution task.images=-3", f"task.images {WHOLE} 1, got -3."),
     ("task=explore task.port=99999", f"task.port {WHOLE} 0 and at most 65535"),
     ("task=explore task.images=0", f"task.images {WHOLE} 1 and at most 4096, got 0."),

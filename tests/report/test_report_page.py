@@ -18,7 +18,7 @@ from difflens.report import write_report
 from difflens.report.sections import SECTIONS
 
 STEPS = 10
-KEYS = [section.key for section in SECTIONS if section.key not in ("folders", "compare")]
+KEYS = [section.key for section in SECTIONS if section.key not in ("folders", "compare", "transfer")]
 
 
 def metrics() -> dict[str, Any]:
@@ -146,6 +146,7 @@ def test_every_section_shows_the_run(made: Path) -> None:
         "grid": "3 of 3 changed images",
         "shares": "<svg",
         "summary": "34.0 % (30.0\N{EN DASH}38.0)",
+        "diagnosis": "not measured",
         "dose": "female: strength 2.250; the share asked for was reached",
         "leakage": "first +1.1, second \N{MINUS SIGN}1.1",
         "features": "Latent 17 <span>female, rank 1, score 0.1234",

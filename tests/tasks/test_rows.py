@@ -19,6 +19,7 @@ from difflens.report.measures import Measure, measures_of, prices
 from difflens.stages.generate import Steered
 from difflens.stages.reading import Study, protocol, read_images, read_judge
 from difflens.stages.rows import (
+    NOWHERE,
     agreement,
     arrival,
     build_row,
@@ -227,12 +228,18 @@ def test_judges_that_differ_and_images_that_reach_their_class_are_told() -> None
     labels = torch.tensor([1, 0, 1, NO_FACE, 0, 0])
     steered = Steered(plan, IMAGES, IMAGES, targets, labels, (stored, stored))
     assert agreement(reading, asked, steered) == {"judges_agree": 0.75, "judges_agree_by_prompt": {"a": 0.5, "b": 1.0}}
+    found = arrival(reading, reading, asked, steered, group=1)
     # Of a white one, a black one, and one without a face, which shows no class.
-    assert arrival(reading, asked, steered) == {"reached": pytest.approx(1 / 3)}
+    assert found["reached"] == found["reached_unedited"] == pytest.approx(1 / 3)
+    # Wilson's interval of one of three.
+    assert (found["reached_low"], found["reached_high"]) == pytest.approx((0.0615, 0.7923), abs=1e-4)
+    # Images that one call couples are one case.
+    coupled = arrival(reading, reading, asked, steered, group=2)
+    assert coupled["reached_low"] < found["reached_low"]
 
     nobody = replace(steered, plan=GenerationPlan(0, IDS), labels=torch.full((6,), NO_FACE), targets=targets * 0 - 1)
     assert agreement(reading, asked, nobody) == {"judges_agree": None}
-    assert arrival(reading, asked, nobody) == {"reached": None}
+    assert arrival(reading, reading, asked, nobody, group=1) == NOWHERE
 
 
 def test_what_is_said_of_prompts_is_named_as_the_mean_over_them() -> None:
