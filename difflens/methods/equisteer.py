@@ -3,10 +3,10 @@
 The rival "EquiSteer" after its public code: s^a is the mean difference, over prompts and tokens, of the cross-attentions'
 head outputs between prompts that name class a and neutral ones; α^a the mean of the largest dot product with it under prompts
 that name a. There one class is drawn for each call; here every image has its own. Whether an image shows a class already is
-asked once, at the first step and one attention, as there.
+asked once, at the first step and one attention, as there (there the fifth on the way down, here the first).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -65,7 +65,7 @@ class EquiSteer(Method):
         neutral, *named = (self._averaged(given, modules, kind, dots) for kind in kinds)
         for name in modules:
             found[f"{LENGTH}{name}"] = torch.stack([each[name][:, c] for c, each in enumerate(named)])
-        gate = modules[0]
+        gate = first_of(modules)
         with_it = torch.stack([each[gate][0, c] for c, each in enumerate(named)])
         # Halfway between what is read with and without the class, as in the public code.
         found[BORDER] = (with_it + neutral[gate][0]) / 2
@@ -101,6 +101,12 @@ class EquiSteer(Method):
         return HeadEdit(given.attribute, learnt, window=self.window)
 
 
+def first_of(modules: Iterable[str]) -> str:
+    """The attention that is asked whether an image shows its class already."""
+    # By name: what is read again from a file comes in another order than it was learnt in.
+    return min(modules)
+
+
 class HeadEdit(Steering):
     """Projects all classes' directions out of the conditional heads and adds the image's own.
 
@@ -124,7 +130,7 @@ class HeadEdit(Steering):
         target, strength = batch.images.target, self.strength_of(batch.images)
         # Every row needs an index; `moved` leaves out those without a class.
         wanted = target.clamp_min(0)
-        first = next(iter(self.directions))
+        first = first_of(self.directions)
         moved = (target >= 0) & (strength != 0)
 
         def steer(name: str, step: int, values: Tensor) -> Tensor | None:

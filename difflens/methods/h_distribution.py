@@ -1,9 +1,9 @@
 """Distribution guidance: the activations follow the gradient that brings a batch's mean class probabilities to the target.
 
 Parihar et al. 2024 (arXiv 2402.18206), "Balancing Act: Distribution-Guided Debiasing in Diffusion Models", eq. 6, with the
-released code's loss and settings. The images of a micro-batch are coupled: what one is given depends on the others. There the
-target is the distribution asked for; here it is that of the classes which the images of the micro-batch were assigned, which
-is the same in the mean.
+released code's loss and settings for P2 (for Stable Diffusion its loss is Σ p̄ log(p̄/q), near q half as much). The images of
+a micro-batch are coupled: what one is given depends on the others. There the target is the distribution asked for; here it is
+that of the classes which the images of the micro-batch were assigned, which is the same in the mean.
 """
 
 from collections.abc import Mapping

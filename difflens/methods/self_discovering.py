@@ -3,7 +3,8 @@
 Li et al. 2024 (arXiv 2311.17216), "Self-Discovering Interpretable Diffusion Latent Directions for Responsible Text-to-Image
 Generation", eq. 4, with the settings of the released code: Adam at 0.1, batches of 8, 2,500 updates. There images are made by
 prompts such as "a woman" and explained under "a person"; here by the study's prompts naming the class, under the same prompts
-without it. A model without prompts explains those of its images that the labelling judge sees in the class.
+without it, at the timesteps that are sampled at, one for each batch. A model without prompts explains those of its images
+that the labelling judge sees in the class.
 """
 
 from collections.abc import Mapping

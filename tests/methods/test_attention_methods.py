@@ -98,6 +98,25 @@ def test_equisteer_learns_what_the_words_add_and_spares_images_that_have_it() ->
     assert edit.border.shape == (2,) and hook_free(model)
 
 
+def test_the_gate_of_equisteer_does_not_depend_on_the_order_of_what_was_learnt() -> None:
+    model = tiny_text_to_image()
+    learnt = EquiSteer(images=4).learn(given(model))
+    gate = min(name for name in learnt if name.startswith(DIRECTION))
+    # It reads 0 there, which is open; every other attention reads more, which would be shut.
+    learnt |= {gate: torch.zeros_like(learnt[gate]), BORDER: torch.full((2,), 1e-6)}
+    in_files_order = dict(sorted(learnt.items(), reverse=True))
+    made = [
+        images(
+            model,
+            plan([0, 1], [0, 1]),
+            method=HeadEdit(GENDER, each, window=Window()).with_strength(torch.ones(2)),
+        )
+        for each in (learnt, in_files_order)
+    ]
+    plain = images(model, plan([0, 1]))
+    assert all(torch.equal(made[0][i], made[1][i]) and not torch.equal(made[0][i], plain[i]) for i in (0, 1))
+
+
 def test_equisteer_needs_prompts(model: DiffusionModel) -> None:
     with pytest.raises(ValueError, match="takes no prompts"):
         EquiSteer().learn(given(model))
