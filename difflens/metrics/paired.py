@@ -79,6 +79,16 @@ class Comparison:
     high: float
     p: float | None = None
 
+    @classmethod
+    def unsure(cls, difference: float) -> "Comparison":
+        """A difference of which nobody can say how it would come out on other images."""
+        return cls(difference, float("nan"), float("nan"))
+
+
+def one_draw(images: int, group: int) -> bool:
+    """Whether a method couples all of so many images: they are a single draw, whose resamples are all the same."""
+    return group > 1 and images <= group
+
 
 def bootstrap(statistic: Float[Tensor, "draws"], observed: float) -> tuple[float, float]:
     """A 95 % interval of a statistic from its bootstrap draws: the percentile interval and its mirror image together.
@@ -131,7 +141,8 @@ def fd_interval(
     """A 95 % bootstrap interval of hard FD, over images or over groups of `group`: FD ± the quantile of ‖p* − p‖.
 
     The shares p lie within that distance of the true ones as often as asked for, so FD does not lie farther off. The usual
-    percentile interval never holds the 0 of a fair sampler, whose FD is always measured above it.
+    percentile interval never holds the 0 of a fair sampler, whose FD is always measured above it. A single group of
+    coupled images tells nothing: any FD is then possible.
 
     Args:
         shown: the class of each image, negative without a face.
@@ -153,6 +164,8 @@ def fd_interval(
         distance += (drawn - observed).norm(dim=1) / len(parts)
         found += float((observed[0] - wanted).norm()) / len(parts)
         largest += float(maximum_discrepancy(wanted)) / len(parts)
+    if any(one_draw(len(rows), group) for rows, _ in parts):
+        return 0.0, largest
     radius = float(torch.quantile(distance, 0.95))
     return max(0.0, found - radius), min(found + radius, largest)
 
@@ -203,6 +216,8 @@ def compare_fd(
         for sign, shown in ((1, one.shown[rows]), (-1, other.shown[rows])):
             drawn += sign * discrepancies(shown, wanted, picked) / len(parts)
             observed += sign * float(discrepancies(shown, wanted, whole)) / len(parts)
+    if any(one_draw(len(rows), group) for rows, _ in parts):
+        return Comparison.unsure(observed)
     return Comparison(observed, *bootstrap(drawn, observed))
 
 
@@ -213,6 +228,8 @@ def compare_hits(one: Bool[Tensor, "images"], other: Bool[Tensor, "images"], *, 
     """
     difference = one.double() - other.double()
     observed = float(difference.mean())
+    if one_draw(len(one), group):
+        return Comparison.unsure(observed)
     if group > 1:
         p = signs_test(difference, group=group)
     else:
@@ -237,6 +254,8 @@ def compare_means(
     """Difference of two means over the same images, with a paired bootstrap interval and its two-sided p-value."""
     difference = (one - other).double()
     observed = float(difference.mean())
+    if one_draw(len(one), group):
+        return Comparison.unsure(observed)
     drawn = difference[resamples(len(one), group=group, draws=draws)].mean(1)
     # The share of draws on the other side of zero; never 0, since draws are finite.
     tail = min(float((drawn <= 0).double().mean()), float((drawn >= 0).double().mean()))

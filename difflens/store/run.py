@@ -34,7 +34,7 @@ REVISIONS = {
     "cards": 3,
     "images": 3,
     "localisation": 1,
-    "metrics": 7,
+    "metrics": 8,
     "probe": 1,
     "reading": 1,
     "sae": 2,

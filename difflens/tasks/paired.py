@@ -124,5 +124,7 @@ def _shown(found: Comparison, p: float | None, *, scale: float) -> str:
         return NONE
     digits = 1 if scale == 100 else 3
     low, high = (f"{scale * end:+.{digits}f}" for end in (found.low, found.high))
-    text = f"{scale * found.difference:+.{digits}f} [{low}, {high}]"
+    # No interval: the method couples all images, which are one draw.
+    interval = NONE if math.isnan(found.low) else f"[{low}, {high}]"
+    text = f"{scale * found.difference:+.{digits}f} {interval}"
     return text if p is None else f"{text}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"

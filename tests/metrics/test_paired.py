@@ -115,6 +115,21 @@ def test_methods_that_couple_images_are_compared_by_groups() -> None:
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
+def test_images_that_are_all_coupled_are_one_draw_of_which_nothing_more_is_known() -> None:
+    one, other = outcomes(torch.tensor([0, 0, 0, 1] * 4)), outcomes(torch.tensor([0, 1] * 8))
+    found = compare_fd(one, other, EVEN, group=16)
+    assert found.difference == pytest.approx(math.sqrt(2) * 0.25) and math.isnan(found.low) and math.isnan(found.high)
+    for made in (
+        compare_hits(one.shown > 0, other.shown > 0, group=16),
+        compare_means(one.shown.float(), other.shown.float(), group=16),
+    ):
+        assert made.difference == -0.25 and math.isnan(made.low) and made.p is None
+    assert fd_interval(one.shown, EVEN, group=16) == (0.0, pytest.approx(math.sqrt(0.5)))
+    by_prompt = fd_interval(one.shown, EVEN, prompt=torch.arange(2).repeat_interleave(8), group=8)
+    assert by_prompt == (0.0, pytest.approx(math.sqrt(0.5)))
+    assert fd_interval(one.shown, EVEN, group=8)[1] < 0.7
+
+
 def test_holm_is_as_in_the_paper() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
