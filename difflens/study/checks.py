@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from difflens.data.mixing import BufferSizes, buffer_sizes, in_gb
+from difflens.data.mixing import BufferSizes, buffer_sizes
 from difflens.models.sampling import coinciding
+from difflens.store.files import human_size
 from difflens.store.provenance import main_memory
 from difflens.study.values import blaming, built, plain
 
@@ -100,6 +101,6 @@ def check_buffer(sizes: BufferSizes, *, dim: int, memory: int) -> None:
         least = int(sizes.capacity * memory / sizes.refilling / 2)
         raise ValueError(
             f"data.buffer and sae.training.batch ask for {sizes.capacity} tokens of {dim} values in a buffer: "
-            f"{in_gb(sizes.buffer)}, and {in_gb(sizes.refilling)} while it is refilled, but this machine has "
-            f"{in_gb(memory)} of memory; lower data.buffer to {least} or less, and sae.training.batch to half of it."
+            f"{human_size(sizes.buffer)}, and {human_size(sizes.refilling)} while it is refilled, but this machine has "
+            f"{human_size(memory)} of memory; lower data.buffer to {least} or less, and sae.training.batch to half of it."
         )
