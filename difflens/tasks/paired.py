@@ -124,5 +124,7 @@ def _shown(found: Comparison, p: float | None, *, scale: float) -> str:
         return NONE
     digits = 1 if scale == 100 else 3
     low, high = (f"{scale * end:+.{digits}f}" for end in (found.low, found.high))
-    text = f"{scale * found.difference:+.{digits}f} [{low}, {high}]"
+    # A method that couples all of the images has made one draw, and nobody knows how another would come out.
+    interval = f"[{low}, {high}]" if math.isfinite(found.low) else NONE
+    text = f"{scale * found.difference:+.{digits}f} {interval}"
     return text if p is None else f"{text}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
