@@ -35,7 +35,7 @@ MEASURED = (
     ),
     "fd_official_prompt_mean",
     *("deviation_ratio", "entropy", "l1", "kl", "fd_low", "fd_high", "fd_perfect"),
-    *("clip_i_edited", "clip_i_floor", "nothing_else", "flips", "compute", "fd_corrected"),
+    *("clip_i_edited", "clip_i_floor", "nothing_else", "flips", "compute", "fd_corrected", "oddness"),
 )
 """The numbers that a row has without any metric of one's own."""
 
