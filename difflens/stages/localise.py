@@ -35,8 +35,8 @@ STRENGTHS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
 REAL = 5.0
 """A push after which images are odder than this (see `stages.oddness`) is put behind all others that reach their class.
 
-On drawn faces the untouched model is 2 to 4 times as far off on images pushed at the bottleneck or right behind it, which
-look right, and 14 to 21 times on images pushed nearer to the output, which do not (experiments/README.md).
+On drawn faces the untouched model is 2 to 4 times as far off on images pushed at the bottleneck or in the first upward
+block, which look right, and 16 to 22 times on images pushed nearer to the output, which do not (experiments/README.md).
 """
 
 

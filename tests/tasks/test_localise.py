@@ -87,6 +87,8 @@ def test_a_study_chooses_where_and_when_by_itself_and_says_so(tmp_path) -> None:
     assert config["data"]["site"]["module"] == chosen["values"]["data.site.module"]
     window = config["mitigation"]["window"]
     assert [window["start"], window["stop"]] == [chosen["trial"]["start"], chosen["trial"]["stop"]]
+    original, edited = program.json("metrics.json")["rows"]
+    assert "oddness" not in original and edited["oddness"] > 0
     page = (program.latest / "report.html").read_text()
     assert chosen["artifact"] in page and f"data.site.module={config['data']['site']['module']}" in page
     # The same values by hand are the same study: nothing is made anew.
