@@ -172,7 +172,7 @@ class Data(Group):
     """The model's own images."""
 
     source: Literal["shards", "online"]
-    site: Site
+    site: Site = Field(description="auto, or a group of settings such as data.site.module=mid_block")
     images: int = whole(2)
     base_seed: int = seed()
     validation: float = share()
@@ -262,6 +262,10 @@ class Mitigation(Open):
     target: Any
     hold: Hold
     calibration: Calibration
+    # Of methods that have one; its own class checks what stands in it.
+    window: dict[str, Any] | None = Field(
+        None, description="auto, or a group of settings such as mitigation.window.start=0.2"
+    )
 
 
 class MethodHere(Open):

@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from difflens.cli.automatic import WITHOUT_A_SITE, left_open
 from difflens.cli.guard import guard_hydra
 from difflens.cli.products import register_products
 from difflens.cli.sweeps import close_sweep, job_to_do, sweep_ending, sweep_name
@@ -122,11 +123,17 @@ def run_task(cfg: DictConfig, folder: Path, overrides: list[str], *, sweep: bool
         with open_run(cfg, folder, overrides=overrides, sweep=sweep, key=key) as run:
             sources = tuple(Path(s.path) for s in settings.runtime.config_sources if s.schema == "file")
             check_preset(settings.runtime.choices.get("preset"), overrides, sources)
+            cfg, asked = left_open(cfg)
             # Imported by need: `--help` has no use for pydantic.
             importlib.import_module("difflens.config").check_settings(resolve(cfg))
             check_mappings(overrides, list(OmegaConf.select(cfg, "attribute.classes") or ()))
             # The first import of torch: whatever the configuration alone can tell was told within a second.
-            resolve_target(cfg.task._target_, "task")(cfg, run)
+            task = resolve_target(cfg.task._target_, "task")
+            if asked and cfg.task.name not in WITHOUT_A_SITE:
+                # Before the task, which sees plain values as if the user had given them.
+                cfg = importlib.import_module("difflens.tasks.localise").found(cfg, run, asked)
+                run.keep_config(resolve(cfg))
+            task(cfg, run)
     except Exception as error:
         if os.environ.get(DEBUG, "0") not in ("", "0"):
             raise

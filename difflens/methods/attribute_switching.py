@@ -22,6 +22,8 @@ from difflens.vocabulary import Attribute
 class AttributeSwitching(Method):
     """Strength r in [0, 1] is the share of the steps that are made under the class's prompt: τ = (1 − r) · steps."""
 
+    at_site = False
+
     def edit(self, given: Given, learnt: Mapping[str, Tensor]) -> "SwitchedPrompt":
         """See `Method.edit`.
 

@@ -133,6 +133,9 @@ class Method(ABC):
     adds_up: ClassVar[bool] = False
     """Whether its edits towards several classes can act on one image at once, as `mitigation.assignment=everyone` asks."""
 
+    at_site: ClassVar[bool] = True
+    """Whether it acts at `data.site`; others act at places of their own, or at none."""
+
     @property
     def needs(self) -> frozenset[Need]:
         """What must be made before `learn`; nothing else is made."""

@@ -34,6 +34,8 @@ class EquiSteer(Method):
         window: the edited steps.
     """
 
+    at_site = False
+
     def __init__(self, *, images: int = 48, seed: int = 9009, window: Window | None = None) -> None:
         self.images, self.seed, self.window = images, seed, window or Window()
 

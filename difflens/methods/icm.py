@@ -35,6 +35,8 @@ class AttentionSteering(Method):
         window: the edited steps; from 15 of 50 on in the public code.
     """
 
+    at_site = False
+
     def __init__(self, *, images: int = 256, seed: int = 8008, window: Window | None = None) -> None:
         self.images, self.seed, self.window = images, seed, window or Window(0.3, 1.0)
 

@@ -19,6 +19,7 @@ class PromptIntervention(Method):
     """Gives every image the prompt that names its class. It acts fully or not at all."""
 
     dial = False
+    at_site = False
 
     def edit(self, given: Given, learnt: Mapping[str, Tensor]) -> "PromptEdit":
         """See `Method.edit`.

@@ -26,6 +26,7 @@ class Redraw(Method):
     """
 
     dial = False
+    at_site = False
 
     def __init__(self, *, draws: int = 64) -> None:
         self.draws = draws

@@ -32,6 +32,8 @@ class SemanticGuidance(Method):
         beta: how much of the momentum is kept at a step.
     """
 
+    at_site = False
+
     def __init__(self, *, warmup: int = 10, threshold: float = 0.95, momentum: float = 0.3, beta: float = 0.6) -> None:
         if not 0 <= threshold < 1 or not 0 <= beta < 1:
             raise ValueError(f"mitigation.threshold and .beta must lie in [0, 1), got {threshold} and {beta}.")

@@ -38,6 +38,7 @@ class UnifiedConceptEditing(Method):
 
     dial: ClassVar[bool] = False
     assigns: ClassVar[bool] = False
+    at_site: ClassVar[bool] = False
 
     def __init__(
         self, *, rounds: int = 30, images: int = 10, within: float = 0.05, ridge: float = 0.5, seed: int = 7007

@@ -239,7 +239,7 @@ def costs(run: RunFolder) -> Content | None:
 
 def settings(run: RunFolder) -> Content | None:
     """The resolved configuration and what the command line changed."""
-    about = {key: run.manifest.get(key) for key in ("overrides", "seeds")}
+    about = {key: run.manifest.get(key) for key in ("overrides", "seeds", "chosen")}
     return {"config": run.config, **about} if run.config else None
 
 

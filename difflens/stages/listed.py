@@ -36,7 +36,7 @@ MEASURED = (
     *("fd_official_prompt_mean", "fd_low_prompt_mean", "fd_high_prompt_mean", "fd_perfect_prompt_mean"),
     *("deviation_ratio", "entropy", "l1", "kl", "fd_low", "fd_high", "fd_perfect"),
     "named_obeyed",
-    *("clip_i_edited", "clip_i_floor", "nothing_else", "flips", "compute", "fd_corrected"),
+    *("clip_i_edited", "clip_i_floor", "nothing_else", "flips", "compute", "fd_corrected", "oddness"),
     *("reached_low", "reached_high", "reached_unedited", "nothing_else_low", "nothing_else_high"),
 )
 """The numbers that a row has without any metric of one's own."""

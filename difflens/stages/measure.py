@@ -13,10 +13,11 @@ from torch import Tensor
 from difflens.data.folder import ImageFolder
 from difflens.data.reference import Reference, collect_reference
 from difflens.judges.faces import float_pieces
-from difflens.judges.protocol import ReferenceStatistics
+from difflens.judges.protocol import ReferenceStatistics, faces_found
 from difflens.judges.weights import free
 from difflens.metrics.paired import Outcomes
 from difflens.stages.listed import listed_measures, measure_own, metrics_spec, own_metrics
+from difflens.stages.oddness import denoising_errors, oddness
 from difflens.stages.reading import Reading, Study, protocol, read_images, read_judge
 from difflens.stages.rows import (
     NOWHERE,
@@ -36,6 +37,7 @@ from difflens.stages.tracked import track_metrics
 from difflens.store.artifacts import Artifact
 from difflens.study.values import built
 from difflens.study.workbench import Workbench, plain
+from difflens.vocabulary import NO_FACE
 
 if TYPE_CHECKING:
     from difflens.stages.generate import Steered
@@ -155,6 +157,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
             | (arrival(before, after, study, steered, group=group) if bench.method.assigns else NOWHERE)
             | promised(before, study, steered, prompts)
             | cost(steered)
+            | {"oddness": _oddness(bench, steered, before, study)}
             | with_intervals(outcomes, study, prompts, group=group)
             | _obedience(bench, steered.named, "after")
             | own(reading=after, pieces=pieces(steered.after), originals=pieces(steered.before), edited=edited),
@@ -179,6 +182,19 @@ def _read_after(before: Reading, steered: "Steered", study: Study, *, title: str
         return before
     pieces = partial(float_pieces, steered.after[rows])
     return before.replaced(rows, read_images(pieces, steered.image_ids[rows], study, title=title))
+
+
+def _oddness(bench: Workbench, steered: "Steered", before: Reading, study: Study) -> float | None:
+    """Mean denoising error of edited images, × that of originals of their class; None where none has a class."""
+    rows = (steered.targets >= 0).nonzero()[:, 0]
+    if not len(rows):
+        return None
+    prompts, shown = steered.plan.prompts, before.logits(study.judge, study.attribute)
+    own = torch.where(faces_found(shown), shown.argmax(-1), NO_FACE)
+    texts = None if prompts is None else [prompts[row] for row in rows.tolist()]
+    usual = denoising_errors(bench.model, steered.before, bench.site, prompts)
+    errors = denoising_errors(bench.model, steered.after[rows], bench.site, texts)
+    return float(oddness(errors, steered.targets[rows], usual, own).mean())
 
 
 def _described(statistics: ReferenceStatistics, name: str) -> dict[str, Any]:

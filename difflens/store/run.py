@@ -33,7 +33,7 @@ REVISIONS = {
     "calibration": 4,
     "cards": 3,
     "images": 3,
-    "localisation": 1,
+    "localisation": 2,
     "metrics": 8,
     "probe": 1,
     "reading": 1,
@@ -164,6 +164,11 @@ class Run:
             except Exception as error:
                 log.warning("%s", one_line(error))
 
+    def keep_config(self, config: Mapping[str, Any]) -> None:
+        """Write the resolved configuration into the run folder."""
+        if self.rank == 0:
+            write_text(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+
     def write_json(self, name: str, data: Any) -> Path:
         """Write a JSON file into the run folder atomically; NaN and infinities become null."""
         path = self.folder / name
@@ -219,8 +224,8 @@ def open_run(
         config = resolve(cfg)
         check_launch(config, sweep=sweep)
         run.manifest = {**provenance(config, overrides), **run.manifest}
+        run.keep_config(config)
         if run.rank == 0:
-            write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
             point_latest(Path(cfg.paths.outputs), folder)
         run.write_manifest()
         try:
