@@ -82,10 +82,10 @@ def load_features(run: str | Path) -> Features:
     attribute = Attribute(fitted.spec["attribute"]["name"], tuple(fitted.spec["attribute"]["classes"]))
     # Not those of the images: task=transfer makes some on other grids than the fit's.
     timesteps = tuple(fitted.spec["model"]["timesteps"])
-    site = chain.read("activations", fitted.spec["activations"]).spec["site"] if "activations" in fitted.spec else {}
     given = Given(
         attribute,
-        Site(**site),
+        # The fit's own: a method that learns from the model itself needs no activations that could tell.
+        Site(**fitted.spec["site"]),
         len(timesteps),
         probe=_probe(chain, fitted.spec["probe"]),
         located=_located(chain, fitted.spec, attribute),

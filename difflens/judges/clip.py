@@ -67,15 +67,16 @@ class ClipWeights:
             reason = " ".join(str(error).split())
             raise ValueError(f"{str(path)!r} holds no weights of open_clip's {model}: {reason}") from error
 
-    def read(self, tower: Tower, *, device: torch.device) -> nn.Module:
+    def read(self, tower: Tower, *, device: torch.device, narrow: bool = True) -> nn.Module:
         """The network with one tower's weights, and none in the place of the other's.
 
         On a CPU the image tower's attention blocks are kept in half precision where that loses no bit, as with all of
-        OpenAI's weights, and are widened to float32 while they run: the same numbers in half the memory.
+        OpenAI's weights, and are widened to float32 while they run: the same numbers in half the memory. Not `narrow`: they
+        are kept in float32, for gradients.
         """
         network = self._untrained() if self._fits else self._whole()
-        narrow = list(_blocks(network)) if tower == "images" and device.type == "cpu" else []
-        narrowed = {id(parameter) for block in narrow for parameter in block.parameters()}
+        blocks = list(_blocks(network)) if narrow and tower == "images" and device.type == "cpu" else []
+        narrowed = {id(parameter) for block in blocks for parameter in block.parameters()}
         places = dict(_places(network))
         dtypes = {name: place.dtype for name, place in places.items()}
         wanted = [name for name in places if _serves(name, tower)]
@@ -87,7 +88,7 @@ class ClipWeights:
         for name, value in read_tensors(self.path, wanted) if self._fits else whole.items():
             keep = id(places[name]) in narrowed
             places[name].data = _narrowest(value) if keep else value.to(dtypes[name])
-        for block in narrow:
+        for block in blocks:
             _widen_while_running(block)
         return network.eval().requires_grad_(False).to(device)
 
@@ -223,7 +224,10 @@ class OpenClipModel:
         self.tokenizer, self.name, self.device, self.batch = tokenizer, name, check_device(device), batch
         self._images = OnDemand(partial(weights.read, "images", device=self.device))
         self._texts = OnDemand(partial(weights.read, "texts", device=self.device))
-        self._prepare: Any = image_transform_v2(PreprocessCfg(**weights.preparation), is_train=False)
+        # A backward pass meets the weights after a block has run, when narrow ones are narrow again.
+        self._wide = OnDemand(partial(weights.read, "images", device=self.device, narrow=False))
+        self._preparation = PreprocessCfg(**weights.preparation)
+        self._prepare: Any = image_transform_v2(self._preparation, is_train=False)
         described = {"weights": weights.fingerprint, "preparation": _plain(weights.preparation), "name": name}
         self.fingerprint = fingerprint(described)
 
@@ -247,8 +251,8 @@ class OpenClipModel:
 
     def free(self) -> None:
         """Give the memory back; what is needed again is read again."""
-        self._images.free()
-        self._texts.free()
+        for tower in (self._images, self._texts, self._wide):
+            tower.free()
 
     @torch.inference_mode()
     def embed_photographs(self, photographs: Sequence[Image.Image]) -> Float[Tensor, "n embed"]:
@@ -260,6 +264,21 @@ class OpenClipModel:
         """Unit-norm float32 embeddings of images in [0, 1]."""
         # Split before they become photographs, so that only one batch exists in both forms.
         return torch.cat([self.embed_photographs(as_photographs(x)) for x in torch.split(images, self.batch)])
+
+    def embed_pixels(self, images: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n embed"]:
+        """The same as `embed_images` of square images, with gradients: resized by torch and not as photographs."""
+        self._images.free()
+        self._texts.free()
+        network, size = self._wide(), self._preparation.size
+        pixels = images.to(self.device).float()
+        side = (size, size) if isinstance(size, int) else tuple(size)
+        if pixels.shape[-2:] != side:
+            pixels = nn.functional.interpolate(pixels, size=side, mode="bicubic", antialias=True)
+        mean, std = (
+            torch.tensor(part).to(pixels)[:, None, None] for part in (self._preparation.mean, self._preparation.std)
+        )
+        embeddings: Tensor = network.encode_image((pixels - mean) / std, normalize=True)  # type: ignore[operator, union-attr]
+        return embeddings.float()
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed"]:

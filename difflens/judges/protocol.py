@@ -68,6 +68,23 @@ class FeatureExtractor(Protocol):
         ...
 
 
+@runtime_checkable
+class Clip(Protocol):
+    """Unit-norm embeddings of images in [0, 1] and of texts in one space."""
+
+    def embed_images(self, images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images embed"]:
+        """Of finished images, on the CPU."""
+        ...
+
+    def embed_pixels(self, images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images embed"]:
+        """The same with gradients, where the network is."""
+        ...
+
+    def embed_texts(self, texts: list[str]) -> Float[Tensor, "texts embed"]:
+        """Of texts, on the CPU."""
+        ...
+
+
 def select_classes(judge: Judge, attribute: Attribute) -> Int[Tensor, "classes"]:
     """The judge's column of each of the attribute's classes: `logits[:, columns]` is in the attribute's order.
 

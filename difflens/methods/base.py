@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from difflens.attribution.statistics import CodeStatistics
+from difflens.judges.protocol import Clip
 from difflens.models.base import Batch, Update
 from difflens.models.devices import placed
 from difflens.models.model import DiffusionModel
@@ -95,6 +96,8 @@ class Given:
         target: the shares [C] asked for; None where a fitted method is only read again.
         words: how prompts name each class [C].
         classify: images (uint8 [n, 3, H, W]) → the class [n] that the labelling judge sees in each, negative for none.
+        clip: of the study's measures, for a method that `reads_clip`.
+        embeddings: of the learning images by that CLIP [N, E].
     """
 
     attribute: Attribute
@@ -113,6 +116,8 @@ class Given:
     target: Tensor | None = None
     words: tuple[str, ...] = ()
     classify: Callable[[Tensor], Tensor] | None = None
+    clip: Callable[[], Clip] | None = None
+    embeddings: Callable[[], Tensor] | None = None
 
 
 class Method(ABC):
@@ -129,6 +134,9 @@ class Method(ABC):
 
     dial: ClassVar[bool] = True
     """Whether it can be given a strength, which is then calibrated; without one it acts fully or not at all."""
+
+    reads_clip: ClassVar[bool] = False
+    """Whether it learns from CLIP, which then is part of what decides the fit."""
 
     adds_up: ClassVar[bool] = False
     """Whether its edits towards several classes can act on one image at once, as `mitigation.assignment=everyone` asks."""

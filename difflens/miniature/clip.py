@@ -64,6 +64,11 @@ class ClipModel:
         parts = [self.network.encode_image(x, normalize=True) for x in self._prepared(images)]
         return torch.cat(parts).float().cpu()
 
+    def embed_pixels(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n embed"]:
+        """The same as `embed_images`, with gradients."""
+        parts = [self.network.encode_image(x, normalize=True) for x in self._prepared(images)]
+        return torch.cat(parts).float()
+
     @torch.inference_mode()
     def embed_texts(self, texts: list[str]) -> Float[Tensor, "n embed"]:
         """Unit-norm float32 embeddings of texts."""

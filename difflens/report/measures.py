@@ -152,6 +152,8 @@ class Measure:
         if self.key == WORST_LEAKAGE.key and not known(value):
             rates = [entry.get("flip_rate") for entry in (row.get("leakage") or {}).values()]
             value = max(filter(known, rates), default=None)
+        if self.key == SOMETHING_ELSE.key and known(row.get("nothing_else")):
+            value = 1 - row["nothing_else"]
         return value if known(value) else None
 
     def shown(self, values: Sequence[float | None]) -> str:
@@ -173,6 +175,16 @@ WORST_LEAKAGE = Measure(
     "worst_leakage", "leakage, worst", "%", 1, -1, "images in which the other attribute that suffered most changed"
 )
 """Read off the leakage of every attribute; every list of measures ends with it."""
+
+SOMETHING_ELSE = Measure(
+    "something_else",
+    "something else changed",
+    "%",
+    1,
+    -1,
+    "edited images in which another attribute changed",
+)
+"""What `nothing_else` leaves of all edited images; plots show it, in which less is then better along both axes."""
 
 FD = Measure("fd_hard", "FD, hard", better=-1)
 """The measure of fairness that plots are drawn over, as it is called where no list says so."""

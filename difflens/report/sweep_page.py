@@ -15,6 +15,7 @@ from difflens.report.measures import (
     FD,
     METHOD_NAMES,
     NONE,
+    SOMETHING_ELSE,
     WORST_LEAKAGE,
     Measure,
     count,
@@ -169,18 +170,22 @@ def points_of(jobs: Sequence[Job], measure: Measure) -> list[Point]:
     """The settings that have both hard FD and the measure, line by line in the order of strength."""
     factors, fair = factors_of(jobs), fairest(measures_of(*(job.metrics for job in jobs))) or FD
     cells = {setting: cell for setting, cell in cells_of(jobs).items() if cell.rows}
-    # With one method alone the attribute says enough.
-    several = len({method for *_, method in cells} - {"original"}) > 1
+    several = _several_methods(cells)
     points = []
     for setting, cell in cells.items():
         x, y = cell.mean(fair), cell.mean(measure)
         if x is not None and y is not None:
             line, strength = split_strength(factors, setting)
             attribute, method = cell.jobs[0].attribute, setting[-1]
-            name = f"{attribute}, {METHOD_NAMES.get(method, method)}" if several else attribute
+            # Several methods have a plot for each attribute, and one method has all attributes in one.
+            name = METHOD_NAMES.get(method, method) if several else attribute
             points.append(Point(line, name, attribute, method == "original", strength or 0.0, x, y))
     # The figure joins neighbours to lines, in this order.
     return sorted(points, key=lambda point: (point.line, point.strength))
+
+
+def _several_methods(cells: Mapping[Setting, Cell]) -> bool:
+    return len({method for *_, method in cells} - {"original", ""}) > 1
 
 
 class Response(NamedTuple):
@@ -282,13 +287,20 @@ def standalone(figure: Markup) -> str:
 
 
 def trade_plots(jobs: Sequence[Job]) -> Iterator[Plot]:
-    """FD against every measure that has a better end, as far as it was measured."""
-    for measure in prices(measures_of(*(job.metrics for job in jobs))):
+    """FD against every measure that has a better end, as far as it was measured; of several methods, by attribute."""
+    for listed in prices(measures_of(*(job.metrics for job in jobs))):
+        measure = SOMETHING_ELSE if listed.key == "nothing_else" else listed
         points = points_of(jobs, measure)
-        if len(points) > 1:
-            title, key = f"FD and {measure.label}", f"pareto_{measure.key}"
-            draw = partial(draw_trade, points=points, measure=measure)
-            yield Plot(key, title, inline_svg(draw, (5.6, 3.6), name=key, label=title))
+        attributes = dict.fromkeys(job.attribute for job in jobs if job.metrics)
+        # A line for every method of every attribute in one plot could not be told apart.
+        apart = len(attributes) > 1 and _several_methods(cells_of(jobs))
+        for name in attributes if apart else [""]:
+            own = [point for point in points if point.attribute == name] if apart else points
+            if len(own) > 1:
+                title = f"FD and {measure.label}" + (f", {name}" if apart else "")
+                key = f"pareto_{measure.key}" + (f"_{name}" if apart else "")
+                draw = partial(draw_trade, points=own, measure=measure)
+                yield Plot(key, title, inline_svg(draw, (5.6, 3.6), name=key, label=title))
 
 
 def response_plots(jobs: Sequence[Job]) -> Iterator[Plot]:

@@ -7,8 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from difflens.judges.faces import float_pieces
 from difflens.methods.base import Given, LocatedFeatures, Method, SiteEdit, Steering, Window
 from difflens.methods.holding import Holding, NullSpace
 from difflens.stages import probe as probe_stage
@@ -142,6 +145,8 @@ def _learn(
         target=bench.goals.shared if attribute == bench.attribute else None,
         words=bench.words if attribute == bench.attribute else (),
         classify=lambda images: bench.labels(images, attribute)[0],
+        clip=lambda: bench.clip,
+        embeddings=None if store is None else lambda: embed(bench, store.images),
     )
     spec = {
         "method": described(bench.method, plain(bench.method_settings)),
@@ -153,6 +158,7 @@ def _learn(
         "words": list(given.words),
         **bench.attribute_spec(attribute),
         **bench.label_spec(),
+        **({"clip": bench.clip.fingerprint} if bench.method.reads_clip else {}),
         **({} if activations is None else {"activations": activations.fingerprint}),
         "probe": None if probe_artifact is None else probe_artifact.fingerprint,
         "statistics": None if located is None else located.artifact.fingerprint,
@@ -167,6 +173,11 @@ def _learn(
     with bench.run.stage("fit"):
         artifact = bench.run.artifact("fit", spec, make)
     return artifact, given, load_file(artifact.folder / "fit.safetensors")
+
+
+def embed(bench: Workbench, images: Tensor) -> Tensor:
+    """CLIP's embeddings [N, E] of images (uint8 [N, 3, H, W])."""
+    return torch.cat([bench.clip.embed_images(piece).cpu() for piece in float_pieces(images)])
 
 
 def described(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -99,6 +99,7 @@ SLOTS: Mapping[str, Slot] = {
             *_all("methods", "prompt.PromptIntervention", "attribute_switching.AttributeSwitching"),
             *_all("methods", "redraw.Redraw", "sega.SemanticGuidance", "uce.UnifiedConceptEditing"),
             *_all("methods", "icm.AttentionSteering", "equisteer.EquiSteer", "self_discovering.SelfDiscovering"),
+            *_all("methods", "asyrp.Asyrp", "sliders.ConceptSliders", "debias_anything.DebiasAnything"),
         ),
         "difflens.methods.base.Method",
     ),

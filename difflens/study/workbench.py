@@ -209,6 +209,12 @@ class Workbench:
         extractor: FeatureExtractor = built(self.cfg, "metric.extractor")
         return extractor
 
+    @property
+    def clip(self) -> Any:
+        """The CLIP of the measures."""
+        # An extractor with parts has a network of its own for embeddings.
+        return getattr(self.extractor, "embeddings", self.extractor)
+
     def labels(self, images: Tensor, attribute: Attribute | None = None) -> tuple[Tensor, Tensor]:
         """The class [N] of images (uint8 [N, 3, H, W]) by the labelling judge, and its logits [N, C].
 

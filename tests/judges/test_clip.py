@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from difflens.judges import clip as module
 from difflens.judges.clip import OpenClipModel, _plain, load_open_clip
 from difflens.judges.faces import as_photographs
-from difflens.judges.protocol import Judge
+from difflens.judges.protocol import Clip, Judge
 from difflens.judges.zero_shot import ZeroShotJudge
 from difflens.metrics import PromptSimilarity
+from difflens.miniature.clip import load_clip
 from difflens.models.base import weights_fingerprint
 from difflens.store.fingerprints import fingerprint
 
@@ -80,6 +81,29 @@ def test_embeddings_do_not_depend_on_the_batches(tiny: str, tmp_path: Path) -> N
     images = torch.rand(5, 3, 32, 32)
     assert torch.allclose(small.embed_images(images), large.embed_images(images), atol=1e-6)
     assert torch.allclose(small.embed_texts(["a", "b", "c"]), large.embed_texts(["a", "b", "c"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["in full", "in half", "miniature"])
+def test_pixels_are_embedded_as_photographs_are_and_with_gradients(tiny: str, tmp_path: Path, kind: str) -> None:
+    if kind == "miniature":
+        clip: Clip = load_clip("package:miniature/weights/clip")
+    else:
+        random_weights(tiny, tmp_path / "weights.safetensors", half=kind == "in half")
+        clip = load_open_clip(tiny, pretrained=str(tmp_path / "weights.safetensors"), folder="")
+    # Of 8 bits, as photographs are.
+    images = (torch.rand(3, 3, 32, 32) * 255).round() / 255
+    expected, pixels = clip.embed_images(images), images.clone().requires_grad_()
+    found = clip.embed_pixels(pixels)
+    assert torch.allclose(found, expected, atol=1e-5)
+    direction = torch.randn_like(expected[0])
+    (found @ direction).sum().backward()
+    assert pixels.grad is not None
+    # Along its gradient a score rises by the gradient's own length.
+    step = 1e-2 * pixels.grad / pixels.grad.norm()
+    with torch.no_grad():
+        rise = ((clip.embed_pixels(images + step) - clip.embed_pixels(images - step)) @ direction).sum() / 2e-2
+    assert float(rise) == pytest.approx(float(pixels.grad.norm()), rel=0.05)
+    assert torch.allclose(clip.embed_images(images), expected, atol=1e-6)
 
 
 def halved(model: str, path: Path) -> None:

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from sweep_folder import MEASURES, write_job
 
-from difflens.report.figures import Point, draw_doses, front
-from difflens.report.measures import FD, measures_of
-from difflens.report.sweep import as_csv, moves_originals, read_jobs, strength_of, tidy_rows
-from difflens.report.sweep_page import cells_of, compare, costs, points_of, responses_of, write_sweep
+from difflens.report.figures import Point, draw_doses, draw_trade, front
+from difflens.report.measures import FD, SOMETHING_ELSE, measures_of
+from difflens.report.sweep import Job, as_csv, moves_originals, read_jobs, strength_of, tidy_rows
+from difflens.report.sweep_page import cells_of, compare, costs, points_of, responses_of, trade_plots, write_sweep
 from difflens.report.tables import Grid
 
 FID = next(each for each in measures_of({"rows": [{"fid": 1.0}], "measures": MEASURES}) if each.key == "fid")
@@ -218,6 +218,51 @@ def test_the_front_holds_what_no_other_point_beats(sweep):
     line = [p for p in points_of(read_jobs(*sweep), FID) if not p.original]
     assert [(p.strength, round(p.x, 3), round(p.y, 2)) for p in line] == [(1, 0.15, 3.1), (2, 0.01, 3.6)]
     assert line[0].line == line[1].line
+
+
+def dosed(folder: Path, methods: dict[str, float], attributes: tuple[str, ...]) -> list[Job]:
+    """Jobs of `difflens experiment=rivals strength=half,calibrated,double`: method → what of the others one dose changes."""
+    number = 0
+    for attribute in attributes:
+        for method, changed in methods.items():
+            for word, times in (("half", 0.5), ("calibrated", 1.0), ("double", 2.0)):
+                job = folder / str(number)
+                write_job(
+                    job, [f"attribute={attribute}", f"mitigation={method}", f"strength={word}"], fd=0.3 - 0.1 * times
+                )
+                metrics = json.loads((job / "metrics.json").read_text())
+                metrics["attribute"] = attribute
+                metrics["rows"][1] |= {"method": method, "nothing_else": 1 - changed * times}
+                (job / "metrics.json").write_text(json.dumps(metrics))
+                number += 1
+    return read_jobs(folder)
+
+
+def test_every_method_is_a_line_of_fd_and_leakage_over_the_dose(tmp_path: Path) -> None:
+    jobs = dosed(tmp_path, {"difflens": 0.1, "h_direction": 0.4}, ("gender",))
+    points = points_of(jobs, SOMETHING_ELSE)
+    lines = {line: [*group] for line, group in groupby(points, key=lambda point: point.line)}
+    assert {line[0].name: [round(100 * p.y) for p in line] for line in lines.values()} == {
+        "DiffLens": [5, 10, 20],
+        "h_direction": [20, 40, 80],
+    }
+    assert all([round(p.x, 2) for p in line] == [0.25, 0.2, 0.1] for line in lines.values())
+    figure = Figure()
+    draw_trade(figure, points, measure=SOMETHING_ELSE)
+    drawn = [line.get_ydata() for line in figure.axes[0].lines if len(line.get_ydata())]
+    assert [list(map(round, ys)) for ys in drawn] == [[5, 10, 20], [20, 40, 80]]
+    assert figure.axes[0].get_ylabel() == "something else changed ↓ (%)"
+    keys = {plot.key for plot in trade_plots(jobs)}
+    assert "pareto_something_else" in keys and "pareto_nothing_else" not in keys
+
+
+def test_several_methods_have_a_plot_for_each_attribute_and_one_has_a_single_plot(tmp_path: Path) -> None:
+    both = dosed(tmp_path / "both", {"difflens": 0.1, "h_direction": 0.4}, ("gender", "age"))
+    keys = [plot.key for plot in trade_plots(both) if "something_else" in plot.key]
+    assert keys == ["pareto_something_else_gender", "pareto_something_else_age"]
+    alone = dosed(tmp_path / "alone", {"difflens": 0.1}, ("gender", "age"))
+    assert [plot.key for plot in trade_plots(alone) if "something_else" in plot.key] == ["pareto_something_else"]
+    assert {point.name for point in points_of(alone, SOMETHING_ELSE)} == {"gender", "age"}
 
 
 AGGREGATE = """
