@@ -18,11 +18,10 @@ from difflens.methods.assignment import Quota, fewest_pushes
 from difflens.methods.base import Given, LocatedFeatures, Method, Steering, Window
 from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult
 from difflens.models.steered import edited_pipeline
-from difflens.probes.base import Probe
-from difflens.probes.storage import load_probe
+from difflens.probes.base import Probe, load_probe
 from difflens.report.run_folder import baseline, read_run
 from difflens.sae.base import SparseAutoencoder
-from difflens.sae.storage import load_sae as read_sae
+from difflens.sae.base import load_sae as read_sae
 from difflens.store.artifacts import Artifact
 from difflens.store.past_run import RunArtifacts
 from difflens.store.targets import saved_class

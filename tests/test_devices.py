@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from difflens.attribution.scorers import GradientTimesActivation, IntegratedGradients, MeanActivation, Scorer
 from difflens.attribution.statistics import CodeStatistics
-from difflens.data.activations import ActivationStore
-from difflens.data.sampled import Shards
+from difflens.data.sampled import ActivationStore, Shards
 from difflens.methods.base import SiteEdit
 from difflens.methods.difflens import FeatureEdit, SingleFeature, selected_latents
 from difflens.methods.holding import Holding

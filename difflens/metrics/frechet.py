@@ -7,7 +7,7 @@ from jaxtyping import Int, Num
 from torch import Tensor
 
 from difflens.judges.protocol import ReferenceStatistics
-from difflens.metrics.distances import frechet_distance, kernel_distance, kernel_subsets
+from difflens.metrics.functional import frechet_distance, kernel_distance, kernel_subsets
 from difflens.metrics.sums import RowMetric, SumMetric
 
 

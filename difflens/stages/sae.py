@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from difflens.data.activations import ActivationStore, split_by_image
 from difflens.data.mixing import (
     OnlineTokens,
     StoredTokens,
@@ -25,11 +24,11 @@ from difflens.data.mixing import (
     buffer_sizes,
     mixed_batches,
 )
+from difflens.data.sampled import ActivationStore, split_by_image
 from difflens.models.devices import placed
 from difflens.models.model import DiffusionModel
-from difflens.sae.base import SparseAutoencoder
+from difflens.sae.base import SparseAutoencoder, load_sae, read_spec, save_sae
 from difflens.sae.health import DENSITY_EDGES, HealthMeter, SaeHealth, denoising_loss_recovered
-from difflens.sae.storage import load_sae, read_spec, save_sae
 from difflens.stages.activations import open_store
 from difflens.stages.plans import learning_plan
 from difflens.stages.tracked import track_sae

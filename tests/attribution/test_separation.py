@@ -2,7 +2,7 @@
 
 import torch
 
-from difflens.attribution.separation import monosemanticity, paired_auc, separation
+from difflens.attribution.statistics import monosemanticity, paired_auc, separation
 
 
 def test_auc_counts_pairs_with_ties_as_halves() -> None:

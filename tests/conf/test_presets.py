@@ -15,7 +15,7 @@ from difflens.judges.faces import WholeImage
 from difflens.judges.fairface import FairFaceJudge
 from difflens.judges.inception import InceptionFeatures
 from difflens.store.run import resolve
-from difflens.study.checks import check_buffer
+from difflens.study.workbench import check_buffer
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from difflens.data.activations import ActivationStore, as_tokens, expected_bytes, split_by_image
 from difflens.data.mixing import SAMPLE_BYTES, OnlineTokens, StoredTokens, TokenBatch, buffer_sizes, mixed_batches
-from difflens.data.sampled import Shards
+from difflens.data.sampled import ActivationStore, Shards, as_tokens, expected_bytes, split_by_image
 from difflens.models.model import DiffusionModel
 from difflens.vocabulary import GenerationPlan, Site
 

@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from difflens.data.folder import scan_folder
-from difflens.data.reference import collect_reference
+from difflens.data.folder import collect_reference, scan_folder
 from difflens.store.artifacts import ArtifactStore
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
-from difflens.metrics.distances import frechet_distance, kernel_distance, kernel_subsets, mean_and_covariance
+from difflens.metrics.functional import frechet_distance, kernel_distance, kernel_subsets, mean_and_covariance
 
 
 def cloud(n: int, dim: int, *, seed: int, shift: float = 0.0) -> Tensor:

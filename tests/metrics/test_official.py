@@ -6,8 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from difflens.metrics.functional import fairness_discrepancy
-from difflens.metrics.official import official_discrepancies
+from difflens.metrics.functional import fairness_discrepancy, official_discrepancies
 
 ORACLE = Path(__file__).parents[1] / "fixtures" / "official_fairness.safetensors"
 

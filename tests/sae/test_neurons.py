@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from difflens.sae.base import load_sae, save_sae
 from difflens.sae.neurons import Neurons
-from difflens.sae.storage import load_sae, save_sae
 
 
 def test_the_codes_are_what_lies_above_and_below_the_mean_and_give_the_activations_back(tmp_path: Path) -> None:

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from difflens.sae.base import SparseAutoencoder
+from difflens.sae.base import SparseAutoencoder, load_sae, save_sae
 from difflens.sae.batch_topk import BatchTopKAutoencoder
 from difflens.sae.jumprelu import JumpReLUAutoencoder
 from difflens.sae.matryoshka import MatryoshkaAutoencoder
-from difflens.sae.storage import load_sae, save_sae
 from difflens.sae.topk import TopKAutoencoder
 
 
