@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Int
@@ -42,7 +42,7 @@ _WORDINGS: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
         "profession": (WORKPLACE_FACTORS["profession"],),
     }
 )
-_END_OF_WORD, _START, _END = "</w>", "<|startoftext|>", "<|endoftext|>"
+_END_OF_WORD = "</w>"
 _PROMPTS = 8
 _DETAILS = ("glasses", "smile", "hair", "shirt", "background", "pose")
 
@@ -215,17 +215,7 @@ def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def build_tokenizer(words: Iterable[str], *, context_length: int) -> CLIPTokenizer:
-    """A `CLIPTokenizer` that reads each of `words` (ASCII, lower-case) as one token and any other text by its bytes.
+    """A `CLIPTokenizer` that reads each of `words` (ASCII, lower-case) as one token and any other text by its bytes."""
+    from difflens.models.random_pipeline import byte_tokenizer  # seconds, which only training is willing to spend
 
-    Ids are those of bytes, bytes that end a word, merges, start and end, which also pads.
-    """
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTokenizer  # seconds, which only training is willing to spend
-
-    merges = learn_merges(words)
-    alphabet = sorted(ByteLevel.alphabet())
-    tokens = [*alphabet, *(byte + _END_OF_WORD for byte in alphabet), *("".join(pair) for pair in merges), _START, _END]
-    vocabulary: Any = {token: i for i, token in enumerate(tokens)}
-    rules: Any = merges  # pairs, which the annotation does not foresee
-    # From values and not from files, so that nothing asks the hub.
-    return CLIPTokenizer(vocab=vocabulary, merges=rules, model_max_length=context_length)
+    return byte_tokenizer(learn_merges(words), length=context_length)
