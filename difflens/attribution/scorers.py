@@ -80,11 +80,7 @@ class OfficialIntegratedGradients:
     def __call__(
         self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
     ) -> Float[Tensor, "images latents"]:
-        """See `Scorer`.
-
-        Raises:
-            ValueError: a baseline is given; the released code knows only zero.
-        """
+        """See `Scorer` (ValueError: a baseline is given; the released code knows only zero)."""
         if baseline is not None:
             raise ValueError("the official protocol attributes from a zero baseline only.")
         return riemann_integrated_gradients(head.logits, codes, labels)

@@ -20,11 +20,7 @@ def contrast(scores: Float[Tensor, "classes latents"]) -> Float[Tensor, "classes
 
 
 def ranked(scores: Float[Tensor, "classes latents"], rank: str) -> Float[Tensor, "classes latents"]:
-    """What latents are ranked by: `contrast` of the scores, or the `plain` scores.
-
-    Raises:
-        ValueError: another word.
-    """
+    """What latents are ranked by: `contrast` of the scores, or the `plain` scores (ValueError: another word)."""
     if rank not in get_args(Rank):
         raise ValueError(f"attribution.rank must be one of {', '.join(get_args(Rank))}, got {rank!r}.")
     return contrast(scores) if rank == "contrast" else scores

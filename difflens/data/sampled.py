@@ -33,11 +33,7 @@ class Shards:
         return is_finished(self.folder, _name(number))
 
     def keep(self, number: int, batch: Generated) -> None:
-        """Write the micro-batch of this number.
-
-        Raises:
-            ValueError: an activation is not finite.
-        """
+        """Write the micro-batch of this number (ValueError: an activation is not finite)."""
         tensors = {"image_ids": batch.image_ids, "images": as_bytes(batch.images)}
         if batch.flops is not None:
             tensors["flops"] = torch.tensor(batch.flops)

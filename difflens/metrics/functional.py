@@ -300,11 +300,7 @@ class KernelSubsets(NamedTuple):
 
 
 def mean_and_covariance(features: Num[Tensor, "images dim"]) -> Moments:
-    """Mean and unbiased covariance of the rows.
-
-    Raises:
-        ValueError: there are fewer than two rows.
-    """
+    """Mean and unbiased covariance of the rows (ValueError: there are fewer than two rows)."""
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"a covariance needs at least two rows of features, got {list(features.shape)}.")
     x = features.double()

@@ -39,11 +39,7 @@ class SumMetric(Metric):
 
 
 def match_rows(image_ids: Int[Tensor, "batch"], known_ids: Int[Tensor, "images"]) -> Int[Tensor, "batch"]:
-    """Row of each image id in `known_ids`.
-
-    Raises:
-        ValueError: an id is unknown.
-    """
+    """Row of each image id in `known_ids` (ValueError: an id is unknown)."""
     wanted = image_ids.to(known_ids)
     ordered, order = known_ids.sort()
     # An id beyond the largest is placed past the end; moved back, it is found to be another and refused.

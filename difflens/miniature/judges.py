@@ -102,11 +102,7 @@ def _resized(images: Tensor) -> Tensor:
 
 
 def load_judge(folder: str) -> MiniatureJudge:
-    """The judge saved in `folder`, in float32 and evaluation mode.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The judge saved in `folder`, in float32 and evaluation mode (ValueError: there is none)."""
     path = locate(folder)
     config = json.loads((path / "config.json").read_text())
     # Judges trained before there were professions do not say which factors they read.

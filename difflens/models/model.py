@@ -145,11 +145,7 @@ class DiffusionModel:
         self._prepare()
 
     def _adopt(self, pipeline: DiffusionPipeline) -> None:
-        """Take a pipeline as it is.
-
-        Raises:
-            ValueError: it has no U-Net.
-        """
+        """Take a pipeline as it is (ValueError: it has no U-Net)."""
         unet = getattr(pipeline, "unet", None)
         if not isinstance(unet, nn.Module):
             raise ValueError(f"{type(pipeline).__name__} has no U-Net; models of this kind are not supported.")
@@ -215,11 +211,7 @@ class DiffusionModel:
         return networks | {name: vocabulary_fingerprint(part) for name, part in self._tokenizers().items()}
 
     def check_update(self, update: str) -> None:
-        """Check that the model's sampler can make an update.
-
-        Raises:
-            ValueError: it cannot.
-        """
+        """Check that the model's sampler can make an update; else ValueError."""
         if update == "asymmetric":
             check_asymmetric(self.pipeline.scheduler)
 

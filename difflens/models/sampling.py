@@ -185,11 +185,7 @@ def scheduler_of(pipeline: DiffusionPipeline, stand_in: Any) -> Iterator[None]:
 
 
 def check_asymmetric(scheduler: Any) -> None:
-    """Check that the asymmetric update can be made: it is written out for DDIM alone.
-
-    Raises:
-        ValueError: it cannot.
-    """
+    """Check that the asymmetric update can be made: it is written out for DDIM alone; else ValueError."""
     # Asked first: a stand-in is no DDIMScheduler, so that the next check would blame the model's own scheduler.
     if isinstance(scheduler, AsymmetricScheduler):
         raise ValueError("another asymmetric edit is being made at once; give all but one of them update=symmetric.")

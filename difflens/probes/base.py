@@ -156,11 +156,7 @@ def save_probe(fitted: ProbeFit, folder: Path) -> None:
 
 
 def load_probe(folder: Path) -> tuple[Probe, Float[Tensor, "steps"]]:
-    """The probe of a folder and its held-out accuracy per step.
-
-    Raises:
-        ValueError: its class is no probe.
-    """
+    """The probe of a folder and its held-out accuracy per step (ValueError: its class is no probe)."""
     stored = load_file(folder / FILE)
     with safe_open(folder / FILE, framework="pt") as file:
         described = json.loads(file.metadata()["probe"])

@@ -82,11 +82,7 @@ class HealthMeter(nn.Module):
         self.fired += torch.bincount(codes.indices[codes.values > 0], minlength=len(self.fired))
 
     def compute(self) -> SaeHealth:
-        """The figures of all tokens since the last reset.
-
-        Raises:
-            ValueError: no token was seen.
-        """
+        """The figures of all tokens since the last reset (ValueError: no token was seen)."""
         tokens = int(self.count.sum())
         if not tokens:
             raise ValueError("no token was measured; give the SAE's held-out set at least one image.")
@@ -161,11 +157,7 @@ class TokenStatistics(NamedTuple):
 
 
 def require_finite(x: Float[Tensor, "tokens dim"], site: str) -> None:
-    """Refuse tokens that hold NaN or infinity.
-
-    Raises:
-        ValueError: naming the site and the number of such tokens.
-    """
+    """Refuse tokens that hold NaN or infinity (ValueError: naming the site and the number of such tokens)."""
     broken = int((~x.isfinite().all(1)).sum())
     if broken:
         raise ValueError(

@@ -61,11 +61,7 @@ class Artifact:
 
 
 def read_record(folder: Path, name: str) -> dict[str, Any]:
-    """The mapping in spec.json or files.json.
-
-    Raises:
-        ArtifactError: it is missing or damaged.
-    """
+    """The mapping in spec.json or files.json (ArtifactError: it is missing or damaged)."""
     record = None
     # A ValueError is text that is no JSON, and bytes that are no text.
     with suppress(OSError, ValueError):

@@ -57,11 +57,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_json(path: Path, data: Any) -> Path:
-    """Write readable JSON atomically.
-
-    Raises:
-        ValueError: the data hold NaN or infinity, which JSON does not know.
-    """
+    """Write readable JSON atomically (ValueError: the data hold NaN or infinity, which JSON does not know)."""
     return write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -89,11 +89,7 @@ class RunArtifacts:
             yield from (folder / place for folder in self.run.parents if (folder / place).is_dir())
 
     def of(self, kind: str) -> list[str]:
-        """The distinct fingerprints of a kind, in the order in which the run came to them.
-
-        Raises:
-            ValueError: it has none.
-        """
+        """The distinct fingerprints of a kind, in the order in which the run came to them (ValueError: it has none)."""
         found = list(dict.fromkeys(entry["fingerprint"] for entry in self.entries if entry["kind"] == kind))
         if not found:
             raise ValueError(f"the run {str(self.run)!r} has no {kind}; run `difflens task=steer`, or the whole study.")

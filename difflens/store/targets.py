@@ -198,11 +198,7 @@ def check_targets(config: Any, where: str = "") -> None:
 
 
 def check_target(target: Any, key: str) -> None:
-    """Check that the slot at a dotted key may be filled with a `_target_`, as far as its name tells.
-
-    Raises:
-        UserError: it may not.
-    """
+    """Check that the slot at a dotted key may be filled with a `_target_`, as far as its name tells; else UserError."""
     slot = slot_of(key)
     if slot is None:
         raise UserError(f"_target_ of {key or 'the top level'} is {target!r}; no object may stand there: take it away.")

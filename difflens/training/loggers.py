@@ -76,11 +76,7 @@ def csv_tracker(folder: Path, _: RunIdentity) -> Tracker:
 
 
 def tensorboard_tracker(folder: Path, _: RunIdentity) -> Tracker:
-    """Numbers as TensorBoard events in the run folder.
-
-    Raises:
-        ValueError: tensorboard is not installed.
-    """
+    """Numbers as TensorBoard events in the run folder (ValueError: tensorboard is not installed)."""
     try:
         return Tracker(TensorBoardLogger(folder, name="tensorboard", version=""))
     except ModuleNotFoundError as error:

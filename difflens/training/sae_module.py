@@ -109,11 +109,7 @@ class SaeModule(L.LightningModule):
         assert self.input_scale > 0, "calibrate_input(tokens, step) comes before training"
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """The SAE's own loss of one batch.
-
-        Raises:
-            ValueError: the tokens or the loss are not finite.
-        """
+        """The SAE's own loss of one batch (ValueError: the tokens or the loss are not finite)."""
         x, step = self._scaled(batch)
         aux = {name: self.hparams[name] for name in ("aux_coefficient", "k_aux")}
         found = self.sae.loss(x, Objective(self._variance(x, step), self._observe, **aux))
