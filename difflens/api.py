@@ -231,10 +231,8 @@ def fairness_discrepancy(
 ) -> FairnessResult:
     """FD of a judge's logits, soft and hard, with its chance level, unbiased square, shares and their intervals.
 
-    Args:
-        logits: [N, C] of the judge, columns in the order of `classes`; a row of NaN is an image without a face.
-        classes: their names.
-        target: share per class; None for equal shares.
+    Columns of the logits are those of `classes`, a row of NaN is an image without a face; `target` gives a share per
+    class, and equal shares if None.
     """
     shares = Attribute("attribute", tuple(classes)).target(target) if isinstance(target, Mapping) else target
     shares = None if shares is None else shares.cpu()

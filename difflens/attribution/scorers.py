@@ -55,13 +55,10 @@ def riemann_integrated_gradients(
     labels: Int[Tensor, "images"],
     steps: int = 10,
 ) -> Float[Tensor, "images latents"]:
-    """The left Riemann sum of the paper's released code (`protocol: official`), by autograd through any probe.
+    """The left Riemann sum of the paper's released code (`protocol: official`) from zero codes, by autograd.
 
-    Args:
-        forward: codes → class logits; need not be affine.
-        codes: [n, M, H, W]; the baseline is zero.
-        labels: class whose probability is attributed, per image.
-        steps: points on the path, at α = 0, 1/steps, …, (steps−1)/steps.
+    `forward` gives class logits and need not be affine; the path's `steps` points lie at α = 0, 1/steps, …,
+    (steps−1)/steps.
     """
     total = torch.zeros_like(codes)
     for step in range(steps):

@@ -114,11 +114,8 @@ class ImageFolder:
 def scan_folder(folder: str | Path, *, seen: Callable[[], None] = lambda: None) -> ImageFolder:
     """Read every file of a folder once, so that everything wrong with it is known before the first image is used.
 
-    Of files with the same name and different suffixes the first counts and the others are refused.
-
-    Args:
-        folder: where they lie.
-        seen: called after each file.
+    Of files with the same name and different suffixes the first counts and the others are refused. `seen` is called after
+    each.
 
     Raises:
         ValueError: there is no such folder, or no image in it.
@@ -239,10 +236,7 @@ class Pairs(NamedTuple):
 def pair_by_name(first: ImageFolder, second: ImageFolder, *, pairs: str = "all") -> Pairs:
     """The images of two folders that have the same name.
 
-    Args:
-        first: one folder.
-        second: the other.
-        pairs: `all`: each image needs a counterpart; `intersect`: those without one are left out, and told.
+    Under `pairs="all"` each image needs a counterpart; under `intersect` those without one are left out, and told.
 
     Raises:
         ValueError: an image has no counterpart under `all`, no image has one, or `pairs` is unknown.

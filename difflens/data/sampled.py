@@ -16,13 +16,9 @@ from difflens.vocabulary import Site
 
 
 class Shards:
-    """Finished micro-batches in a folder, a shard each: image_ids [n], images [n, 3, H, W] (uint8), recorded activations.
+    """Finished micro-batches in a folder, a shard each: image_ids [n], images [n, 3, H, W] (uint8), activations if at a site.
 
-    The first also says how many floating-point operations it took.
-
-    Args:
-        folder: where they lie; it need not exist before the first is kept.
-        site: where the activations were recorded, if they were.
+    The first also says how many floating-point operations it took. The folder need not exist before the first is kept.
     """
 
     def __init__(self, folder: Path, site: Site | None = None) -> None:
@@ -112,10 +108,7 @@ def expected_bytes(model: DiffusionModel, site: Site, images: int) -> int:
 
 
 class ActivationStore:
-    """The shards of one finished collection.
-
-    Args:
-        folder: holds `shard-*.safetensors`, each with activations [n, steps, D, H, W], images [n, 3, h, w], image_ids [n].
+    """A finished collection: shards of activations [n, steps, D, H, W], images [n, 3, h, w] and image_ids [n].
 
     Raises:
         ValueError: the folder holds no shard.

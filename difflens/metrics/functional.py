@@ -153,12 +153,9 @@ def share_measures(shares: Num[Tensor, "classes"], target: Num[Tensor, "classes"
 def corrected_shares(shares: Num[Tensor, "classes"], recalls: Num[Tensor, "classes"]) -> Float[Tensor, "classes"]:
     """The shares that images truly have where a judge of known recalls reads these (CLEAM, Teo et al., NeurIPS 2023).
 
-    The judge's answers are A p of the true shares p, A having the recalls on its diagonal and each class's errors spread
-    evenly over the others; p is clipped to be non-negative and to sum to 1.
-
-    Args:
-        shares: as the judge reads them.
-        recalls: the share of the images of each class that the judge reads as that class.
+    A recall is the share of the images of a class that the judge reads as that class. Its answers are A p of the true
+    shares p, A having the recalls on its diagonal and each class's errors spread evenly over the others; p is clipped to
+    be non-negative and to sum to 1.
 
     Raises:
         ValueError: a recall is no better than chance, so that the shares cannot be told.
@@ -343,13 +340,10 @@ def kernel_distance(
 ) -> Float[Tensor, ""]:
     """KID: the unbiased MMD² with kernel (x·y/dim + 1)³ over all samples (Bińkowski et al., 2018, eq. 4).
 
-    Args:
-        x: features [n, dim], n ≥ 2.
-        y: features [m, dim], m ≥ 2.
-        block: rows and columns of a Gram block, which alone is in float64: beside the features memory does not grow.
+    A Gram block of `block` rows and columns alone is in float64: beside the features memory does not grow.
 
     Raises:
-        ValueError: fewer than two rows, or different dimensions.
+        ValueError: fewer than two rows in either, or different dimensions.
     """
     if min(len(x), len(y)) < 2 or x.shape[1:] != y.shape[1:]:
         raise ValueError(f"KID needs two sets of ≥ 2 features [n, dim], got {list(x.shape)} and {list(y.shape)}.")

@@ -63,12 +63,8 @@ def draw_mentions(n: int, *, seed: int, full: float, factors: Iterable[str] = FA
 def caption(factors: Mapping[str, Tensor], *, seed: int, mentioned: Mapping[str, Tensor] | None = None) -> list[str]:
     """Describe faces (factor → int64 [N]) in words drawn by `seed`: `a face of an old Asian woman, red shirt`.
 
-    A face whose profession is mentioned is called by it: `a face of an old Asian female doctor`.
-
-    Args:
-        factors: factor → index of its value for every face.
-        seed: decides openings, synonyms and the order of the details.
-        mentioned: factor → bool [N], whether a caption names it; all if None; a factor left out is not.
+    A face whose profession is mentioned is called by it: `a face of an old Asian female doctor`. `mentioned` says which
+    factors each caption names (factor → bool [N]; all if None).
 
     Raises:
         ValueError: `factors` do not describe faces (see `faces.validate`), or `mentioned` names an unknown factor.
@@ -107,11 +103,9 @@ def _subject(phrases: Mapping[str, str]) -> str:
 
 
 def prompts(factors: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> list[str]:
-    """What a user asks for: `a face of an old Asian female doctor`, naming of `factors` (factor → int64 [N]) only `named`.
+    """What a user asks for: `a face of an old Asian female doctor`, of `factors` (factor → int64 [N]) only what is `named`.
 
-    Args:
-        factors: factor → index of its value for every face.
-        named: factor → bool [N], of gender, age, race and profession; a factor left out is not named.
+    Of gender, age, race and profession (factor → bool [N]); a factor left out is not named.
     """
     n = validate(factors)
     values = {name: (factors[name].tolist(), flags.tolist()) for name, flags in named.items()}
@@ -151,12 +145,8 @@ class ByteTokenizer:
     """A tokenizer for open_clip that reads any text byte by byte, and words it was given as one token each.
 
     As in CLIP's byte-pair encoding (Radford et al., 2021), texts are lower-cased, punctuation marks are words, and the
-    start and end have the two highest ids, so that `argmax` pooling finds the end. Any other word is its UTF-8
-    bytes and a space.
-
-    Args:
-        words: the words with a token of their own, in the order of their ids.
-        context_length: tokens of a text including its start and end.
+    start and end have the two highest ids, so that `argmax` pooling finds the end. Any other word is its UTF-8 bytes and
+    a space. The context counts start and end.
 
     Raises:
         ValueError: more or other words than there is room for, or a context without room for start and end.

@@ -236,11 +236,8 @@ def forgiving_clip_loss(
 ) -> Float[Tensor, ""]:
     """CLIP's loss on unit-norm embeddings in which a caption true of another image is no negative of that image.
 
-    Args:
-        images: embeddings [N, D], of which the i-th belongs to the i-th of `texts` [N, D].
-        texts: embeddings of captions.
-        scale: what cosines are multiplied by.
-        true: whether caption j is true of image i; its diagonal is.
+    The i-th of `images` [N, D] belongs to the i-th of `texts` [N, D]; `scale` multiplies cosines; `true` says whether
+    caption j is true of image i.
     """
     assert bool(true.diagonal().all())
     own = torch.arange(len(true))

@@ -158,13 +158,9 @@ def choose_scheduler(own: Any, name: str) -> Any:
 def find_pipeline(source: str, *, obtain: str, key: str = "model.folder") -> Path:
     """Where a pipeline's files lie, all of them: the folder itself, or the hub's cache.
 
-    Args:
-        source: a folder or a hub id.
-        obtain: the command that brings the files there.
-        key: where the configuration names the source.
-
     Raises:
-        ValueError: there is neither, or files are lacking; the message says where it was looked for and how to get them.
+        ValueError: there is neither, or files are lacking; the message says where it was looked for, that `obtain` is the
+            command to get them, and that `key` of the configuration names another place.
     """
     # Looked for first: of a folder that is not there, from_pretrained would ask the hub five times.
     if source.startswith(PACKAGE) or Path(source).expanduser().exists():

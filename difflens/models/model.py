@@ -365,11 +365,8 @@ class DiffusionModel:
     def hooks(self, site: Site, *, images: int, steps: int | None = None, **how: Any) -> Iterator[None]:
         """`SiteHooks` on the rows of the site's branch, which the call must hold once in each of its `steps`.
 
-        Args:
-            site: where.
-            images: rows of one branch.
-            steps: None for all that a method stays attached for.
-            how: `read`, `change`, `fork` and `aside` of `SiteHooks`.
+        There are `images` rows of a branch; as many `steps` as a method stays attached for if None; `how` is `read`,
+        `change`, `fork` and `aside` of `SiteHooks`.
 
         Raises:
             ValueError: the pipeline does not compute that branch.

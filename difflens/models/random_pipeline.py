@@ -28,14 +28,9 @@ DIVISORS = (1, 2, 4, 8)
 def build_random_pipeline(
     architecture: str, *, dtype: torch.dtype, device: str = "cpu", divide_widths: int = 1, seed: int = 0
 ) -> diffusers.DiffusionPipeline:
-    """A pipeline of a published architecture whose weights are drawn at random, in `dtype` from the start.
+    """A pipeline of an architecture in `architectures/` whose weights are drawn at random, in `dtype` from the start.
 
-    Args:
-        architecture: the name of a file in `architectures/`.
-        dtype: of the weights; they never exist in another.
-        device: where they are made.
-        divide_widths: divides the channels of every network but keeps its blocks and layers.
-        seed: of the weights.
+    `divide_widths` divides the channels of every network but keeps its blocks and layers.
 
     Raises:
         ValueError: an unknown architecture or divisor.

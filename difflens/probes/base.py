@@ -93,16 +93,8 @@ def fit_each_step(
 ) -> ProbeFit:
     """A probe fitted step by step on equal numbers of images per class, and its accuracy on held-out ones.
 
-    Args:
-        new: features → a probe that knows nothing yet.
-        fit_step: teaches it one step: (probe, step, features [n, D·H·W], labels [n]).
-        maps: gives the activations of all labelled images at a step.
-        labels: class index per image, negative where it is unknown.
-        attribute: whose classes are read.
-        steps: number of denoising steps.
-        held_out: share of each class kept for the accuracy.
-        seed: of the split.
-        progress: called with each step done.
+    `new` makes a probe of so many features that knows nothing yet; `fit_step` teaches it one step: (probe, step, features
+    [n, D·H·W], labels [n]). The other arguments are those of `fit_linear_probe`.
 
     Raises:
         ValueError: see `balanced_split`.

@@ -15,12 +15,6 @@ from difflens.vocabulary import Attribute
 class MlpProbe(Probe):
     """Per step `W₂ gelu(W₁ h + b₁) + b₂`; attribution through it goes by autograd.
 
-    Args:
-        steps: number of denoising steps.
-        classes: C.
-        features: D·H·W.
-        hidden: units of the hidden layer.
-
     Raises:
         ValueError: no hidden unit.
     """

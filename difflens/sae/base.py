@@ -261,12 +261,7 @@ WEIGHTS, SPEC = "sae.safetensors", "spec.json"
 
 
 def save_sae(sae: SparseAutoencoder, folder: Path, *, spec: Mapping[str, Any]) -> None:
-    """Write an SAE whose input scale is folded in, with `spec`: where its training tokens came from.
-
-    Args:
-        sae: the SAE.
-        folder: created if missing.
-        spec: plain JSON values; the key `autoencoder` is this function's own.
+    """Write an SAE whose input scale is folded in, with `spec`: where its training tokens came from, plain JSON values.
 
     Raises:
         ValueError: the folder already holds an SAE.

@@ -244,13 +244,8 @@ class ArtifactStore:
         """What `get_or_create` is to the first rank of a distributed run, for the other ranks.
 
         They wait until the artifact is published, by the first rank or by another program that came first; where all
-        ranks work on it together, they run `make` once the first rank holds the lock; only the first seals what is made.
-
-        Args:
-            kind: of the artifact.
-            spec: what makes it.
-            make: their part of the work, None where the first rank works alone.
-            first: tells the `pid` and `host` of the first rank.
+        ranks work on it together (`make` is no None), they run `make` once the first rank holds the lock, whose `pid` and
+        `host` `first` tells; only the first seals what is made.
 
         Raises:
             ArtifactError: the first rank, or the process that started this one, has ended before it was published.

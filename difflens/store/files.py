@@ -78,15 +78,9 @@ def disk_space(path: Path) -> tuple[int, int]:
 
 
 def room_for(folder: Path, needed_bytes: int, *, there: bool = False) -> None:
-    """Check that what is to lie under `folder`, which need not exist, fits on its disk.
+    """Check that what is to lie under `folder`, which need not exist, fits on its disk; else ValueError.
 
-    Args:
-        folder: on the disk.
-        needed_bytes: how much it is.
-        there: whether it may lie there already, so that only what is larger than the whole disk is refused.
-
-    Raises:
-        ValueError: it does not fit.
+    What may be `there` already is refused only where it is larger than the whole disk.
     """
     total, free = disk_space(folder)
     room, word = (total, "has") if there else (free, "has free")

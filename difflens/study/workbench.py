@@ -276,9 +276,7 @@ class Workbench:
 def trainer_settings(cfg: DictConfig, *, alone: bool) -> dict[str, Any]:
     """The configured arguments of `lightning.Trainer`; without `trainer.accelerator` it computes where the model runs.
 
-    Args:
-        cfg: the configuration.
-        alone: one process on one device, however many are configured.
+    `alone`: one process on one device, however many are configured.
 
     Raises:
         ValueError: `model.device` names one of several GPUs and `trainer.devices` asks for more than that.
