@@ -42,11 +42,6 @@ def number(words: str, **bounds: Any) -> Any:
     return Field(description=words, **{"le": LARGEST, **bounds})
 
 
-def seed() -> Any:
-    """Torch's generator on a processor keeps 32 bits: two larger seeds could be one."""
-    return whole(0, 2**32 - 1)
-
-
 def positive(**more: Any) -> Any:
     """A number above 0."""
     return number("a number above 0", gt=0, **more)
@@ -57,19 +52,14 @@ def not_negative(**more: Any) -> Any:
     return number("a number of at least 0", ge=0, **more)
 
 
-def folder() -> Any:
-    """The name of a folder, or none."""
-    return Field(None, description="one folder (measure several one after the other with -m images=<folder>,<folder>)")
+SEED: Any = whole(0, 2**32 - 1)
+"""Torch's generator on a processor keeps 32 bits: two larger seeds could be one."""
 
-
-def share() -> Any:
-    """A part of a whole, neither nothing nor all of it."""
-    return number("a number above 0 and below 1", gt=0, lt=1)
-
-
-def part() -> Any:
-    """A part of a whole, or nothing, or all of it."""
-    return number("a number from 0 to 1", ge=0, le=1)
+SHARE: Any = number("a number above 0 and below 1", gt=0, lt=1)
+PART: Any = number("a number from 0 to 1", ge=0, le=1)
+FOLDER: Any = Field(
+    None, description="one folder (measure several one after the other with -m images=<folder>,<folder>)"
+)
 
 
 def _distinct(values: list[Any]) -> list[Any]:
@@ -107,11 +97,11 @@ class Localise(Group):
     """`task=localise`."""
 
     images: int = whole(8)
-    base_seed: int = seed()
+    base_seed: int = SEED
     pool: int = whole(1, 64)
     sites: int = whole()
     tried: int = whole(2)
-    windows: list[Annotated[list[Annotated[float, part()]], Field(min_length=2, max_length=2)]] = Field(
+    windows: list[Annotated[list[Annotated[float, PART]], Field(min_length=2, max_length=2)]] = Field(
         min_length=1, description="a list of pairs of shares of the steps: start and stop"
     )
 
@@ -162,8 +152,8 @@ class Data(Group):
     source: Literal["shards", "online"]
     site: Site
     images: int = whole(2)
-    base_seed: int = seed()
-    validation: float = share()
+    base_seed: int = SEED
+    validation: float = SHARE
     buffer: int = whole(most=10**9)
 
 
@@ -225,7 +215,7 @@ class Calibration(Group):
 
     per_prompt: bool
     images: int = whole()
-    base_seed: int = seed()
+    base_seed: int = SEED
     first: float = number("a number")
     largest: float = number("a number")
     tolerance: float = not_negative()
@@ -246,7 +236,7 @@ class Mitigation(Open):
     times: float = not_negative()
     # Repeated here, since the code that owns these words imports torch; a test compares the two.
     assignment: Literal["exact", "early", "oracle", "iid", "batch", "everyone"]
-    read: float = share()
+    read: float = SHARE
     target: Any
     hold: Hold
     calibration: Calibration
@@ -275,7 +265,7 @@ class Metric(Group):
     """What is measured, and on what."""
 
     images: int = whole(2)
-    base_seed: int = seed()
+    base_seed: int = SEED
     extractor: dict[str, Any] = GROUP
     reference_name: str
     reference: dict[str, Any] = GROUP
@@ -316,7 +306,7 @@ class Ablation(Open):
 
     size: int = whole()
     images: int = whole()
-    base_seed: int = seed()
+    base_seed: int = SEED
 
 
 class Audit(Open):
@@ -324,7 +314,7 @@ class Audit(Open):
 
     images: int = whole(2)
     per_prompt: int = whole(2)
-    base_seed: int = seed()
+    base_seed: int = SEED
 
 
 class Dose(Open):
@@ -361,7 +351,7 @@ class Separation(Open):
     """`task=separation`."""
 
     pairs: int = whole()
-    steps: Annotated[list[Annotated[float, part()]], AfterValidator(_distinct)] = words(least=1)
+    steps: Annotated[list[Annotated[float, PART]], AfterValidator(_distinct)] = words(least=1)
 
 
 class Convert(Open):
@@ -388,7 +378,7 @@ class Settings(Group):
     """The whole configuration; a task of one's own may do without most of it."""
 
     name: str
-    seed: int = seed()
+    seed: int = SEED
     published: dict[str, Any] | None = None
     published_strength: dict[str, float] | None = None
     missing_faces: Literal["count", "error"] = "count"
@@ -408,9 +398,9 @@ class Settings(Group):
     trainer: Trainer = Field(default_factory=Trainer)
     logger: dict[str, Any] | None = None
     # Of task=evaluate and task=audit, and of task=aggregate and task=dashboard.
-    images: str | None = folder()
-    reference: str | None = folder()
-    originals: str | None = folder()
+    images: str | None = FOLDER
+    reference: str | None = FOLDER
+    originals: str | None = FOLDER
     pairs: Literal["all", "intersect"] = "all"
     sweep: str | None = None
 

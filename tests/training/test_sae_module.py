@@ -52,9 +52,9 @@ def fit(module: SaeModule, data: tuple[Tensor, Tensor], **settings: Any) -> L.Tr
 @pytest.mark.parametrize("kind", [TopKAutoencoder, BatchTopKAutoencoder, MatryoshkaAutoencoder, JumpReLUAutoencoder])
 def test_a_planted_dictionary_is_recovered(kind: type[SparseAutoencoder]) -> None:
     torch.manual_seed(0)
-    data = planted(256 * 400)
+    data = planted(256 * 280)
     sae = kind(16, expansion=4, k=3)  # type: ignore[call-arg]
-    module = module_of(sae, data, tokens=len(data[0]), lr=1e-2)
+    module = module_of(sae, data, tokens=len(data[0]), lr=2e-2)
     fit(module, data)
     torch.testing.assert_close(sae.decoder.norm(dim=1), torch.ones(64))
     saved = module.fold_scale().eval()
