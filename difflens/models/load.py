@@ -232,30 +232,27 @@ def _variant(*places: Path) -> str | None:
 
 
 def _load(source: str, *, offline: bool, variant: str | None, **settings: Any) -> DiffusionPipeline:
-    if source.startswith(PACKAGE) or Path(source).expanduser().exists() or not HUB_ID.fullmatch(source):
-        folder = locate(source)
-        if not (folder / "model_index.json").is_file():
-            raise ValueError(f"no model_index.json in model folder {str(folder)!r}; save a diffusers pipeline there.")
-        return _from_pretrained(_complete(folder, obtain=OBTAIN), variant, **settings)
-    try:
-        if not offline:
+    on_the_hub = HUB_ID.fullmatch(source) and not Path(source).expanduser().exists()
+    if on_the_hub and not offline:
+        try:
             return _from_pretrained(source, variant, **settings)
-        # By its id, the hub's client would ask the network even for what the cache holds.
-        cached = Path(snapshot_download(source, local_files_only=True))
-    except OSError as error:
-        raise ValueError(_how_to_get(source, error, offline=offline)) from error
-    return _from_pretrained(_complete(cached, obtain=f"hf download {source}"), variant, **settings)
+        except OSError as error:
+            raise ValueError(_how_to_get(source, error)) from error
+    # Of a hub id the folder in the cache: by its id, the hub's client would ask the network even for what is there.
+    folder = find_pipeline(source, obtain=f"hf download {source}" if on_the_hub else OBTAIN, key="model.source")
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"no model_index.json in model folder {str(folder)!r}; save a diffusers pipeline there.")
+    return _from_pretrained(folder, variant, **settings)
 
 
-def _how_to_get(source: str, error: OSError, *, offline: bool) -> str:
+def _how_to_get(source: str, error: OSError) -> str:
     # diffusers reports a gated repository as one that does not exist; the hub's own error is what it was handling.
     if isinstance(error, GatedRepoError) or isinstance(error.__context__, GatedRepoError):
         page = f"https://huggingface.co/{source}"
         return f"model {source!r} is gated: accept its licence at {page}, run `hf auth login`, then `hf download {source}`."
-    reason = "is not on this machine, and model.offline is true" if offline else "could not be fetched from the hub"
     return (
-        f"model {source!r} {reason}: run `hf download {source}` where there is a network, or put a diffusers pipeline "
-        f"folder on this machine and set model.source to its path."
+        f"model {source!r} could not be fetched from the hub: run `hf download {source}` where there is a network, or put "
+        f"a diffusers pipeline folder on this machine and set model.source to its path."
     )
 
 
