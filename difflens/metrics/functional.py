@@ -41,29 +41,6 @@ def discrepancy(shares: Num[Tensor, "classes"], target: Num[Tensor, "classes"]) 
     return _norm(shares.double() - valid_target(target))
 
 
-def fairness_discrepancy(
-    probabilities: Float[Tensor, "images classes"], target: Num[Tensor, "classes"]
-) -> Float[Tensor, ""]:
-    """Soft FD = ‖mean_i p_i − q‖₂, p_i the judge's softmax for image i (the paper's measure).
-
-    Raises:
-        ValueError: there is no image, or the numbers of classes differ.
-    """
-    return discrepancy(_rows(probabilities).double().mean(0), target)
-
-
-def hard_fairness_discrepancy(
-    probabilities: Float[Tensor, "images classes"], target: Num[Tensor, "classes"]
-) -> Float[Tensor, ""]:
-    """Hard FD = ‖p − q‖₂, p the shares of the most probable class (logits give the same value).
-
-    Raises:
-        ValueError: there is no image, or the numbers of classes differ.
-    """
-    labels = _rows(probabilities).argmax(-1)
-    return discrepancy(_shares(labels, classes=probabilities.shape[-1]), target)
-
-
 def unbiased_squared_discrepancy(
     shares: Num[Tensor, "classes"], target: Num[Tensor, "classes"], *, n: int
 ) -> Float[Tensor, ""]:
@@ -235,12 +212,6 @@ def editing_precision(
 
 def _norm(vectors: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape"]:
     return vectors.square().sum(-1).sqrt()
-
-
-def _rows(values: Float[Tensor, "images classes"]) -> Float[Tensor, "images classes"]:
-    if values.ndim != 2 or len(values) == 0:
-        raise ValueError(f"a discrepancy needs at least one image as [images, classes], got {list(values.shape)}.")
-    return values
 
 
 def _shares(labels: Int[Tensor, "images"], *, classes: int) -> Float[Tensor, "classes"]:

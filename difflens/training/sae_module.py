@@ -125,21 +125,6 @@ class SaeModule(L.LightningModule):
         ranks = self.trainer.world_size
         return batch if ranks == 1 else [part[self.global_rank :: ranks] for part in batch]
 
-    def on_validation_epoch_start(self) -> None:
-        """Start the held-out figures anew."""
-        self.health.reset()
-
-    def validation_step(self, batch: Batch, index: int) -> None:
-        """Add held-out tokens to the streaming figures."""
-        x, step = self._scaled(batch)
-        codes = self.sae.encode(x)
-        self.health.update(x, self.sae.decode(codes), codes, step)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the held-out figures."""
-        health = self.health.compute()
-        self.log_dict({"val/fvu": health.fvu, "val/l0": health.l0, "val/dead_share": health.dead_share})
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam with warm-up and linear decay."""
         lr = self.hparams["lr"] or sae_learning_rate(self.sae.width)

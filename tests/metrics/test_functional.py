@@ -11,9 +11,8 @@ from torch import Tensor
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
-from difflens.metrics import functional
+from difflens.metrics import FairnessDiscrepancy, functional
 from difflens.metrics.functional import (
-    fairness_discrepancy,
     frechet_distance,
     kernel_distance,
     kernel_subsets,
@@ -30,10 +29,16 @@ def one_class(n: int, classes: int) -> torch.Tensor:
     return torch.eye(classes)[torch.zeros(n, dtype=torch.int64)]
 
 
+def measured(probabilities: torch.Tensor, target: torch.Tensor | None = None) -> tuple[float, float]:
+    """Soft and hard FD of a judge's probabilities."""
+    metric = FairnessDiscrepancy([str(i) for i in range(probabilities.shape[1])], target)
+    metric.update(probabilities, probabilities=True)
+    return metric.compute().fd, metric.compute().fd_hard
+
+
 @pytest.mark.parametrize(("classes", "maximum"), [(2, 0.7071), (3, 0.8165), (4, 0.8660)])
 def test_one_class_only_gives_the_maximum(classes: int, maximum: float) -> None:
-    for measure in (functional.fairness_discrepancy, functional.hard_fairness_discrepancy):
-        assert float(measure(one_class(9, classes), uniform(classes))) == pytest.approx(maximum, abs=5e-5)
+    assert measured(one_class(9, classes)) == pytest.approx((maximum, maximum), abs=5e-5)
     assert float(functional.maximum_discrepancy(uniform(classes))) == pytest.approx(
         math.sqrt(1 - 1 / classes), abs=1e-15
     )
@@ -46,22 +51,18 @@ def test_the_maximum_of_a_skewed_target_is_its_rarest_class() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3, 4])
 def test_perfect_balance_is_zero(classes: int) -> None:
-    assert float(functional.fairness_discrepancy(torch.eye(classes).repeat(7, 1), uniform(classes))) < 1e-15
-    assert float(functional.hard_fairness_discrepancy(torch.eye(classes).repeat(7, 1), uniform(classes))) < 1e-15
+    assert max(measured(torch.eye(classes).repeat(7, 1))) < 1e-15
 
 
 def test_soft_and_hard_differ_where_the_judge_hesitates() -> None:
     p = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.2, 0.8], [0.6, 0.4]], dtype=torch.float64)
-    assert float(functional.fairness_discrepancy(p, uniform(2))) == pytest.approx(0.0, abs=1e-15)
-    assert float(functional.hard_fairness_discrepancy(p, uniform(2))) == pytest.approx(0.25 * math.sqrt(2))
+    assert measured(p) == pytest.approx((0.0, 0.25 * math.sqrt(2)), abs=1e-15)
 
 
 def test_a_skewed_target_is_met_by_its_own_shares() -> None:
     p = torch.eye(2)[torch.tensor([0, 0, 0, 1])]
-    assert float(functional.hard_fairness_discrepancy(p, torch.tensor([0.75, 0.25]))) == 0
-    assert float(functional.hard_fairness_discrepancy(p, torch.tensor([0.25, 0.75]))) == pytest.approx(
-        0.5 * math.sqrt(2)
-    )
+    assert measured(p, torch.tensor([0.75, 0.25]))[1] == 0
+    assert measured(p, torch.tensor([0.25, 0.75]))[1] == pytest.approx(0.5 * math.sqrt(2))
 
 
 @pytest.mark.parametrize("target", [[0.5, 0.6], [-0.1, 1.1], [1.0], [math.nan, 1.0]])
@@ -179,10 +180,8 @@ def test_official_discrepancies_equal_the_released_code() -> None:
 def test_official_gender_is_the_ordinary_measure_and_race_is_not() -> None:
     logits = load_file(ORACLE)["fairface_logits"].double()
     official = official_discrepancies(logits)
-    gender = fairness_discrepancy(logits[:, 7:9].softmax(-1), torch.tensor([0.5, 0.5]))
-    race = fairness_discrepancy(logits[:, :4].softmax(-1), torch.full((4,), 0.25))
-    assert official.gender == pytest.approx(float(gender), abs=1e-12)
-    assert abs(official.race - float(race)) > 0.1
+    assert official.gender == pytest.approx(measured(logits[:, 7:9].softmax(-1))[0], abs=1e-12)
+    assert abs(official.race - measured(logits[:, :4].softmax(-1))[0]) > 0.1
 
 
 def test_official_discrepancies_refuse_other_outputs() -> None:

@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from scipy.linalg import hadamard
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader, TensorDataset
 
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.batch_topk import BatchTopKAutoencoder
@@ -198,19 +197,6 @@ def test_resuming_equals_the_uninterrupted_run(kind: type[SparseAutoencoder], tm
     checkpoint = torch.load(tmp_path / "step=5.ckpt", weights_only=True)
     assert {"tokens_since_fired", "input_scale", "health.squared_error"} <= set(checkpoint["state_dict"])
     assert all(isinstance(value, int | float | str | None) for value in checkpoint["hyper_parameters"].values())
-
-
-def test_validation_logs_the_streaming_figures() -> None:
-    torch.manual_seed(10)
-    data = planted(500)
-    sae = TopKAutoencoder(16, expansion=2, k=3)
-    module = module_of(sae, data)
-    trainer = L.Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
-    (figures,) = trainer.validate(module, DataLoader(TensorDataset(*data), 64), verbose=False)
-    x_hat = sae.reconstruct(data[0] * module.input_scale) / module.input_scale
-    fvu = (data[0] - x_hat).square().sum() / (data[0] - data[0].mean(0)).square().sum()
-    assert figures["val/fvu"] == pytest.approx(float(fvu), rel=1e-4)
-    assert figures["val/l0"] == pytest.approx(float((sae.encode_dense(data[0] * module.input_scale) > 0).sum()) / 500)
 
 
 def test_bad_tokens_name_their_site() -> None:
