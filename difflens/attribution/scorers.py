@@ -45,10 +45,7 @@ class IntegratedGradients:
 
 
 def riemann_integrated_gradients(
-    forward: Callable[[Codes], Float[Tensor, "images classes"]],
-    codes: Codes,
-    labels: Labels,
-    steps: int = 10,
+    forward: Callable[[Codes], Float[Tensor, "images classes"]], codes: Codes, labels: Labels, steps: int = 10
 ) -> Scores:
     """The left Riemann sum of the paper's released code (`protocol: official`) from zero codes, by autograd.
 

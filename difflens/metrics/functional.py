@@ -158,9 +158,7 @@ def unrelated_cosine(embeddings: Num[Tensor, "images dim"]) -> Float[Tensor, ""]
     return (unit.sum(0).square().sum() - n) / max(1, n * (n - 1))
 
 
-def product_probabilities(
-    probabilities: Sequence[Float[Tensor, "rows _"]],
-) -> Float[Tensor, "rows products"]:
+def product_probabilities(probabilities: Sequence[Float[Tensor, "rows _"]]) -> Float[Tensor, "rows products"]:
     """Product-class probabilities per row, the attributes taken as independent given the row; the last varies fastest.
 
     With one row per attribute it also turns marginal targets into a product target.

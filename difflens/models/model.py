@@ -12,14 +12,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, ImagePipel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from difflens.models.base import (
-    Attachable,
-    Batch,
-    Edit,
-    Generated,
-    vocabulary_fingerprint,
-    weights_fingerprint,
-)
+from difflens.models.base import Attachable, Batch, Edit, Generated, vocabulary_fingerprint, weights_fingerprint
 from difflens.models.devices import autocast_denoiser, choose_precision
 from difflens.models.guidance import BATCHED, UNGUIDED, Guidance
 from difflens.models.hooks import Change, Read, SiteHooks
@@ -270,11 +263,7 @@ class DiffusionModel:
 
     @torch.no_grad()
     def _sample_batch(
-        self,
-        plan: GenerationPlan,
-        record: Site | None,
-        readers: Mapping[Site, Read],
-        method: Attachable | Edit | None,
+        self, plan: GenerationPlan, record: Site | None, readers: Mapping[Site, Read], method: Attachable | Edit | None
     ) -> Generated:
         n, batch = len(plan.image_ids), self._batch(plan, edited=method is not None)
         recorded: list[Tensor] = []

@@ -33,13 +33,7 @@ class AttributionModule(lightning.LightningModule):
     """
 
     def __init__(
-        self,
-        sae: SparseAutoencoder,
-        probe: Probe,
-        attribute: Attribute,
-        scorer: Scorer,
-        *,
-        temperature: float = 1.0,
+        self, sae: SparseAutoencoder, probe: Probe, attribute: Attribute, scorer: Scorer, *, temperature: float = 1.0
     ) -> None:
         super().__init__()
         self.temperature = temperature

@@ -146,11 +146,7 @@ DECISIVE = ("time_embed.0.weight", "input_blocks.0.0.weight", "input_blocks.1.0.
 @pytest.mark.parametrize(
     ("without", "more", "message"),
     [
-        (
-            MISSING,
-            {"label_emb.weight": (10, 128)},
-            "out.0.bias, time_embed.2.bias; unknown keys: label_emb",
-        ),
+        (MISSING, {"label_emb.weight": (10, 128)}, "out.0.bias, time_embed.2.bias; unknown keys: label_emb"),
         *(((key,), {}, f"missing keys: {key}") for key in DECISIVE),
         (("output_blocks.5.",), {}, r"(output_blocks\.5\.\S+ ?){12}"),
         (
