@@ -53,10 +53,7 @@ class JudgeRecipe(Recipe):
         architecture: `convolutional` or `mixer`.
         population: the faces trained on.
         pool: number of renders trained on.
-        held_out: number of distinct faces that are never trained on and that a report scores.
-
-    Raises:
-        ValueError: more than half of all faces are held out, or none.
+        held_out: number of distinct faces that a report scores (see `held_out_faces`).
     """
 
     name: str

@@ -181,11 +181,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _complete(path: Path, *, obtain: str) -> Path:
-    """The folder itself, once it holds every part of a pipeline with its weights.
-
-    Raises:
-        ValueError: a part or its weights are lacking; all are named.
-    """
+    """The folder itself, once it holds every part of a pipeline with its weights; whatever is lacking is refused by name."""
     index = path / "model_index.json"
     parts = _parts_of(index) if index.is_file() else ["unet", "scheduler"]
     lacking = [what for part in parts for what in _lacking(path, part, alone=not index.is_file())]
@@ -257,12 +253,7 @@ def _how_to_get(source: str, error: OSError) -> str:
 
 
 def _from_pretrained(source: Path | str, variant: str | None, **settings: Any) -> DiffusionPipeline:
-    """The pipeline of a folder that holds all of its parts, or of a hub id, for which the network is asked.
-
-    Raises:
-        ValueError: it is none that can be used here, or a file cannot be read.
-        OSError: the hub does not give it.
-    """
+    """The pipeline of a folder that holds all of its parts, or of a hub id, for which the network is asked (else OSError)."""
     local = isinstance(source, Path)
     settings["local_files_only"] = local
     settings["variant"] = variant

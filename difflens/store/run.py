@@ -202,12 +202,8 @@ def open_run(
 ) -> Iterator[Run]:
     """A run in `folder`, whose files tell the truth about it from the first moment and after any ending.
 
-    Args:
-        cfg: the composed configuration; `paths.outputs` and `paths.artifacts` say where results go.
-        folder: the run folder.
-        overrides: what the command line changed.
-        sweep: whether this is one job of a sweep.
-        key: what decides the job's results, kept in status.json.
+    `paths.outputs` and `paths.artifacts` of the composed configuration say where results go; `overrides` are what the
+    command line changed, `sweep` whether this is one job of a sweep, and `key` decides the job's results.
     """
     run = Run(folder, ArtifactStore(Path(cfg.paths.artifacts)), rank=process_rank())
     run.group = folder.parent.name if sweep else None
