@@ -121,16 +121,12 @@ def several_per_prompt(pipe: Any) -> tuple[Tensor, Tensor]:
     return made, alone.images
 
 
-def generators(pipe: Any) -> tuple[Tensor, Tensor]:
-    with steering(pipe, Shift(2.0)):
-        made = call(pipe, latents=None, generator=[image_generator(3, i) for i in (0, 1)])
-    return made, expected(Shift(2.0), 0, 0)
+def called_with(settings: dict[str, Any], **of_the_model: Any) -> Callable[[Any], tuple[Tensor, Tensor]]:
+    """A call with other settings, and a model that has them from the start."""
 
-
-def guidance_of_at_most_one(scale: float) -> Callable[[Any], tuple[Tensor, Tensor]]:
     def case(pipe: Any) -> tuple[Tensor, Tensor]:
         with steering(pipe, Shift(2.0)):
-            return call(pipe, guidance_scale=scale), expected(Shift(2.0), 0, 0, guidance=scale)
+            return call(pipe, **settings), expected(Shift(2.0), 0, 0, **of_the_model)
 
     return case
 
@@ -244,12 +240,6 @@ def lora(pipe: Any) -> tuple[Tensor, Tensor]:
     return made, wanted.images
 
 
-def negative_prompts(pipe: Any) -> tuple[Tensor, Tensor]:
-    with steering(pipe, Shift(2.0)):
-        made = call(pipe, negative_prompt=["blurred"] * 2)
-    return made, expected(Shift(2.0), 0, 0, negative_prompt="blurred")
-
-
 def hooked(pipe: Any, make: Callable[[], Any], rows: slice) -> Any:
     """What a plain hook makes of a pipeline: the symmetric edit of every step but the first, without this package."""
     calls: list[None] = []
@@ -329,9 +319,9 @@ def two_pipelines_of_the_same_parts(pipe: Any) -> tuple[Tensor, Tensor]:
 
 RIGHT: dict[str, Callable[[Any], tuple[Tensor, Tensor]]] = {
     "several images per prompt": several_per_prompt,
-    "generators in a list": generators,
-    "guidance 0": guidance_of_at_most_one(0.0),
-    "guidance 1": guidance_of_at_most_one(1.0),
+    "generators in a list": called_with({"latents": None, "generator": [image_generator(3, i) for i in (0, 1)]}),
+    "guidance 0": called_with({"guidance_scale": 0.0}, guidance=0.0),
+    "guidance 1": called_with({"guidance_scale": 1.0}, guidance=1.0),
     "callback_on_step_end": callback,
     "guidance switched off in the middle": guidance_switched_off_in_the_middle,
     "one step": one_step,
@@ -341,7 +331,7 @@ RIGHT: dict[str, Callable[[Any], tuple[Tensor, Tensor]]] = {
     "a method": a_method,
     "another scheduler": another_scheduler,
     "a LoRA": lora,
-    "negative prompts": negative_prompts,
+    "negative prompts": called_with({"negative_prompt": ["blurred"] * 2}, negative_prompt="blurred"),
     "DDPM": ddpm,
     "SDXL": sdxl,
     "a step that never ended": a_step_that_never_ended,
