@@ -20,11 +20,10 @@ from difflens.methods.assignment import Quota, fewest_pushes
 from difflens.methods.base import Given, LocatedFeatures, Method, Steering, Window
 from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult
 from difflens.models.steered import edited_pipeline
-from difflens.probes.base import Probe
-from difflens.probes.storage import load_probe
+from difflens.probes.base import Probe, load_probe
 from difflens.report.run_folder import baseline, read_run
 from difflens.sae.base import SparseAutoencoder
-from difflens.sae.storage import load_sae as read_sae
+from difflens.sae.base import load_sae as read_sae
 from difflens.store.artifacts import Artifact
 from difflens.store.past_run import RunArtifacts
 from difflens.store.targets import saved_class
@@ -253,10 +252,8 @@ def fairness_discrepancy(
 ) -> FairnessResult:
     """FD of a judge's logits, soft and hard, with its chance level, unbiased square, shares and their intervals.
 
-    Args:
-        logits: [N, C] of the judge, columns in the order of `classes`; a row of NaN is an image without a face.
-        classes: their names.
-        target: share per class; None for equal shares.
+    Columns of the logits are those of `classes`, a row of NaN is an image without a face; `target` gives a share per
+    class, and equal shares if None.
     """
     shares = Attribute("attribute", tuple(classes)).target(target) if isinstance(target, Mapping) else target
     shares = None if shares is None else shares.cpu()

@@ -466,11 +466,7 @@ OURS: Mapping[str, type[Open]] = {
 
 
 def check_settings(config: Mapping[str, Any]) -> Settings:
-    """Check a resolved configuration.
-
-    Raises:
-        UserError: with the key, what its value must be, and the value.
-    """
+    """Check a resolved configuration (UserError: with the key, what its value must be, and the value)."""
     settings = _validated(Settings, config, "")
     for where, node in _objects(config):
         if node["_target_"] in OURS:
@@ -615,11 +611,7 @@ def check_trainer(settings: Settings) -> None:
 
 
 def check_study(settings: Settings) -> None:
-    """Check values that must fit each other.
-
-    Raises:
-        UserError: they do not.
-    """
+    """Check values that must fit each other; else UserError."""
     data, metric, method = settings.data, settings.metric, settings.mitigation
     # Images that taught a method, or chose its strength, would flatter it in every table (METHOD section 6).
     seeds = {
@@ -739,11 +731,7 @@ def check_top(top: Any, classes: tuple[str, ...]) -> None:
 
 
 def check_held(settings: Settings) -> None:
-    """Check that attributes which are held are also measured.
-
-    Raises:
-        UserError: one is not.
-    """
+    """Check that attributes which are held are also measured; else UserError."""
     held, others = settings.mitigation.hold.attributes, settings.judge.others
     if unknown := [name for name in held if name not in (*others, *studied(settings))]:
         raise UserError(

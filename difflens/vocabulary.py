@@ -60,11 +60,7 @@ class Attribute:
         return self.parts or (self,)
 
     def index(self, name: str) -> int:
-        """Position of a class.
-
-        Raises:
-            ValueError: the attribute has no such class.
-        """
+        """Position of a class (ValueError: the attribute has no such class)."""
         if name not in self.classes:
             raise ValueError(f"attribute {self.name!r} has no class {name!r}; its classes are {list(self.classes)}.")
         return self.classes.index(name)
@@ -168,11 +164,7 @@ class GenerationPlan:
         return replace(self, targets=targets, shown=shown or {})
 
     def per_image(self) -> PerImage:
-        """What an edit is told of these images.
-
-        Raises:
-            ValueError: they have no targets.
-        """
+        """What an edit is told of these images (ValueError: they have no targets)."""
         if self.targets is None:
             raise ValueError("an edit needs plan.targets: one class per image, UNTOUCHED where it must not act.")
         return PerImage(self.targets, self.shown, self.prompts)

@@ -172,13 +172,16 @@ SHARED: list[Path] = []
 
 
 def undisturbed() -> Program:
-    """A finished study that nothing has disturbed, made once for all workers; to be read and copied only."""
+    """A finished study that nothing has disturbed, made once for all workers; to be read and copied only.
+
+    What it said lies in the folder beside its own that ends in `.heard`.
+    """
     folder = SHARED[0] / "undisturbed"
     heard, done = folder.with_suffix(".heard"), folder.with_suffix(".done")
     heard.mkdir(exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not done.exists():
-            ended = Program(folder, heard=heard)()
+            ended = Program(folder, heard=heard)(prepare=speak_at_once)
             assert ended.code == 0, ended.err + ended.out
             done.touch()
     return Program(folder)

@@ -78,7 +78,6 @@ def test_a_class_without_images_says_what_to_do(program: Program) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("attribute=gendr", "no such attribute; available: age, gender, race. Did you mean 'gender'?"),
         ("attribute.classes=[female,man]", "the judge has no class ['man'] of 'gender'; its classes are"),
         ("sae.k=999", "k=999 must lie in 1..256"),
         ("data.site.module=midblock", "did you mean mid_block"),
@@ -88,6 +87,7 @@ def test_a_class_without_images_says_what_to_do(program: Program) -> None:
         ("+sae.topk=8", "TopKAutoencoder takes no 'topk'"),
         ("+mitigation.strenght=2", "DiffLens takes no 'strenght'; take it away. Did you mean 'mitigation.strength'?"),
         ("attribution.baseline=contrast", "attribution.baseline=contrast needs prompts"),
+        ("mitigation.target.female=1.5", "lacks a share for ['male'], and the others leave none"),
         ("preset=foo", "preset=foo: no such preset"),
         ("trainer.accelerator=abacus", "trainer: "),
         ("judge.others=[beard]", "judge.others names ['beard']"),
@@ -104,25 +104,13 @@ def test_a_mistake_in_the_configuration_is_told_before_the_first_stage(
     """Of what can only be found by building things; what the configuration alone tells is in conf/test_settings.py."""
     ended = elsewhere(override)
     assert ended.code == 2 and words in ended.complaint
-    # A configuration that cannot be composed has no run folder.
-    if override != "attribute=gendr":
-        assert elsewhere.json("status.json")["exit_code"] == 2
-        assert not elsewhere.json("manifest.json")["seconds"]
+    assert elsewhere.json("status.json")["exit_code"] == 2
+    assert not elsewhere.json("manifest.json")["seconds"]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["data={}"], "data must be a group of settings, got {}"),
-        (["task=miniature", "task.models=[]"], "task.models must be a list without repeats that names at least one"),
-        (["task=convert", "task.checkpoint=/etc/passwd"], "/etc/passwd is nothing that torch.save wrote"),
-    ],
-)
-def test_what_would_do_nothing_or_read_anything_is_refused(
-    elsewhere: Program, overrides: list[str], words: str
-) -> None:
-    ended = elsewhere(*overrides)
-    assert ended.code == 2 and words in ended.complaint
+def test_no_file_but_a_checkpoint_is_converted(elsewhere: Program) -> None:
+    ended = elsewhere("task=convert", "task.checkpoint=/etc/passwd")
+    assert ended.code == 2 and "/etc/passwd is nothing that torch.save wrote" in ended.complaint
 
 
 def test_an_artifact_made_for_another_site_is_refused(program: Program) -> None:
@@ -176,9 +164,7 @@ def test_on_a_full_disk_the_run_says_so_and_goes_on_when_there_is_space(small_di
     assert (program.latest / "metrics.json").read_bytes() == (undisturbed().latest / "metrics.json").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "override", ["name=../../../../x", "name=a/b", "model.name=../../x", "paths.outputs=", "paths.outputs=null"]
-)
+@pytest.mark.parametrize("override", ["name=../../../../x", "paths.outputs="])
 def test_no_name_leads_out_of_the_outputs(tmp_path: Path, override: str) -> None:
     ended = Program(tmp_path / "here")(override)
     assert ended.code == 2 and override.partition("=")[0] in ended.complaint

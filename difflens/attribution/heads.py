@@ -71,24 +71,13 @@ class Head(ABC):
     def mean_gradient(self, codes: Codes, baseline: Codes | None, labels: Int[Tensor, "images"], nodes: int) -> Codes:
         """∫₀¹ ∂F_c/∂z dα on the straight path from the baseline (zero codes if None) to the codes, F = softmax(ℓ).
 
-        Args:
-            codes: the path's end.
-            baseline: its start.
-            labels: class c of each image.
-            nodes: of the Gauss–Legendre rule.
+        Class c is each image's label; `nodes` are those of a Gauss–Legendre rule.
         """
 
 
 @dataclass(frozen=True)
 class AffineHead(Head):
-    """Codes → class logits at one step: probe after decoder, both affine, so the whole head is.
-
-    Args:
-        decoder: SAE decoder rows [M, D].
-        decoder_bias: [D].
-        weight: probe weights as maps [C, D, H, W].
-        bias: probe biases [C].
-    """
+    """Codes → class logits at one step: probe (weights as maps) after decoder, both affine, so the whole head is."""
 
     decoder: Float[Tensor, "latents channels"]
     decoder_bias: Float[Tensor, "channels"]
@@ -129,14 +118,7 @@ class AffineHead(Head):
 
 @dataclass(frozen=True)
 class AutogradHead(Head):
-    """Codes → class logits at one step: any differentiable probe after the decoder.
-
-    Args:
-        decoder: SAE decoder rows [M, D].
-        decoder_bias: [D].
-        probe: decoded maps [n, D, H, W] → logits [n, C].
-        positions: height and width of the codes.
-    """
+    """Codes → class logits at one step: any differentiable probe after the decoder; `positions` are H, W of codes."""
 
     decoder: Float[Tensor, "latents channels"]
     decoder_bias: Float[Tensor, "channels"]

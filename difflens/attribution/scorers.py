@@ -9,6 +9,9 @@ from torch import Tensor
 
 from difflens.attribution.heads import Codes, Head
 
+Labels = Int[Tensor, "images"]
+Scores = Float[Tensor, "images latents"]
+
 
 @runtime_checkable
 class Scorer(Protocol):
@@ -16,13 +19,7 @@ class Scorer(Protocol):
 
     name: str
 
-    def __call__(
-        self,
-        head: Head,
-        codes: Float[Tensor, "images latents height width"],
-        labels: Int[Tensor, "images"],
-        baseline: Float[Tensor, "images latents height width"] | None = None,
-    ) -> Float[Tensor, "images latents"]:
+    def __call__(self, head: Head, codes: Codes, labels: Labels, baseline: Codes | None = None) -> Scores:
         """Score of every latent for each image's own class, summed over positions."""
         ...
 
@@ -41,27 +38,19 @@ class IntegratedGradients:
             raise ValueError(f"attribution.nodes must be at least 4, got {nodes}.")
         self.nodes = nodes
 
-    def __call__(
-        self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
-    ) -> Float[Tensor, "images latents"]:
+    def __call__(self, head: Head, codes: Codes, labels: Labels, baseline: Codes | None = None) -> Scores:
         """See `Scorer`; the scores of an image sum to F_c(z) − F_c(baseline)."""
         difference = codes if baseline is None else codes - baseline
         return (difference * head.mean_gradient(codes, baseline, labels, self.nodes)).sum((-1, -2))
 
 
 def riemann_integrated_gradients(
-    forward: Callable[[Codes], Float[Tensor, "images classes"]],
-    codes: Codes,
-    labels: Int[Tensor, "images"],
-    steps: int = 10,
-) -> Float[Tensor, "images latents"]:
-    """The left Riemann sum of the paper's released code (`protocol: official`), by autograd through any probe.
+    forward: Callable[[Codes], Float[Tensor, "images classes"]], codes: Codes, labels: Labels, steps: int = 10
+) -> Scores:
+    """The left Riemann sum of the paper's released code (`protocol: official`) from zero codes, by autograd.
 
-    Args:
-        forward: codes → class logits; need not be affine.
-        codes: [n, M, H, W]; the baseline is zero.
-        labels: class whose probability is attributed, per image.
-        steps: points on the path, at α = 0, 1/steps, …, (steps−1)/steps.
+    `forward` gives class logits and need not be affine; the path's `steps` points lie at α = 0, 1/steps, …,
+    (steps−1)/steps.
     """
     total = torch.zeros_like(codes)
     for step in range(steps):
@@ -77,14 +66,8 @@ class OfficialIntegratedGradients:
 
     name = "integrated_gradients_official"
 
-    def __call__(
-        self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
-    ) -> Float[Tensor, "images latents"]:
-        """See `Scorer`.
-
-        Raises:
-            ValueError: a baseline is given; the released code knows only zero.
-        """
+    def __call__(self, head: Head, codes: Codes, labels: Labels, baseline: Codes | None = None) -> Scores:
+        """See `Scorer` (ValueError: a baseline is given; the released code knows only zero)."""
         if baseline is not None:
             raise ValueError("the official protocol attributes from a zero baseline only.")
         return riemann_integrated_gradients(head.logits, codes, labels)
@@ -95,9 +78,7 @@ class GradientTimesActivation:
 
     name = "gradient_times_activation"
 
-    def __call__(
-        self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
-    ) -> Float[Tensor, "images latents"]:
+    def __call__(self, head: Head, codes: Codes, labels: Labels, baseline: Codes | None = None) -> Scores:
         """See `Scorer`."""
         difference = codes if baseline is None else codes - baseline
         # From z to z the path is one point, on which any rule is exact: this is the gradient at z itself.
@@ -109,9 +90,7 @@ class GradientTimesDistance:
 
     name = "gradient_times_distance"
 
-    def __call__(
-        self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
-    ) -> Float[Tensor, "images latents"]:
+    def __call__(self, head: Head, codes: Codes, labels: Labels, baseline: Codes | None = None) -> Scores:
         """See `Scorer`."""
         # Without a sign, as released: a latent weaker than in the baseline counts like one that is stronger.
         distance = (codes if baseline is None else codes - baseline).abs()
@@ -123,9 +102,7 @@ class MeanActivation:
 
     name = "mean_difference"
 
-    def __call__(
-        self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
-    ) -> Float[Tensor, "images latents"]:
+    def __call__(self, head: Head, codes: Codes, labels: Labels, baseline: Codes | None = None) -> Scores:
         """See `Scorer`."""
         # The head is not asked: as a control it must know nothing of the probe.
         return (codes if baseline is None else codes - baseline).sum((-1, -2))
@@ -139,9 +116,7 @@ class RandomScores:
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def __call__(
-        self, head: Head, codes: Codes, labels: Int[Tensor, "images"], baseline: Codes | None = None
-    ) -> Float[Tensor, "images latents"]:
+    def __call__(self, head: Head, codes: Codes, labels: Labels, baseline: Codes | None = None) -> Scores:
         """See `Scorer`; the same scores for every image of a class."""
         # Seeded anew at each call and drawn per class: scores do not depend on how images are batched.
         rows = torch.empty(head.classes, codes.shape[1], device=codes.device)

@@ -20,11 +20,7 @@ def contrast(scores: Float[Tensor, "classes latents"]) -> Float[Tensor, "classes
 
 
 def ranked(scores: Float[Tensor, "classes latents"], rank: str) -> Float[Tensor, "classes latents"]:
-    """What latents are ranked by: `contrast` of the scores, or the `plain` scores.
-
-    Raises:
-        ValueError: another word.
-    """
+    """What latents are ranked by: `contrast` of the scores, or the `plain` scores (ValueError: another word)."""
     if rank not in get_args(Rank):
         raise ValueError(f"attribution.rank must be one of {', '.join(get_args(Rank))}, got {rank!r}.")
     return contrast(scores) if rank == "contrast" else scores
@@ -40,16 +36,10 @@ def select_features(
 ) -> FeatureSet:
     """The latents that rank highest for each class (METHOD section 4).
 
-    By `contrast` they are at most `top`, never one whose contrast is ≤ 0; `plain` takes the `top` largest scores whatever
-    they are, as the released code does, so that one latent may belong to several classes.
-
-    Args:
-        scores: of the attribute under study.
-        top: latents per class, one number or one per class name.
-        rank: see `ranked`.
-        others: scores of other attributes.
-        specificity: how much a latent's largest share of any other attribute's drive counts against it; both are
-            measured as shares of their attribute's strongest latent, so that the scales agree.
+    By `contrast` they are at most `top` (one number, or one per class), never one whose contrast is ≤ 0; `plain` takes
+    the `top` largest scores whatever they are, as the released code does, so that one latent may belong to several
+    classes. `specificity` is how much a latent's largest share of the drive of any of the `others` counts against it;
+    both are shares of their attribute's strongest latent, so that the scales agree.
 
     Raises:
         ValueError: `top` names an unknown class, lacks one, exceeds the width, or no latent is left for any class.
@@ -95,16 +85,9 @@ def ablation_sets(
 ) -> dict[str, dict[str, tuple[int, ...]]]:
     """For each class, `size` latents of highest rank (`top`), and two control sets that fire as much as these together.
 
-    A set that hardly fires proves nothing when it is silenced. So `random` latents are taken in a random order, and those of
-    a score nearest 0 (`bottom`) in that order, until their activations on images of the class sum to those of `top`. Both are
-    of latents that fire and are not in `top`.
-
-    Args:
-        scores: of every latent.
-        activation: mean activation of every latent on images of each class.
-        size: number of `top` latents.
-        seed: of the random order.
-        rank: see `ranked`.
+    A set that hardly fires proves nothing when it is silenced. So `random` latents are taken in a random order, and those
+    of a score nearest 0 (`bottom`) in that order, until their activations (mean on images of the class) sum to those of
+    `top`. Both are of latents that fire and are not in `top`.
 
     Raises:
         ValueError: all others together fire less than the `size` of highest rank.

@@ -46,14 +46,8 @@ def code_statistics(
     """Statistics over batches (maps [n, D, H, W], labels [n, attributes], step), whatever the batches.
 
     The class means are those of a least-squares fit of the codes to the main effects of all attributes, so that what one
-    class happens to share with another attribute in these images is not taken for its own.
-
-    Args:
-        sae: reads the codes.
-        latents: which ones.
-        batches: labels of the attribute under study come first.
-        sizes: number of classes of each attribute.
-        steps: number of denoising steps.
+    class happens to share with another attribute in these images is not taken for its own. Labels of the attribute under
+    study come first; `sizes` are the numbers of classes.
     """
     effects = 1 + sum(size - 1 for size in sizes)
     squares = torch.zeros(steps, effects, effects, dtype=torch.float64)

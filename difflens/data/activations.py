@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from difflens.models.model import DiffusionModel
-from difflens.store.shards import shards_of
+from difflens.store.artifacts import shards_of
 from difflens.vocabulary import Site
 
 

@@ -1,4 +1,4 @@
-"""A folder of images as somebody left it: each file is read, converted or refused, and always told by name."""
+"""A folder of images as somebody left it: each file is read, converted or refused by name; and its features, kept."""
 
 import hashlib
 import io
@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from difflens.judges.protocol import FeatureExtractor, ReferenceStatistics
+from difflens.judges.weights import free
+from difflens.store.artifacts import ArtifactStore
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how a camera was held; 1 is upright."""
@@ -107,11 +114,8 @@ class ImageFolder:
 def scan_folder(folder: str | Path, *, seen: Callable[[], None] = lambda: None) -> ImageFolder:
     """Read every file of a folder once, so that everything wrong with it is known before the first image is used.
 
-    Of files with the same name and different suffixes the first counts and the others are refused.
-
-    Args:
-        folder: where they lie.
-        seen: called after each file.
+    Of files with the same name and different suffixes the first counts and the others are refused. `seen` is called after
+    each.
 
     Raises:
         ValueError: there is no such folder, or no image in it.
@@ -232,10 +236,7 @@ class Pairs(NamedTuple):
 def pair_by_name(first: ImageFolder, second: ImageFolder, *, pairs: str = "all") -> Pairs:
     """The images of two folders that have the same name.
 
-    Args:
-        first: one folder.
-        second: the other.
-        pairs: `all`: each image needs a counterpart; `intersect`: those without one are left out, and told.
+    Under `pairs="all"` each image needs a counterpart; under `intersect` those without one are left out, and told.
 
     Raises:
         ValueError: an image has no counterpart under `all`, no image has one, or `pairs` is unknown.
@@ -268,3 +269,42 @@ def _stacked(images: list[tuple[str, np.ndarray]]) -> Batch:
 
 def _frozen(groups: Mapping[str, list[str]]) -> dict[str, tuple[str, ...]]:
     return {why: tuple(names) for why, names in sorted(groups.items())}
+
+
+class Reference(NamedTuple):
+    """Features [n, dim] in the order of the images' names, and their statistics."""
+
+    features: Float[Tensor, "images dim"]
+    statistics: ReferenceStatistics
+
+
+def collect_features(
+    images: ImageFolder, extractor: FeatureExtractor, *, batch: int = 64
+) -> Float[Tensor, "images dim"]:
+    """Features [n, dim] (float32) of a folder's images, which are never all in memory."""
+    parts = images.batches(batch)
+    return torch.cat([extractor(torch.from_numpy(part.pixels).float() / 255).cpu() for part in parts])
+
+
+def collect_reference(
+    images: ImageFolder, extractor: FeatureExtractor, *, store: ArtifactStore, batch: int = 64
+) -> Reference:
+    """The folder's reference for an extractor: read from the store if the same images went through the same network.
+
+    Raises:
+        ValueError: there is only one image.
+        ArtifactError: what the store holds is damaged.
+    """
+    made = {"name": extractor.name, "resize": extractor.resize, "fingerprint": extractor.fingerprint}  # type: ignore[attr-defined]
+    # What decides the features: the images' bytes and the network's weights, not where either of them lies.
+    spec = {"images": images.sha256, "n": len(images.files), "extractor": made}
+
+    def make(folder: Path) -> None:
+        save_file({"features": collect_features(images, extractor, batch=batch)}, folder / "features.safetensors")
+        # Nothing is asked of it any more, and memory may have room for one network at a time.
+        free(extractor)
+
+    artifact, _ = store.get_or_create("reference", spec, make)
+    features = load_file(artifact.folder / "features.safetensors")["features"]
+    statistics = ReferenceStatistics.from_features(features, extractor=extractor.name, resize=extractor.resize)
+    return Reference(features, statistics)

@@ -40,10 +40,7 @@ class TokenSource(Protocol):
 class StoredTokens:
     """Tokens of the chosen images of a store on disk; a chunk is one shard at one step.
 
-    Args:
-        store: the activations.
-        positions: which of its images.
-        tokenise: maps [n, D, H, W] → tokens; one per position unless the SAE cuts them otherwise.
+    `tokenise` cuts maps [n, D, H, W] into tokens: one per position unless the SAE cuts them otherwise.
     """
 
     def __init__(self, store: ActivationStore, positions: list[int], *, tokenise: Tokenise = as_tokens) -> None:

@@ -105,11 +105,7 @@ def crossed(
 
 
 def check_prompts(prompts: Sequence[Any], *, name: str = "prompts") -> tuple[str, ...]:
-    """A list of prompts as read from a configuration.
-
-    Args:
-        prompts: distinct texts.
-        name: what the list is called there.
+    """A list of distinct prompts as read from a configuration, where it is called `name`.
 
     Raises:
         ValueError: the list is empty, holds something other than texts, a blank one or one twice.

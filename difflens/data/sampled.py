@@ -9,18 +9,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from difflens.models.base import Generated
-from difflens.store.shards import is_finished, read_shard, shards_of, write_shard
+from difflens.store.artifacts import is_finished, read_shard, shards_of, write_shard
 from difflens.vocabulary import Site
 
 
 class Shards:
-    """Finished micro-batches in a folder, a shard each: image_ids [n], images [n, 3, H, W] (uint8), recorded activations.
+    """Finished micro-batches in a folder, a shard each: image_ids [n], images [n, 3, H, W] (uint8), activations if at a site.
 
-    The first also says how many floating-point operations it took, and so do others that may have taken more or less.
-
-    Args:
-        folder: where they lie; it need not exist before the first is kept.
-        site: where the activations were recorded, if they were.
+    The first also says how many floating-point operations it took, and so do others that may have taken more or less. The
+    folder need not exist before the first is kept.
     """
 
     def __init__(self, folder: Path, site: Site | None = None) -> None:
@@ -31,11 +28,7 @@ class Shards:
         return is_finished(self.folder, _name(number))
 
     def keep(self, number: int, batch: Generated) -> None:
-        """Write the micro-batch of this number.
-
-        Raises:
-            ValueError: an activation is not finite.
-        """
+        """Write the micro-batch of this number (ValueError: an activation is not finite)."""
         tensors = {"image_ids": batch.image_ids, "images": as_bytes(batch.images)}
         if batch.flops is not None:
             tensors["flops"] = torch.tensor(batch.flops)

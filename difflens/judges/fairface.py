@@ -11,7 +11,7 @@ from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from difflens.judges.faces import FaceCropper, WholeImage, read_faces
 from difflens.judges.weights import OnDemand, find_weights, load_weights
-from difflens.metrics.official import OUTPUTS
+from difflens.metrics.functional import OUTPUTS
 from difflens.models.base import weights_fingerprint
 from difflens.models.devices import check_device
 from difflens.store.fingerprints import fingerprint

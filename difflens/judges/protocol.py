@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
-from difflens.metrics.distances import mean_and_covariance
+from difflens.metrics.functional import mean_and_covariance
 from difflens.vocabulary import Attribute
 
 OTHER = "other"

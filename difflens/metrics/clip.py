@@ -52,11 +52,7 @@ class ClipSimilarity(RowMetric):
         self.clip_cosines = self.clip_cosines.index_add(0, rows, paired_cosine(cosines_of, self.originals[rows]))
 
     def compute(self) -> SimilarityResult:
-        """Mean over all pairs.
-
-        Raises:
-            ValueError: an original has no mitigated counterpart.
-        """
+        """Mean over all pairs (ValueError: an original has no mitigated counterpart)."""
         n = self.require_all_rows()
         # Summed in the order of ids: the same to the last bit, however the batches and ranks came.
         mean = self.clip_cosines[self.image_ids.argsort()].mean()
@@ -87,11 +83,7 @@ class PromptSimilarity(SumMetric):
         self.prompt_n = self.prompt_n + len(images)
 
     def compute(self) -> SimilarityResult:
-        """Mean over all images.
-
-        Raises:
-            ValueError: no image came.
-        """
+        """Mean over all images (ValueError: no image came)."""
         n = int(self.prompt_n)
         if n == 0:
             raise ValueError("CLIP-T needs at least one image and prompt.")

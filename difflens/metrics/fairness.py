@@ -96,11 +96,7 @@ class FairnessDiscrepancy(SumMetric):
         self.fairness_missing = self.fairness_missing + (~found).sum().to(self.fairness_missing)
 
     def compute(self) -> FairnessResult:
-        """FD with everything needed to read it.
-
-        Raises:
-            ValueError: no image has a face.
-        """
+        """FD with everything needed to read it (ValueError: no image has a face)."""
         counts, target, n = self.fairness_counts.cpu(), self.target.cpu(), int(self.fairness_counts.sum())
         if n == 0:
             raise ValueError(f"no image was judged for {self.classes} ({int(self.fairness_missing)} without a face).")

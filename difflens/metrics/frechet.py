@@ -7,7 +7,7 @@ from jaxtyping import Int, Num
 from torch import Tensor
 
 from difflens.judges.protocol import ReferenceStatistics
-from difflens.metrics.distances import frechet_distance, kernel_distance, kernel_subsets
+from difflens.metrics.functional import frechet_distance, kernel_distance, kernel_subsets
 from difflens.metrics.sums import RowMetric, SumMetric
 
 
@@ -140,11 +140,7 @@ class KernelDistance(RowMetric):
         self.kernel_features = self.kernel_features.index_add(0, rows, values)
 
     def compute(self) -> KernelResult:
-        """KID over all samples and over subsets.
-
-        Raises:
-            ValueError: an expected image did not come exactly once.
-        """
+        """KID over all samples and over subsets (ValueError: an expected image did not come exactly once)."""
         n = self.require_all_rows()
         # By id, so that the seeded subsets hold the same images in whatever order these came.
         ordered = self.kernel_features[self.image_ids.argsort()]

@@ -1,4 +1,4 @@
-"""Fairness, similarity and leakage as pure functions in float64 (METHOD section 7)."""
+"""Fairness, similarity, leakage and distances of feature clouds as pure functions in float64 (METHOD section 7)."""
 
 import math
 from collections.abc import Sequence
@@ -39,29 +39,6 @@ def discrepancy(shares: Num[Tensor, "classes"], target: Num[Tensor, "classes"]) 
     if shares.shape != target.shape:
         raise ValueError(f"shares of {list(shares.shape)} classes were compared with a target of {list(target.shape)}.")
     return _norm(shares.double() - valid_target(target))
-
-
-def fairness_discrepancy(
-    probabilities: Float[Tensor, "images classes"], target: Num[Tensor, "classes"]
-) -> Float[Tensor, ""]:
-    """Soft FD = ‖mean_i p_i − q‖₂, p_i the judge's softmax for image i (the paper's measure).
-
-    Raises:
-        ValueError: there is no image, or the numbers of classes differ.
-    """
-    return discrepancy(_rows(probabilities).double().mean(0), target)
-
-
-def hard_fairness_discrepancy(
-    probabilities: Float[Tensor, "images classes"], target: Num[Tensor, "classes"]
-) -> Float[Tensor, ""]:
-    """Hard FD = ‖p − q‖₂, p the shares of the most probable class (logits give the same value).
-
-    Raises:
-        ValueError: there is no image, or the numbers of classes differ.
-    """
-    labels = _rows(probabilities).argmax(-1)
-    return discrepancy(_shares(labels, classes=probabilities.shape[-1]), target)
 
 
 def unbiased_squared_discrepancy(
@@ -153,12 +130,9 @@ def share_measures(shares: Num[Tensor, "classes"], target: Num[Tensor, "classes"
 def corrected_shares(shares: Num[Tensor, "classes"], recalls: Num[Tensor, "classes"]) -> Float[Tensor, "classes"]:
     """The shares that images truly have where a judge of known recalls reads these (CLEAM, Teo et al., NeurIPS 2023).
 
-    The judge's answers are A p of the true shares p, A having the recalls on its diagonal and each class's errors spread
-    evenly over the others; p is clipped to be non-negative and to sum to 1.
-
-    Args:
-        shares: as the judge reads them.
-        recalls: the share of the images of each class that the judge reads as that class.
+    A recall is the share of the images of a class that the judge reads as that class. Its answers are A p of the true
+    shares p, A having the recalls on its diagonal and each class's errors spread evenly over the others; p is clipped to
+    be non-negative and to sum to 1.
 
     Raises:
         ValueError: a recall is no better than chance, so that the shares cannot be told.
@@ -184,9 +158,7 @@ def unrelated_cosine(embeddings: Num[Tensor, "images dim"]) -> Float[Tensor, ""]
     return (unit.sum(0).square().sum() - n) / max(1, n * (n - 1))
 
 
-def product_probabilities(
-    probabilities: Sequence[Float[Tensor, "rows _"]],
-) -> Float[Tensor, "rows products"]:
+def product_probabilities(probabilities: Sequence[Float[Tensor, "rows _"]]) -> Float[Tensor, "rows products"]:
     """Product-class probabilities per row, the attributes taken as independent given the row; the last varies fastest.
 
     With one row per attribute it also turns marginal targets into a product target.
@@ -240,11 +212,150 @@ def _norm(vectors: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape"]:
     return vectors.square().sum(-1).sqrt()
 
 
-def _rows(values: Float[Tensor, "images classes"]) -> Float[Tensor, "images classes"]:
-    if values.ndim != 2 or len(values) == 0:
-        raise ValueError(f"a discrepancy needs at least one image as [images, classes], got {list(values.shape)}.")
-    return values
-
-
 def _shares(labels: Int[Tensor, "images"], *, classes: int) -> Float[Tensor, "classes"]:
     return torch.nn.functional.one_hot(labels.long(), classes).double().mean(0)
+
+
+OUTPUTS = 18
+"""FairFace outputs: 0:7 race, 7:9 gender, 9:18 age (0-2, 3-9, 10-19, 20-29, … 70+)."""
+
+
+class OfficialDiscrepancies(NamedTuple):
+    """Soft FD per attribute against a uniform target."""
+
+    gender: float
+    age: float
+    race: float
+
+
+def official_discrepancies(logits: Float[Tensor, "images outputs"]) -> OfficialDiscrepancies:
+    """Soft FD of gender, age (young 0-19, adult 20-59, old 60+) and race under `protocol: official`.
+
+    Each attribute's softmax runs over its own outputs. Race keeps the first four of seven probabilities (White, Black,
+    Latino, East Asian) without renormalising them and compares each with 0.25, so that it is not zero for any sampler
+    that the judge sometimes places in another race.
+
+    Raises:
+        ValueError: the logits are not [N, 18] with N ≥ 1.
+    """
+    if logits.ndim != 2 or logits.shape[1] != OUTPUTS or len(logits) == 0:
+        raise ValueError(f"the official protocol reads FairFace logits [N, {OUTPUTS}], got {list(logits.shape)}.")
+    # As released, faults included: these numbers stand beside the paper's and nowhere else.
+    race, gender, age = (part.double().softmax(-1).mean(0) for part in torch.split(logits, [7, 2, 9], dim=1))
+    grouped = torch.stack([age[:3].sum(), age[3:7].sum(), age[7:].sum()])
+    return OfficialDiscrepancies(*(_from_uniform(p) for p in (gender, grouped, race[:4])))
+
+
+def _from_uniform(p: Tensor) -> float:
+    return float((p - 1 / len(p)).square().sum().sqrt())
+
+
+class Moments(NamedTuple):
+    """Mean [dim] and unbiased covariance [dim, dim], float64."""
+
+    mean: Float[Tensor, "dim"]
+    covariance: Float[Tensor, "dim dim"]
+
+
+class KernelSubsets(NamedTuple):
+    """Mean and standard deviation (divisor `subsets`) of the kernel distance over random subsets of one size."""
+
+    mean: Float[Tensor, ""]
+    sd: Float[Tensor, ""]
+    size: int
+
+
+def mean_and_covariance(features: Num[Tensor, "images dim"]) -> Moments:
+    """Mean and unbiased covariance of the rows (ValueError: there are fewer than two rows)."""
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"a covariance needs at least two rows of features, got {list(features.shape)}.")
+    x = features.double()
+    # Centred before the product: E[xxᵀ] - E[x]E[x]ᵀ cancels the digits of features far from the origin.
+    centred = x - x.mean(0)
+    return Moments(x.mean(0), centred.mT @ centred / (len(x) - 1))
+
+
+def frechet_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
+    """‖μ_a−μ_b‖² + tr(Σ_a + Σ_b − 2(Σ_a Σ_b)^½) of two (mean, covariance) pairs (Dowson & Landau, 1982).
+
+    The root's trace is that of (R Σ_b Rᵀ)^½, with Σ_a = Rᵀ R from `eigh`: symmetric, so `eigvalsh` suffices. Directions
+    in which `a` has no variance are cut away first, because the root turns their rounding error ε into √ε each; so
+    give the smaller sample (n < dim) as `a`.
+
+    Raises:
+        ValueError: the shapes do not agree, or a value is not finite.
+    """
+    (mean_a, covariance_a), (mean_b, covariance_b) = a, b
+    if mean_a.shape != mean_b.shape or covariance_a.shape != covariance_b.shape:
+        raise ValueError(f"features of dimensions {len(mean_a)} and {len(mean_b)} cannot be compared.")
+    if not all(bool(x.isfinite().all()) for x in (*a, *b)):
+        raise ValueError("features with NaN or infinite values have no Fréchet distance; check the generated images.")
+    # Not the root of the product Σ_a Σ_b itself, which is not symmetric: its eigenvalues take three times as long and
+    # may come out complex.
+    values, vectors = torch.linalg.eigh(covariance_a.double())
+    # The usual bound of a numerical rank: what lies below it is the largest eigenvalue's rounding.
+    kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
+    root = values[kept].sqrt()[:, None] * vectors[:, kept].mT
+    product = root @ covariance_b.double() @ root.mT
+    # `eigvalsh` reads one triangle only, so both are averaged first; eigenvalues below 0 are rounding.
+    overlap: Tensor = torch.linalg.eigvalsh((product + product.mT) / 2).clamp(min=0).sqrt().sum()
+    shift = (mean_a.double() - mean_b.double()).square().sum()
+    spread = covariance_a.double().trace() + covariance_b.double().trace()
+    return shift + spread - 2 * overlap
+
+
+def kernel_distance(
+    x: Num[Tensor, "images dim"], y: Num[Tensor, "others dim"], *, block: int = 1024
+) -> Float[Tensor, ""]:
+    """KID: the unbiased MMD² with kernel (x·y/dim + 1)³ over all samples (Bińkowski et al., 2018, eq. 4).
+
+    A Gram block of `block` rows and columns alone is in float64: beside the features memory does not grow.
+
+    Raises:
+        ValueError: fewer than two rows in either, or different dimensions.
+    """
+    if min(len(x), len(y)) < 2 or x.shape[1:] != y.shape[1:]:
+        raise ValueError(f"KID needs two sets of ≥ 2 features [n, dim], got {list(x.shape)} and {list(y.shape)}.")
+    return _within(x, block) + _within(y, block) - 2 * _total(x, y, block) / (len(x) * len(y))
+
+
+def kernel_subsets(
+    x: Num[Tensor, "images dim"], y: Num[Tensor, "others dim"], *, subsets: int = 100, size: int = 1000, seed: int = 0
+) -> KernelSubsets:
+    """KID over seeded random subsets, drawn without replacement from each set; `size` is cut to the smaller set.
+
+    The spread describes subsets of that size, not the error of the KID over all samples.
+
+    Raises:
+        ValueError: there is no subset, or its size is below two.
+    """
+    size = min(size, len(x), len(y))
+    if subsets < 1 or size < 2:
+        raise ValueError(f"KID needs at least one subset of two or more images, got {subsets} of {size}.")
+    # On the CPU wherever the features lie: the same subsets on every device.
+    generator = torch.Generator().manual_seed(seed)
+    pairs = ((_draw(x, size, generator), _draw(y, size, generator)) for _ in range(subsets))
+    values = torch.stack([kernel_distance(a, b) for a, b in pairs])
+    # The divisor of torchmetrics and torch-fidelity, so that spreads can be compared with theirs.
+    return KernelSubsets(values.mean(), values.std(correction=0), size)
+
+
+def _draw(features: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    return features[torch.randperm(len(features), generator=generator)[:size].to(features.device)]
+
+
+def _total(x: Tensor, y: Tensor, block: int) -> Tensor:
+    # Block by block: of 10,000 images the whole Gram matrix takes 800 MB in double precision.
+    parts = [_kernel(rows.double(), columns.double()).sum() for rows in x.split(block) for columns in y.split(block)]
+    return torch.stack(parts).sum()
+
+
+def _within(x: Tensor, block: int) -> Tensor:
+    # k(x, x) = (|x|²/dim + 1)³ of an image with itself is taken out again: it would bias the mean upwards.
+    lengths = torch.cat([rows.double().square().sum(1) for rows in x.split(block)])
+    diagonal = (lengths / x.shape[1] + 1).pow(3).sum()
+    return (_total(x, x, block) - diagonal) / (len(x) * (len(x) - 1))
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.mT / x.shape[1] + 1).pow(3)

@@ -310,10 +310,6 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def check_pairs(one: Outcomes, other: Outcomes) -> None:
-    """Check that two methods were given the same images.
-
-    Raises:
-        ValueError: they were not.
-    """
+    """Check that two methods were given the same images; else ValueError."""
     if not torch.equal(one.image_ids, other.image_ids):
         raise ValueError("two methods are compared on the same images, and these have different ids.")

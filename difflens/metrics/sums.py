@@ -39,11 +39,7 @@ class SumMetric(Metric):
 
 
 def match_rows(image_ids: Int[Tensor, "batch"], known_ids: Int[Tensor, "images"]) -> Int[Tensor, "batch"]:
-    """Row of each image id in `known_ids`.
-
-    Raises:
-        ValueError: an id is unknown.
-    """
+    """Row of each image id in `known_ids` (ValueError: an id is unknown)."""
     wanted = image_ids.to(known_ids)
     ordered, order = known_ids.sort()
     # An id beyond the largest is placed past the end; moved back, it is found to be another and refused.
@@ -57,9 +53,7 @@ def match_rows(image_ids: Int[Tensor, "batch"], known_ids: Int[Tensor, "images"]
 class RowMetric(SumMetric):
     """A sum metric with one row per image id, so that each image counts exactly once whatever the batches and ranks.
 
-    Args:
-        image_ids: the ids to expect, each once [images]; row i belongs to `image_ids[i]`.
-        name: prefix of the state names.
+    Row i belongs to `image_ids[i]`, the ids to expect; `name` is the prefix of the state names.
 
     Raises:
         ValueError: there is no id, or one is repeated.

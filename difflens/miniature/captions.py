@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Int
@@ -42,7 +42,7 @@ _WORDINGS: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
         "profession": (WORKPLACE_FACTORS["profession"],),
     }
 )
-_END_OF_WORD, _START, _END = "</w>", "<|startoftext|>", "<|endoftext|>"
+_END_OF_WORD = "</w>"
 _PROMPTS = 8
 _DETAILS = ("glasses", "smile", "hair", "shirt", "background", "pose")
 
@@ -63,12 +63,8 @@ def draw_mentions(n: int, *, seed: int, full: float, factors: Iterable[str] = FA
 def caption(factors: Mapping[str, Tensor], *, seed: int, mentioned: Mapping[str, Tensor] | None = None) -> list[str]:
     """Describe faces (factor → int64 [N]) in words drawn by `seed`: `a face of an old Asian woman, red shirt`.
 
-    A face whose profession is mentioned is called by it: `a face of an old Asian female doctor`.
-
-    Args:
-        factors: factor → index of its value for every face.
-        seed: decides openings, synonyms and the order of the details.
-        mentioned: factor → bool [N], whether a caption names it; all if None; a factor left out is not.
+    A face whose profession is mentioned is called by it: `a face of an old Asian female doctor`. `mentioned` says which
+    factors each caption names (factor → bool [N]; all if None).
 
     Raises:
         ValueError: `factors` do not describe faces (see `faces.validate`), or `mentioned` names an unknown factor.
@@ -107,11 +103,9 @@ def _subject(phrases: Mapping[str, str]) -> str:
 
 
 def prompts(factors: Mapping[str, Tensor], named: Mapping[str, Tensor]) -> list[str]:
-    """What a user asks for: `a face of an old Asian female doctor`, naming of `factors` (factor → int64 [N]) only `named`.
+    """What a user asks for: `a face of an old Asian female doctor`, of `factors` (factor → int64 [N]) only what is `named`.
 
-    Args:
-        factors: factor → index of its value for every face.
-        named: factor → bool [N], of gender, age, race and profession; a factor left out is not named.
+    Of gender, age, race and profession (factor → bool [N]); a factor left out is not named.
     """
     n = validate(factors)
     values = {name: (factors[name].tolist(), flags.tolist()) for name, flags in named.items()}
@@ -151,12 +145,8 @@ class ByteTokenizer:
     """A tokenizer for open_clip that reads any text byte by byte, and words it was given as one token each.
 
     As in CLIP's byte-pair encoding (Radford et al., 2021), texts are lower-cased, punctuation marks are words, and the
-    start and end have the two highest ids, so that `argmax` pooling finds the end. Any other word is its UTF-8
-    bytes and a space.
-
-    Args:
-        words: the words with a token of their own, in the order of their ids.
-        context_length: tokens of a text including its start and end.
+    start and end have the two highest ids, so that `argmax` pooling finds the end. Any other word is its UTF-8 bytes and
+    a space. The context counts start and end.
 
     Raises:
         ValueError: more or other words than there is room for, or a context without room for start and end.
@@ -215,17 +205,7 @@ def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def build_tokenizer(words: Iterable[str], *, context_length: int) -> CLIPTokenizer:
-    """A `CLIPTokenizer` that reads each of `words` (ASCII, lower-case) as one token and any other text by its bytes.
+    """A `CLIPTokenizer` that reads each of `words` (ASCII, lower-case) as one token and any other text by its bytes."""
+    from difflens.models.random_pipeline import byte_tokenizer  # seconds, which only training is willing to spend
 
-    Ids are those of bytes, bytes that end a word, merges, start and end, which also pads.
-    """
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTokenizer  # seconds, which only training is willing to spend
-
-    merges = learn_merges(words)
-    alphabet = sorted(ByteLevel.alphabet())
-    tokens = [*alphabet, *(byte + _END_OF_WORD for byte in alphabet), *("".join(pair) for pair in merges), _START, _END]
-    vocabulary: Any = {token: i for i, token in enumerate(tokens)}
-    rules: Any = merges  # pairs, which the annotation does not foresee
-    # From values and not from files, so that nothing asks the hub.
-    return CLIPTokenizer(vocab=vocabulary, merges=rules, model_max_length=context_length)
+    return byte_tokenizer(learn_merges(words), length=context_length)

@@ -100,11 +100,7 @@ class VaeRecipe(Recipe):
 
 
 def load_vae(folder: str) -> AutoencoderKL:
-    """The autoencoder saved in `folder`, in float32 and evaluation mode.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The autoencoder saved in `folder`, in float32 and evaluation mode (ValueError: there is none)."""
     # A folder is never asked of the hub, which is tried five times where nothing lies.
     options = {"local_files_only": True, "torch_dtype": torch.float32, "low_cpu_mem_usage": False}
     return AutoencoderKL.from_pretrained(locate(folder), **options).eval().requires_grad_(False)

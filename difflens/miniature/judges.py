@@ -102,15 +102,10 @@ def _resized(images: Tensor) -> Tensor:
 
 
 def load_judge(folder: str) -> MiniatureJudge:
-    """The judge saved in `folder`, in float32 and evaluation mode.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The judge saved in `folder`, in float32 and evaluation mode (ValueError: there is none)."""
     path = locate(folder)
     config = json.loads((path / "config.json").read_text())
-    # Judges trained before there were professions do not say which factors they read.
-    network = ARCHITECTURES[config["architecture"]](config.get("factors", FACTORS))
+    network = ARCHITECTURES[config["architecture"]](config["factors"])
     # Shipped in half precision, which CPUs compute slowly if at all.
     network.load_state_dict({name: value.float() for name, value in load_file(path / "judge.safetensors").items()})
     return MiniatureJudge(network.eval().requires_grad_(False), path.name)

@@ -178,11 +178,7 @@ POPULATIONS: Mapping[str, Population] = MappingProxyType(
 
 
 def named_population(name: str) -> Population:
-    """The population of that name.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The population of that name (ValueError: there is none)."""
     if name not in POPULATIONS:
         raise ValueError(f"there is no population {name!r}; there are {', '.join(POPULATIONS)}.")
     return POPULATIONS[name]

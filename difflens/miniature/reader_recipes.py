@@ -53,10 +53,7 @@ class JudgeRecipe(Recipe):
         architecture: `convolutional` or `mixer`.
         population: the faces trained on.
         pool: number of renders trained on.
-        held_out: number of distinct faces that are never trained on and that a report scores.
-
-    Raises:
-        ValueError: more than half of all faces are held out, or none.
+        held_out: number of distinct faces that a report scores (see `held_out_faces`).
     """
 
     name: str
@@ -236,11 +233,8 @@ def forgiving_clip_loss(
 ) -> Float[Tensor, ""]:
     """CLIP's loss on unit-norm embeddings in which a caption true of another image is no negative of that image.
 
-    Args:
-        images: embeddings [N, D], of which the i-th belongs to the i-th of `texts` [N, D].
-        texts: embeddings of captions.
-        scale: what cosines are multiplied by.
-        true: whether caption j is true of image i; its diagonal is.
+    The i-th of `images` [N, D] belongs to the i-th of `texts` [N, D]; `scale` multiplies cosines; `true` says whether
+    caption j is true of image i.
     """
     assert bool(true.diagonal().all())
     own = torch.arange(len(true))

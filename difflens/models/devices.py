@@ -32,11 +32,7 @@ BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")  # of x86 and of ARM
 
 
 def check_device(device: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        ValueError: there is no such device here.
-    """
+    """The device of that name (ValueError: there is no such device here)."""
     try:
         found = torch.device(device)
         # A name that parses may still be of a device that is not there; only an allocation tells.

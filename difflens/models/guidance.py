@@ -37,11 +37,7 @@ class Guidance:
             raise ValueError(f"model.calls must be one of {known}, got {','.join(map(str, self.calls))!r}.")
 
     def check_branch(self, branch: str) -> None:
-        """Check that the pipeline computes a branch, whole, in one denoiser call.
-
-        Raises:
-            ValueError: it does not.
-        """
+        """Check that the pipeline computes a branch, whole, in one denoiser call; else ValueError."""
         if branch not in BRANCHES:
             raise ValueError(f"site.branch of a text-to-image model must be cond, uncond or both, got {branch!r}.")
         if branch != "cond" and self.calls == UNGUIDED:

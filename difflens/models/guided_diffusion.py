@@ -211,11 +211,7 @@ def _value(value: Tensor, key: str, layout: Layout, *, split: tuple[int, int, in
 
 
 def refuse_keys(*, missing: Iterable[str] = (), unknown: Iterable[str] = (), misshapen: Iterable[str] = ()) -> None:
-    """Check that no keys are wrong.
-
-    Raises:
-        ValueError: some are; every one is listed.
-    """
+    """Check that no keys are wrong (ValueError: some are; every one is listed)."""
     wrong = {"missing keys": missing, "unknown keys": unknown, "keys of unfitting shape": misshapen}
     lists = [f"{what}: {', '.join(sorted(keys))}" for what, keys in wrong.items() if keys]
     if lists:

@@ -297,11 +297,7 @@ class SiteHooks:
 
 
 def find_module(denoiser: nn.Module, site: Site) -> nn.Module:
-    """The module a site names.
-
-    Raises:
-        ValueError: the denoiser has no such module; the message names the nearest ones.
-    """
+    """The module a site names (ValueError: the denoiser has no such module; the message names the nearest ones)."""
     modules = dict(denoiser.named_modules())
     # named_modules gives the denoiser itself the empty name.
     if site.module in modules and site.module:

@@ -185,13 +185,9 @@ def choose_scheduler(own: Any, name: str) -> Any:
 def find_pipeline(source: str, *, obtain: str, key: str = "model.folder") -> Path:
     """Where a pipeline's files lie, all of them: the folder itself, or the hub's cache.
 
-    Args:
-        source: a folder or a hub id.
-        obtain: the command that brings the files there.
-        key: where the configuration names the source.
-
     Raises:
-        ValueError: there is neither, or files are lacking; the message says where it was looked for and how to get them.
+        ValueError: there is neither, or files are lacking; the message says where it was looked for, that `obtain` is the
+            command to get them, and that `key` of the configuration names another place.
     """
     # Looked for first: of a folder that is not there, from_pretrained would ask the hub five times.
     if source.startswith(PACKAGE) or Path(source).expanduser().exists():
@@ -212,11 +208,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _complete(path: Path, *, obtain: str) -> Path:
-    """The folder itself, once it holds every part of a pipeline with its weights.
-
-    Raises:
-        ValueError: a part or its weights are lacking; all are named.
-    """
+    """The folder itself, once it holds every part of a pipeline with its weights; whatever is lacking is refused by name."""
     index = path / "model_index.json"
     parts = _parts_of(index) if index.is_file() else ["unet", "scheduler"]
     lacking = [what for part in parts for what in _lacking(path, part, alone=not index.is_file())]
@@ -263,40 +255,32 @@ def _variant(*places: Path) -> str | None:
 
 
 def _load(source: str, *, offline: bool, variant: str | None, **settings: Any) -> DiffusionPipeline:
-    if source.startswith(PACKAGE) or Path(source).expanduser().exists() or not HUB_ID.fullmatch(source):
-        folder = locate(source)
-        if not (folder / "model_index.json").is_file():
-            raise ValueError(f"no model_index.json in model folder {str(folder)!r}; save a diffusers pipeline there.")
-        return _from_pretrained(_complete(folder, obtain=OBTAIN), variant, **settings)
-    try:
-        if not offline:
+    on_the_hub = HUB_ID.fullmatch(source) and not Path(source).expanduser().exists()
+    if on_the_hub and not offline:
+        try:
             return _from_pretrained(source, variant, **settings)
-        # By its id, the hub's client would ask the network even for what the cache holds.
-        cached = Path(snapshot_download(source, local_files_only=True))
-    except OSError as error:
-        raise ValueError(_how_to_get(source, error, offline=offline)) from error
-    return _from_pretrained(_complete(cached, obtain=f"hf download {source}"), variant, **settings)
+        except OSError as error:
+            raise ValueError(_how_to_get(source, error)) from error
+    # Of a hub id the folder in the cache: by its id, the hub's client would ask the network even for what is there.
+    folder = find_pipeline(source, obtain=f"hf download {source}" if on_the_hub else OBTAIN, key="model.source")
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"no model_index.json in model folder {str(folder)!r}; save a diffusers pipeline there.")
+    return _from_pretrained(folder, variant, **settings)
 
 
-def _how_to_get(source: str, error: OSError, *, offline: bool) -> str:
+def _how_to_get(source: str, error: OSError) -> str:
     # diffusers reports a gated repository as one that does not exist; the hub's own error is what it was handling.
     if isinstance(error, GatedRepoError) or isinstance(error.__context__, GatedRepoError):
         page = f"https://huggingface.co/{source}"
         return f"model {source!r} is gated: accept its licence at {page}, run `hf auth login`, then `hf download {source}`."
-    reason = "is not on this machine, and model.offline is true" if offline else "could not be fetched from the hub"
     return (
-        f"model {source!r} {reason}: run `hf download {source}` where there is a network, or put a diffusers pipeline "
-        f"folder on this machine and set model.source to its path."
+        f"model {source!r} could not be fetched from the hub: run `hf download {source}` where there is a network, or put "
+        f"a diffusers pipeline folder on this machine and set model.source to its path."
     )
 
 
 def _from_pretrained(source: Path | str, variant: str | None, **settings: Any) -> DiffusionPipeline:
-    """The pipeline of a folder that holds all of its parts, or of a hub id, for which the network is asked.
-
-    Raises:
-        ValueError: it is none that can be used here, or a file cannot be read.
-        OSError: the hub does not give it.
-    """
+    """The pipeline of a folder that holds all of its parts, or of a hub id, for which the network is asked (else OSError)."""
     local = isinstance(source, Path)
     settings["local_files_only"] = local
     settings["variant"] = variant

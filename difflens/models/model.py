@@ -13,14 +13,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DiffusionPipeline, ImagePipel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from difflens.models.base import (
-    Attachable,
-    Batch,
-    Edit,
-    Generated,
-    vocabulary_fingerprint,
-    weights_fingerprint,
-)
+from difflens.models.base import Attachable, Batch, Edit, Generated, vocabulary_fingerprint, weights_fingerprint
 from difflens.models.devices import autocast_denoiser, choose_precision
 from difflens.models.guidance import BATCHED, UNGUIDED, Guidance
 from difflens.models.hooks import Change, Read, SiteHooks
@@ -163,11 +156,7 @@ class DiffusionModel:
         self._prepare()
 
     def _adopt(self, pipeline: DiffusionPipeline) -> None:
-        """Take a pipeline as it is.
-
-        Raises:
-            ValueError: it has no U-Net.
-        """
+        """Take a pipeline as it is (ValueError: it has no U-Net)."""
         unet = getattr(pipeline, "unet", None)
         if not isinstance(unet, nn.Module):
             raise ValueError(f"{type(pipeline).__name__} has no U-Net; models of this kind are not supported.")
@@ -275,11 +264,7 @@ class DiffusionModel:
         return networks | {name: vocabulary_fingerprint(part) for name, part in self._tokenizers().items()}
 
     def check_update(self, update: str) -> None:
-        """Check that the model's sampler can make an update.
-
-        Raises:
-            ValueError: it cannot.
-        """
+        """Check that the model's sampler can make an update; else ValueError."""
         if update == "asymmetric":
             check_asymmetric(self.pipeline.scheduler)
 
@@ -338,36 +323,35 @@ class DiffusionModel:
 
     @torch.no_grad()
     def _sample_batch(
-        self,
-        plan: GenerationPlan,
-        record: Site | None,
-        readers: Mapping[Site, Read],
-        method: Attachable | Edit | None,
+        self, plan: GenerationPlan, record: Site | None, readers: Mapping[Site, Read], method: Attachable | Edit | None
     ) -> Generated:
-        n, full = len(plan.image_ids), self.micro_batch
-        # Padded by repetition: pixels differ by up to one level of 255 across batch sizes.
-        padded = plan.take(torch.arange(full) % n)
-        generators = [image_generator(plan.base_seed, image_id) for image_id in padded.image_ids.tolist()]
-        images = PerImage(torch.full((full,), UNTOUCHED)) if method is None else padded.per_image()
-        # Drawn before a method is attached: comparisons pair images by id, which must begin with the same noise.
-        latents = normal(generators, self.latent_shape, device=self.device)
-        batch = Batch(images.to(self.device), latents, self._prompts(padded), generators)
+        n, batch = len(plan.image_ids), self._batch(plan, edited=method is not None)
         recorded: list[Tensor] = []
         with ExitStack() as stack:
             stack.enter_context(self._autocast())
             # Hooked first, so that at the same site it reads what comes before the edit.
             if record is not None:
                 read = lambda _, h: recorded.append(h[:n].half().cpu())  # noqa: E731
-                stack.enter_context(self.hooks(record, images=full, read=read))
+                stack.enter_context(self.hooks(record, images=self.micro_batch, read=read))
             for site, take in readers.items():
                 # Bound as a default, since each site has one of its own.
                 own = lambda step, h, take=take: take(step, h[:n])  # noqa: E731
-                stack.enter_context(self.hooks(site, images=full, read=own))
+                stack.enter_context(self.hooks(site, images=self.micro_batch, read=own))
             if method is not None:
                 stack.enter_context(self.attached(method, batch))
             made = self._call(batch, generator=batch.generators)
         activations = torch.stack(recorded, 1) if record is not None else None
         return Generated(plan.image_ids, made[:n].float().cpu(), activations)
+
+    def _batch(self, plan: GenerationPlan, *, edited: bool = False) -> Batch:
+        """The plan's images as one full micro-batch."""
+        # Padded by repetition: pixels differ by up to one level of 255 across batch sizes.
+        padded = plan.take(torch.arange(self.micro_batch) % len(plan.image_ids))
+        generators = [image_generator(plan.base_seed, image_id) for image_id in padded.image_ids.tolist()]
+        images = padded.per_image() if edited else PerImage(torch.full((self.micro_batch,), UNTOUCHED))
+        # Drawn before a method is attached: comparisons pair images by id, which must begin with the same noise.
+        latents = normal(generators, self.latent_shape, device=self.device)
+        return Batch(images.to(self.device), latents, self._prompts(padded), generators)
 
     @torch.no_grad()
     def states(
@@ -379,11 +363,7 @@ class DiffusionModel:
         """
         for start in range(0, len(plan.image_ids), self.micro_batch):
             part = plan.part(start, start + self.micro_batch)
-            padded = part.take(torch.arange(self.micro_batch) % len(part.image_ids))
-            generators = [image_generator(plan.base_seed, image_id) for image_id in padded.image_ids.tolist()]
-            latents = normal(generators, self.latent_shape, device=self.device)
-            images = PerImage(torch.full((self.micro_batch,), UNTOUCHED)).to(self.device)
-            found: list[Tensor] = []
+            batch, found = self._batch(part), list[Tensor]()
 
             # The list is bound as a default, since each batch has one of its own.
             def read(now: int, h: Tensor, found: list[Tensor] = found) -> None:
@@ -392,10 +372,9 @@ class DiffusionModel:
                     found.append(h.clone())
                     raise _SiteReachedError
 
-            batch = Batch(images, latents, self._prompts(padded), generators)
             try:
                 with self._autocast(), self.hooks(site, images=self.micro_batch, read=read):
-                    self._call(batch, generator=generators)
+                    self._call(batch, generator=batch.generators)
             except _SiteReachedError:
                 pass
             yield found[0][: len(part.image_ids)]
@@ -438,11 +417,8 @@ class DiffusionModel:
     def hooks(self, site: Site, *, images: int, steps: int | None = None, **how: Any) -> Iterator[None]:
         """`SiteHooks` on the rows of the site's branch, which the call must hold once in each of its `steps`.
 
-        Args:
-            site: where.
-            images: rows of one branch.
-            steps: None for all that a method stays attached for.
-            how: `read`, `change`, `fork` and `aside` of `SiteHooks`.
+        There are `images` rows of a branch; as many `steps` as a method stays attached for if None; `how` is `read`,
+        `change`, `fork` and `aside` of `SiteHooks`.
 
         Raises:
             ValueError: the pipeline does not compute that branch.

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,9 @@ DIVISORS = (1, 2, 4, 8)
 def build_random_pipeline(
     architecture: str, *, dtype: torch.dtype, device: str = "cpu", divide_widths: int = 1, seed: int = 0
 ) -> diffusers.DiffusionPipeline:
-    """A pipeline of a published architecture whose weights are drawn at random, in `dtype` from the start.
+    """A pipeline of an architecture in `architectures/` whose weights are drawn at random, in `dtype` from the start.
 
-    Args:
-        architecture: the name of a file in `architectures/`.
-        dtype: of the weights; they never exist in another.
-        device: where they are made.
-        divide_widths: divides the channels of every network but keeps its blocks and layers.
-        seed: of the weights.
+    `divide_widths` divides the channels of every network but keeps its blocks and layers.
 
     Raises:
         ValueError: an unknown architecture or divisor.
@@ -82,15 +77,20 @@ def narrow(config: Mapping[str, Any], divisor: int) -> dict[str, Any]:
     return narrowed
 
 
-def byte_tokenizer(*, pad_token: str, length: int = 77) -> transformers.CLIPTokenizer:
-    """A CLIP tokenizer whose tokens are single bytes, since no vocabulary can be downloaded: 514 entries.
+def byte_tokenizer(
+    merges: Sequence[tuple[str, str]] = (), *, pad_token: str = "<|endoftext|>", length: int = 77
+) -> transformers.CLIPTokenizer:
+    """A CLIP tokenizer of single bytes and of what `merges` makes of them; made here, since nothing is downloaded.
 
-    The start and the end have the two highest ids, so that CLIP's `argmax` pooling finds the end.
+    Ids are those of bytes, bytes that end a word, merges, start and end: the two highest, so that CLIP's `argmax` pooling
+    finds the end.
     """
     alphabet = sorted(ByteLevel.alphabet())
-    tokens = [*alphabet, *(f"{byte}</w>" for byte in alphabet), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], pad_token=pad_token, model_max_length=length)
+    ending = (f"{byte}</w>" for byte in alphabet)
+    tokens = [*alphabet, *ending, *("".join(pair) for pair in merges), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary: Any = {token: i for i, token in enumerate(tokens)}
+    rules: Any = list(merges)  # pairs, which the annotation does not foresee
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=rules, pad_token=pad_token, model_max_length=length)
 
 
 def _build(kind: str, config: dict[str, Any], dtype: torch.dtype, device: str) -> Any:

@@ -100,14 +100,14 @@ def ddim_step(
     """One step x_t → x_{t−1} (Song et al. 2021, eq. 12), asymmetric where an edited output is given.
 
     The edited estimate serves the predicted x_0 alone, the direction keeps the unedited one (Kwon et al. 2023, eq. 5;
-    METHOD section 5). With equal estimates this is `DDIMScheduler.step`.
+    METHOD section 5). With equal estimates this is `DDIMScheduler.step`. Outputs are the denoiser's for `x` [n, C, H, W].
 
     Args:
         scheduler: with its timesteps set.
-        output: the denoiser's output for `x` [n, C, H, W] at `timestep`.
-        timestep: the current timestep.
+        output: without an edit.
+        timestep: the current one.
         x: the noisy images.
-        edited_output: the denoiser's output with edited activations.
+        edited_output: with edited activations.
         eta: 0 deterministic, 1 as DDPM.
         variance_noise: fresh standard normal noise, needed when eta > 0.
         rederive_direction: derive the unedited noise again from the (clipped) unedited x_0.
@@ -187,11 +187,7 @@ def scheduler_of(pipeline: DiffusionPipeline, stand_in: Any) -> Iterator[None]:
 
 
 def check_asymmetric(scheduler: Any) -> None:
-    """Check that the asymmetric update can be made: it is written out for DDIM alone.
-
-    Raises:
-        ValueError: it cannot.
-    """
+    """Check that the asymmetric update can be made: it is written out for DDIM alone; else ValueError."""
     # Asked first: a stand-in is no DDIMScheduler, so that the next check would blame the model's own scheduler.
     if isinstance(scheduler, AsymmetricScheduler):
         raise ValueError("another asymmetric edit is being made at once; give all but one of them update=symmetric.")
@@ -252,15 +248,9 @@ class AsymmetricScheduler:
 
     Everything else is the wrapped scheduler's, and so is a step at which nothing was edited.
 
-    With a focus, the unedited trajectory goes on beside the edited one, by one more denoiser pass in each step after the
-    first edited one. That share of each image's places follows it to the end: those where the edits so far changed the
-    predicted clean image least.
-
-    Args:
-        scheduler: the pipeline's own, DDIM.
-        guidance: how the pipeline combines the branches.
-        denoiser: the pipeline's.
-        focus: the share, below 1; 0 keeps no place.
+    With a `focus` (a share below 1) the unedited trajectory goes on beside the edited one, by one more denoiser pass in
+    each step after the first edited one. That share of each image's places follows it to the end: those where the edits
+    so far changed the predicted clean image least.
 
     Raises:
         ValueError: see `check_asymmetric`.

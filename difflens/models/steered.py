@@ -170,11 +170,7 @@ class SteeredPipeline(DiffusionModel):
         return getattr(self.method, "update", "") == "asymmetric"
 
     def _images_of(self, sample: Tensor) -> PerImage:
-        """What is known of the images that one call of the U-Net holds.
-
-        Raises:
-            ValueError: it holds others than the call before, or the branches of guidance in another order.
-        """
+        """What is known of the images that one call of the U-Net holds: those of the call before, in the pipeline's order."""
         count, rest = divmod(len(sample), self.guidance.batch(1))
         if self._images is None:
             self._images = self._assigned(count, sample.device)
@@ -189,11 +185,7 @@ class SteeredPipeline(DiffusionModel):
         return self._images
 
     def _assigned(self, count: int, device: torch.device) -> PerImage:
-        """What is known of the images of a new call.
-
-        Raises:
-            ValueError: there are none, or the pipeline samples on other steps than those that the features belong to.
-        """
+        """What is known of the images of a new call, on the steps that the features belong to."""
         if not count:
             raise ValueError(NO_IMAGE)
         # Features and strengths belong to the noise levels of their own grid (METHOD section 1).

@@ -18,12 +18,8 @@ def tapped(
 ) -> Iterator[None]:
     """Inside the block the tap sees what each of these modules gives, or with `inputs` what it is given first.
 
-    Args:
-        model: whose pipeline is called in the block.
-        images: rows of one branch of guidance.
-        modules: names within the denoiser.
-        tap: called once for every module and denoiser call that holds the conditional branch.
-        inputs: tap what goes in.
+    The modules are named within the denoiser. The tap is called for each of them in every denoiser call that holds the
+    conditional branch, of `images` rows.
     """
     step_of = model.step_of
     calls = model.guidance.rows("cond", images)

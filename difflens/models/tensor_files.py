@@ -111,11 +111,7 @@ def read_state_dict(path: Path, *, part: str | None = None) -> dict[str, Tensor]
 
 
 def _refuse_other_files(path: Path) -> None:
-    """Check that a file is not something else that was saved under a checkpoint's name.
-
-    Raises:
-        ValueError: it is; the message says what.
-    """
+    """Check that a file is not something else that was saved under a checkpoint's name; else ValueError, which says what."""
     with path.open("rb") as file:
         start = file.read(64).lstrip().lower()
     if not path.stat().st_size:

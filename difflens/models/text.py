@@ -51,10 +51,7 @@ Exchange = Callable[[int, TextStates], TextStates | None]
 def exchanged_text(model: DiffusionModel, images: int, exchange: Exchange) -> Iterator[None]:
     """Inside the block the denoiser's conditional rows are given other text states at the steps that `exchange` names.
 
-    Args:
-        model: text-to-image.
-        images: rows of the branch.
-        exchange: called once for every denoiser call that holds the conditional branch.
+    It is called once for every denoiser call that holds the conditional branch, of `images` rows.
     """
     step_of = model.step_of
     calls = model.guidance.rows("cond", images)

@@ -1,13 +1,18 @@
-"""The interface of a probe: one classifier per denoising step on the flattened activations."""
+"""What every probe is: one classifier per denoising step on the flattened activations; how it is fitted and saved."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from difflens.store.targets import saved_class
 from difflens.vocabulary import Attribute
 
 
@@ -88,16 +93,8 @@ def fit_each_step(
 ) -> ProbeFit:
     """A probe fitted step by step on equal numbers of images per class, and its accuracy on held-out ones.
 
-    Args:
-        new: features → a probe that knows nothing yet.
-        fit_step: teaches it one step: (probe, step, features [n, D·H·W], labels [n]).
-        maps: gives the activations of all labelled images at a step.
-        labels: class index per image, negative where it is unknown.
-        attribute: whose classes are read.
-        steps: number of denoising steps.
-        held_out: share of each class kept for the accuracy.
-        seed: of the split.
-        progress: called with each step done.
+    `new` makes a probe of so many features that knows nothing yet; `fit_step` teaches it one step: (probe, step, features
+    [n, D·H·W], labels [n]). The other arguments are those of `fit_linear_probe`.
 
     Raises:
         ValueError: see `balanced_split`.
@@ -135,3 +132,28 @@ def minimise(parameters: Sequence[Tensor], loss: Callable[[], Tensor], *, iterat
         return value
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
+
+
+FILE = "probe.safetensors"
+"""A probe's buffers and held-out accuracy; its class and settings stand in the header."""
+
+
+def save_probe(fitted: ProbeFit, folder: Path) -> None:
+    """Write a fitted probe into a folder."""
+    kind = type(fitted.probe)
+    described = {"class": f"{kind.__module__}.{kind.__qualname__}", "settings": dict(fitted.probe.settings())}
+    measured = {"accuracy": fitted.accuracy, "images_per_class": torch.tensor(fitted.images_per_class)}
+    # One entry: of several the header's order would differ from file to file.
+    save_file({**fitted.probe.state_dict(), **measured}, folder / FILE, metadata={"probe": json.dumps(described)})
+
+
+def load_probe(folder: Path) -> tuple[Probe, Float[Tensor, "steps"]]:
+    """The probe of a folder and its held-out accuracy per step (ValueError: its class is no probe)."""
+    stored = load_file(folder / FILE)
+    with safe_open(folder / FILE, framework="pt") as file:
+        described = json.loads(file.metadata()["probe"])
+    kind: type[Probe] = saved_class(described["class"], Probe)  # type: ignore[type-abstract]
+    probe = kind(**described["settings"])
+    # The file also holds what was measured, which is no buffer of the probe.
+    probe.load_state_dict({name: stored[name] for name in probe.state_dict()})
+    return probe, stored["accuracy"]

@@ -13,17 +13,7 @@ from difflens.vocabulary import Attribute
 
 
 class MlpProbe(Probe):
-    """Per step `W₂ gelu(W₁ h + b₁) + b₂`; attribution through it goes by autograd.
-
-    Args:
-        steps: number of denoising steps.
-        classes: C.
-        features: D·H·W.
-        hidden: units of the hidden layer.
-
-    Raises:
-        ValueError: no hidden unit.
-    """
+    """Per step `W₂ gelu(W₁ h + b₁) + b₂`; attribution through it goes by autograd (ValueError: no hidden unit)."""
 
     weight_in: Tensor
     bias_in: Tensor
@@ -68,19 +58,9 @@ def fit_mlp_probe(
     seed: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> ProbeFit:
-    """Fit one hidden layer per step by L-BFGS; arguments as of `fit_linear_probe`, `l2` weighs both layers.
+    """Fit one hidden layer of `hidden` units per step by L-BFGS; all else is as for `fit_linear_probe`.
 
-    Args:
-        maps: see `fit_linear_probe`.
-        labels: see there.
-        attribute: see there.
-        steps: see there.
-        hidden: units of the hidden layer.
-        l2: see there.
-        iterations: see there.
-        held_out: see there.
-        seed: of the split and of the first weights.
-        progress: see there.
+    `l2` weighs both layers, and `seed` draws their first weights too.
 
     Raises:
         ValueError: no hidden unit, or see `balanced_split`.

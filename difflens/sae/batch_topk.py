@@ -10,35 +10,20 @@ from difflens.sae.base import SparseAutoencoder, SparseCodes
 class BatchTopKAutoencoder(SparseAutoencoder):
     """Activations above a threshold: in training mode the batch's own, in evaluation mode the one learnt.
 
-    Tokens may have more or fewer than `k` active latents; `k` is their mean. Outside training a token's codes do not
-    depend on its neighbours.
+    Tokens may have more or fewer than `k` active latents. Outside training a token's codes do not depend on its neighbours.
 
     Args:
-        dim: as in `SparseAutoencoder`, like the arguments not named here.
-        expansion: see there.
-        k: mean number of active latents per token.
-        centre: see there.
-        token: see there.
-        positions: see there.
+        dim: as in `SparseAutoencoder`.
         threshold_decay: of the moving average of each batch's smallest kept activation.
+        settings: of `SparseAutoencoder`; `k` is the mean number of active latents per token.
     """
 
     only_selects = True
     threshold: Tensor
     batches_seen: Tensor
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        expansion: int | float,
-        k: int,
-        centre: bool = True,
-        token: str = "position",
-        positions: int | None = None,
-        threshold_decay: float = 0.98,
-    ) -> None:
-        super().__init__(dim, expansion=expansion, k=k, centre=centre, token=token, positions=positions)
+    def __init__(self, dim: int, *, threshold_decay: float = 0.98, **settings: int | float | str | bool | None) -> None:
+        super().__init__(dim, **settings)  # type: ignore[arg-type]
         if not 0 <= threshold_decay < 1:
             raise ValueError(f"threshold_decay={threshold_decay} must lie in [0, 1).")
         self.threshold_decay = threshold_decay

@@ -113,13 +113,8 @@ def encode_sparsely(
     """`select(x Wᵀ + b)` and the pre-activations, with the gradient of the dense product at a fraction of its cost.
 
     With k of M latents active only k rows of W per token receive any gradient: 2·N·k·D operations instead of 2·N·M·D.
-
-    Args:
-        x: tokens, centred if the SAE centres them.
-        weight: encoder rows.
-        bias: of each row.
-        select: which pre-activations become codes; each value must be the pre-activation itself, or 0.
-        known: the pre-activations, where they are there already; no gradient flows through them.
+    Each value that `select` gives must be the pre-activation itself, or 0. Pre-activations that are `known` already carry
+    no gradient.
     """
     values, indices, activations = _EncodeSparsely.apply(x, weight, bias, select, known)
     return SparseCodes(values, indices), activations if known is None else known

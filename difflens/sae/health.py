@@ -37,13 +37,7 @@ class SaeHealth:
 
 
 class HealthMeter(nn.Module):
-    """Streaming float64 sums from which `SaeHealth` follows exactly; a mean of per-batch FVUs would be biased.
-
-    Args:
-        steps: number of denoising steps.
-        dim: dimension of a token.
-        width: number of latents.
-    """
+    """Streaming float64 sums from which `SaeHealth` follows exactly; a mean of per-batch FVUs would be biased."""
 
     count: Tensor
     total: Tensor
@@ -82,11 +76,7 @@ class HealthMeter(nn.Module):
         self.fired += torch.bincount(codes.indices[codes.values > 0], minlength=len(self.fired))
 
     def compute(self) -> SaeHealth:
-        """The figures of all tokens since the last reset.
-
-        Raises:
-            ValueError: no token was seen.
-        """
+        """The figures of all tokens since the last reset (ValueError: no token was seen)."""
         tokens = int(self.count.sum())
         if not tokens:
             raise ValueError("no token was measured; give the SAE's held-out set at least one image.")
@@ -126,14 +116,9 @@ def denoising_loss_recovered(
 ) -> LossRecovered:
     """`(L_ablated − L_sae) / (L_ablated − L_original)` per step: 1 if x̂ serves the denoiser as well as x.
 
+    Losses are those of each image: of the untouched model, with the site replaced by the reconstruction, and by its mean.
     The interval is a bootstrap over images (percentiles). Where the denominator may be zero, because the ablation costs
     nothing that these images could tell from noise, the ratio is noise over noise and not defined.
-
-    Args:
-        original: denoising loss of each image at each step, of the untouched model.
-        reconstructed: with the site replaced by the SAE's reconstruction.
-        ablated: with the site ablated (replaced by its mean).
-        draws: bootstrap samples.
     """
     gained, lost = (ablated - reconstructed).double(), (ablated - original).double()
     images = lost.shape[1]
@@ -161,11 +146,7 @@ class TokenStatistics(NamedTuple):
 
 
 def require_finite(x: Float[Tensor, "tokens dim"], site: str) -> None:
-    """Refuse tokens that hold NaN or infinity.
-
-    Raises:
-        ValueError: naming the site and the number of such tokens.
-    """
+    """Refuse tokens that hold NaN or infinity (ValueError: naming the site and the number of such tokens)."""
     broken = int((~x.isfinite().all(1)).sum())
     if broken:
         raise ValueError(
@@ -178,16 +159,10 @@ def require_finite(x: Float[Tensor, "tokens dim"], site: str) -> None:
 def token_statistics(
     x: Float[Tensor, "tokens dim"], step: Int[Tensor, "tokens"], *, steps: int, site: str
 ) -> TokenStatistics:
-    """Mean, input scale and variances of a sample of tokens.
-
-    Args:
-        x: tokens.
-        step: the denoising step of each.
-        steps: number of denoising steps.
-        site: named in error messages.
+    """Mean, input scale and variances of a sample of tokens of a site, each recorded at a denoising step.
 
     Raises:
-        ValueError: the tokens are not finite, or all equal.
+        ValueError: the tokens are not finite, or all equal; the message names the site.
     """
     require_finite(x, site)
     # Tokens may lie far from the origin, where float32 has few digits left for their spread.

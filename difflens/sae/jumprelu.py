@@ -56,12 +56,7 @@ class JumpReLUAutoencoder(SparseAutoencoder):
     started: Tensor
 
     def __init__(
-        self,
-        dim: int,
-        *,
-        bandwidth: float = 1.0,
-        sparsity: float = 0.5,
-        **settings: int | float | str | bool | None,
+        self, dim: int, *, bandwidth: float = 1.0, sparsity: float = 0.5, **settings: int | float | str | bool | None
     ) -> None:
         super().__init__(dim, **settings)  # type: ignore[arg-type]
         if not (bandwidth > 0 and sparsity > 0):

@@ -51,13 +51,7 @@ def token_variance(x: Float[Tensor, "tokens dim"]) -> Float[Tensor, ""]:
 def reconstruction_loss(
     x: Float[Tensor, "tokens dim"], x_hat: Float[Tensor, "tokens dim"], variance: Float[Tensor, "*tokens"]
 ) -> Float[Tensor, ""]:
-    """Mean over tokens of ‖x − x̂‖² / V: the fraction of variance unexplained where V is the tokens' variance.
-
-    Args:
-        x: tokens.
-        x_hat: their reconstructions.
-        variance: V = E‖x − μ‖², one for all or one per token.
-    """
+    """Mean over tokens of ‖x − x̂‖² / V: the fraction of variance unexplained where V = E‖x − μ‖², one or one per token."""
     return ((x - x_hat).square().sum(1) / variance).mean()
 
 
@@ -73,14 +67,9 @@ def auxk_loss(
 ) -> Float[Tensor, ""]:
     """AuxK: how badly the `k_aux` strongest dead latents explain what the living ones left over.
 
-    `min(n_dead / k_aux, 1) · Σ‖ê − e‖² / Σ‖e − ē‖²` with `ê = Σ ReLU(a_i) W_dec[i]`, no bias; 0 without residual
-    (Gao et al. 2024, section A.2).
-
-    Args:
-        error: x − x̂; no gradient flows into it.
-        codes: of the dead latents alone, numbered as the rows of `decoder`.
-        decoder: the dead rows of W_dec.
-        k_aux: dead latents used per token.
+    `min(n_dead / k_aux, 1) · Σ‖ê − e‖² / Σ‖e − ē‖²` with `ê = Σ ReLU(a_i) W_dec[i]`, no bias; 0 without residual (Gao et
+    al. 2024, section A.2). No gradient flows into the error e = x − x̂; codes and decoder rows are those of the dead
+    latents.
     """
     error = error.detach()
     spread = (error - error.mean(0)).square().sum()

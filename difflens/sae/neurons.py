@@ -12,14 +12,10 @@ from difflens.sae.base import SparseAutoencoder, SparseCodes
 class Neurons(SparseAutoencoder):
     """z = [ReLU(h − μ), ReLU(μ − h)], W_dec = [I; −I], b_dec = μ, the mean activation. Nothing is trained.
 
-    Args:
-        dim: channels of the site.
-        token: `position`, the only one.
-        positions: of the map.
-        settings: those of other autoencoders (`expansion`, `k`, `centre`), which have no meaning here.
+    Settings of other autoencoders (`expansion`, `k`, `centre`) have no meaning here.
 
     Raises:
-        ValueError: another token.
+        ValueError: another token than `position`.
     """
 
     only_selects = True

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from difflens.data.folder import ImageFolder
-from difflens.data.reference import Reference, collect_reference
+from difflens.data.folder import ImageFolder, Reference, collect_reference
 from difflens.judges.faces import float_pieces
 from difflens.judges.protocol import ReferenceStatistics, faces_found
 from difflens.judges.weights import free

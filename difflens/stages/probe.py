@@ -5,8 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from torch import Tensor
 
-from difflens.probes.base import Probe
-from difflens.probes.storage import load_probe, save_probe
+from difflens.probes.base import Probe, load_probe, save_probe
 from difflens.stages.activations import open_store
 from difflens.stages.plans import learning_labels
 from difflens.stages.tracked import track_probe

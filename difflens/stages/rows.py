@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from difflens.data.reference import Reference
+from difflens.data.folder import Reference
 from difflens.data.sampled import Shards
 from difflens.judges.protocol import OTHER, faces_found, select_classes
 from difflens.metrics.clip import ClipSimilarity, PromptSimilarity
 from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult, count_others
 from difflens.metrics.frechet import FrechetDistance, KernelDistance
 from difflens.metrics.functional import (
+    OfficialDiscrepancies,
     corrected_shares,
     discrepancy,
+    official_discrepancies,
     paired_cosine,
     product_probabilities,
     share_measures,
@@ -26,7 +28,6 @@ from difflens.metrics.functional import (
     wilson_interval,
 )
 from difflens.metrics.leakage import Leakage
-from difflens.metrics.official import OfficialDiscrepancies, official_discrepancies
 from difflens.metrics.paired import Outcomes, fd_interval, mean_discrepancy
 from difflens.stages.reading import CROSSED, Reading, Study
 from difflens.vocabulary import EVERY_CLASS, NO_FACE, Attribute

@@ -27,9 +27,8 @@ from difflens.data.mixing import (
 )
 from difflens.models.devices import placed
 from difflens.models.model import DiffusionModel
-from difflens.sae.base import SparseAutoencoder
+from difflens.sae.base import SparseAutoencoder, load_sae, read_spec, save_sae
 from difflens.sae.health import DENSITY_EDGES, HealthMeter, SaeHealth, denoising_loss_recovered
-from difflens.sae.storage import load_sae, read_spec, save_sae
 from difflens.stages.activations import open_store
 from difflens.stages.plans import learning_plan
 from difflens.stages.tracked import track_sae

@@ -1,4 +1,6 @@
-"""Artifacts: folders named by a fingerprint of what made them, whole and unchanged or made anew."""
+"""Artifacts: folders named by a fingerprint of what made them, whole and unchanged or made anew; and their shards."""
+
+from __future__ import annotations
 
 import json
 import logging
@@ -10,15 +12,28 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from difflens.store.errors import ArtifactError, ArtifactMismatchError, UserError
-from difflens.store.files import FILES, TEMPORARY, disk_space, human_size, is_disk_full, sha256_of, sync, write_json
+from difflens.store.files import (
+    FILES,
+    TEMPORARY,
+    disk_space,
+    human_size,
+    is_disk_full,
+    publish,
+    sha256_of,
+    sync,
+    write_json,
+    write_text,
+)
 from difflens.store.fingerprints import canonical, describe_difference, fingerprint, require_equal
 from difflens.store.locks import exclusive, is_gone, read_owner
-from difflens.store.shards import is_finished, read_shard, write_shard
 
-__all__ = ["Artifact", "ArtifactStore", "fingerprint", "is_finished", "read_shard", "require_equal", "write_shard"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Artifact", "ArtifactStore", "fingerprint", "require_equal"]
 
 SPEC = "spec.json"
 
@@ -46,11 +61,7 @@ class Artifact:
 
 
 def read_record(folder: Path, name: str) -> dict[str, Any]:
-    """The mapping in spec.json or files.json.
-
-    Raises:
-        ArtifactError: it is missing or damaged.
-    """
+    """The mapping in spec.json or files.json (ArtifactError: it is missing or damaged)."""
     record = None
     # A ValueError is text that is no JSON, and bytes that are no text.
     with suppress(OSError, ValueError):
@@ -233,13 +244,8 @@ class ArtifactStore:
         """What `get_or_create` is to the first rank of a distributed run, for the other ranks.
 
         They wait until the artifact is published, by the first rank or by another program that came first; where all
-        ranks work on it together, they run `make` once the first rank holds the lock; only the first seals what is made.
-
-        Args:
-            kind: of the artifact.
-            spec: what makes it.
-            make: their part of the work, None where the first rank works alone.
-            first: tells the `pid` and `host` of the first rank.
+        ranks work on it together (`make` is no None), they run `make` once the first rank holds the lock, whose `pid` and
+        `host` `first` tells; only the first seals what is made.
 
         Raises:
             ArtifactError: the first rank, or the process that started this one, has ended before it was published.
@@ -263,3 +269,56 @@ class ArtifactStore:
 def removed(what: object) -> UserError:
     """What to say of a folder that went away while the run used it."""
     return UserError(f"{what} was removed while this run used it; run the same command again to make it anew.")
+
+
+SUFFIX = ".safetensors"
+"""Of a shard, which is complete on disk or not there: an interrupted stage goes on from those that are."""
+
+
+def hash_path(shard: Path) -> Path:
+    """Where a shard's SHA-256 lies; it is written last, so its presence says that the shard is complete."""
+    return shard.with_name(f"{shard.name}.sha256")
+
+
+def write_shard(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> Path:
+    """Write tensors as `<name>.safetensors` and its SHA-256 next to it; a crash leaves no shard that looks finished."""
+    # Imported by need: the store is also used where torch is not.
+    from safetensors.torch import save_file
+
+    shard = folder / f"{name}{SUFFIX}"
+    shard.parent.mkdir(parents=True, exist_ok=True)
+    # The sign of completeness goes first and comes last, so that no crash leaves it beside other bytes.
+    hash_path(shard).unlink(missing_ok=True)
+    temporary = shard.with_name(f".{shard.name}{TEMPORARY}")
+    try:
+        # safetensors refuses views, such as transposed tensors.
+        save_file({key: value.detach().contiguous() for key, value in tensors.items()}, temporary)
+        digest = sha256_of(temporary)
+        publish(temporary, shard)
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_text(hash_path(shard), digest + "\n")
+    return shard
+
+
+def read_shard(folder: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of one shard."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / f"{name}{SUFFIX}")
+
+
+def is_finished(folder: Path, name: str) -> bool:
+    """Whether a shard is complete and its bytes are those that were written."""
+    shard = folder / f"{name}{SUFFIX}"
+    if not shard.is_file() or not hash_path(shard).is_file():
+        return False
+    # Hashed again, for safetensors loads a flipped bit without a word.
+    return hash_path(shard).read_bytes().strip() == sha256_of(shard).encode()
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """The shards of a folder in the order of their names: of a finished artifact those that it lists and no stray file."""
+    listed = folder / FILES
+    there = json.loads(listed.read_bytes()) if listed.is_file() else [path.name for path in folder.glob("*")]
+    return sorted(folder / name for name in there if name.startswith("shard-") and name.endswith(SUFFIX))

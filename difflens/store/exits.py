@@ -108,13 +108,10 @@ def about_file(error: OSError) -> str:
 
 
 def ending(error: BaseException, *, stage: str | None = None, groups: Sequence[str] = ()) -> Ending:
-    """What to tell the user about an exception.
+    """What to tell the user about an exception that was raised in a stage.
 
-    Args:
-        error: the exception.
-        stage: the stage it was raised in. Outside of any stage objects are being built from the configuration, so
-            that a ValueError is the configuration's fault.
-        groups: names of the config groups, to suggest the nearest to a mistyped one.
+    Outside of any stage objects are being built from the configuration, so that a ValueError is the configuration's
+    fault. `groups` are the names of config groups, to suggest the nearest to a mistyped one.
     """
     # Before all types: on its way out an interruption may have become an exception of a library.
     if was_interrupted(error):

@@ -57,11 +57,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_json(path: Path, data: Any) -> Path:
-    """Write readable JSON atomically.
-
-    Raises:
-        ValueError: the data hold NaN or infinity, which JSON does not know.
-    """
+    """Write readable JSON atomically (ValueError: the data hold NaN or infinity, which JSON does not know)."""
     return write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -82,15 +78,9 @@ def disk_space(path: Path) -> tuple[int, int]:
 
 
 def room_for(folder: Path, needed_bytes: int, *, there: bool = False) -> None:
-    """Check that what is to lie under `folder`, which need not exist, fits on its disk.
+    """Check that what is to lie under `folder`, which need not exist, fits on its disk; else ValueError.
 
-    Args:
-        folder: on the disk.
-        needed_bytes: how much it is.
-        there: whether it may lie there already, so that only what is larger than the whole disk is refused.
-
-    Raises:
-        ValueError: it does not fit.
+    What may be `there` already is refused only where it is larger than the whole disk.
     """
     total, free = disk_space(folder)
     room, word = (total, "has") if there else (free, "has free")

@@ -17,11 +17,8 @@ log = logging.getLogger(__name__)
 def newest_having(path: Path, has: str | Callable[[Path], bool]) -> Path:
     """The folder itself; of the links `latest` and `latest_sweep` the newest run, or sweep, that has what is asked for.
 
-    Every command moves those links, also one that leaves nothing to be read. Which folder is taken instead is said.
-
-    Args:
-        path: the folder or link.
-        has: tells whether a folder has it; or the pattern of a file in it.
+    `has` tells whether a folder has it, or is the pattern of a file in it. Every command moves those links, also one that
+    leaves nothing to be read. Which folder is taken instead is said.
     """
     fits = (lambda folder: any(folder.glob(has))) if isinstance(has, str) else has
     if not path.is_symlink() or fits(path):
@@ -56,11 +53,8 @@ def recorded(run: Path) -> list[dict[str, Any]] | None:
 class RunArtifacts:
     """The artifacts of a run, found from one to the next by the fingerprints in their specs.
 
-    They are looked for where the run's configuration says, and beside the run, in case both have been moved.
-
-    Args:
-        run: the run's folder; of `outputs/latest` the newest run that has artifacts of `kind`.
-        kind: of artifact that is asked for.
+    They are looked for where the run's configuration says, and beside the run, in case both have been moved. Of
+    `outputs/latest` the newest run is taken that has artifacts of `kind`.
 
     Raises:
         ValueError: it is no run's folder.
@@ -89,11 +83,7 @@ class RunArtifacts:
             yield from (folder / place for folder in self.run.parents if (folder / place).is_dir())
 
     def of(self, kind: str) -> list[str]:
-        """The distinct fingerprints of a kind, in the order in which the run came to them.
-
-        Raises:
-            ValueError: it has none.
-        """
+        """The distinct fingerprints of a kind, in the order in which the run came to them (ValueError: it has none)."""
         found = list(dict.fromkeys(entry["fingerprint"] for entry in self.entries if entry["kind"] == kind))
         if not found:
             raise ValueError(f"the run {str(self.run)!r} has no {kind}; run `difflens task=steer`, or the whole study.")

@@ -15,12 +15,7 @@ PATIENCE = 10.0
 
 
 class Progressing:
-    """The display of a stage, in a `with` block; on further ranks, whose output goes nowhere, it shows nothing.
-
-    Args:
-        name: what the stage is called.
-        total: number of parts; None if nobody knows.
-    """
+    """The display of a stage, in a `with` block; on further ranks, whose output goes nowhere, it shows nothing."""
 
     def __init__(self, name: str, total: int | None) -> None:
         self.name, self.total, self.done = name, total, 0

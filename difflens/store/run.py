@@ -1,9 +1,15 @@
-"""One run: its folder, status, manifest, stages and artifacts."""
+"""One run: its folder, status, manifest (commit, versions, machine, seeds, memory), stages and artifacts."""
 
+import importlib.metadata
 import io
 import json
 import logging
 import math
+import os
+import platform
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
@@ -13,13 +19,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from difflens import __version__
 from difflens.store.artifacts import Artifact, ArtifactStore, removed
 from difflens.store.errors import one_line, was_interrupted
 from difflens.store.exits import ending
 from difflens.store.files import point_latest, write_json, write_text
 from difflens.store.fingerprints import fingerprint
 from difflens.store.locks import is_gone, this_process
-from difflens.store.provenance import peak_memory, provenance
 from difflens.store.ranks import TRACEBACK, check_launch, first_to_fail, process_rank, rank_prefix
 from difflens.store.targets import check_targets
 
@@ -207,12 +213,8 @@ def open_run(
 ) -> Iterator[Run]:
     """A run in `folder`, whose files tell the truth about it from the first moment and after any ending.
 
-    Args:
-        cfg: the composed configuration; `paths.outputs` and `paths.artifacts` say where results go.
-        folder: the run folder.
-        overrides: what the command line changed.
-        sweep: whether this is one job of a sweep.
-        key: what decides the job's results, kept in status.json.
+    `paths.outputs` and `paths.artifacts` of the composed configuration say where results go; `overrides` are what the
+    command line changed, `sweep` whether this is one job of a sweep, and `key` decides the job's results.
     """
     run = Run(folder, ArtifactStore(Path(cfg.paths.artifacts)), rank=process_rank())
     run.group = folder.parent.name if sweep else None
@@ -272,3 +274,82 @@ def recorded_status(run: Run, overrides: Sequence[str], key: str | None) -> Iter
             with suppress(OSError) if status["status"] == "failed" else nullcontext():
                 run.write_last("status.json", status)
                 run.write_manifest()
+
+
+PACKAGES = (
+    "torch torchvision lightning hydra-core omegaconf diffusers transformers safetensors torchmetrics clean-fid "
+    "open_clip_torch wandb numpy"
+)
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a package, read without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git(folder: Path, *words: str) -> str | None:
+    """Output of a git command in `folder`; None without git, without a repository, or when it fails."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the source checkout and whether it has changes; both None for an installed wheel.
+
+    An installed package may lie inside an unrelated repository, whose commit would be a lie: only a folder that holds
+    this project's conf/ next to the package counts as its checkout.
+    """
+    checkout = Path(__file__).parents[2]
+    if not (checkout / "conf" / "config.yaml").is_file():
+        return {"commit": None, "dirty": None}
+    changes = git(checkout, "status", "--porcelain")
+    return {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def seeds(node: Any, where: str = "") -> Iterator[tuple[str, int]]:
+    """Every seed in a configuration by dotted path: keys `seed` and `…_seed`."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            path = f"{where}.{key}".lstrip(".")
+            if isinstance(value, int) and (key == "seed" or str(key).endswith("_seed")):
+                yield path, value
+            yield from seeds(value, path)
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for i, value in enumerate(node):
+            yield from seeds(value, f"{where}.{i}".lstrip("."))
+
+
+def main_memory() -> int:
+    """Bytes of main memory that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def peak_memory() -> dict[str, float]:
+    """Largest resident memory of this process so far in MiB, and of its GPU tensors if torch has used one."""
+    # `ru_maxrss` is in bytes on macOS and in KiB on Linux.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    peaks = {"peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
+    # Only if somebody else has imported it: reports and checks run without torch.
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        peaks["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return peaks
+
+
+def provenance(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """What a run's manifest says at its start."""
+    return {
+        "git": git_state(),
+        "versions": {"difflens": __version__, **{name: version_of(name) for name in PACKAGES.split()}},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "command": list(sys.argv),
+        "overrides": list(overrides),
+        "seeds": dict(seeds(config)),
+    }

@@ -203,11 +203,7 @@ def check_targets(config: Any, where: str = "") -> None:
 
 
 def check_target(target: Any, key: str) -> None:
-    """Check that the slot at a dotted key may be filled with a `_target_`, as far as its name tells.
-
-    Raises:
-        UserError: it may not.
-    """
+    """Check that the slot at a dotted key may be filled with a `_target_`, as far as its name tells; else UserError."""
     slot = slot_of(key)
     if slot is None:
         raise UserError(f"_target_ of {key or 'the top level'} is {target!r}; no object may stand there: take it away.")
@@ -270,12 +266,8 @@ def _check_seam(made: Any, key: str, target: str) -> None:
 def build(described: Mapping[str, Any], key: str, *args: Any, **more: Any) -> Any:
     """The object that a part of the configuration describes, built after the objects inside it.
 
-    Args:
-        described: plain values with a `_target_`; with `_partial_: true` a call makes the object, which is given what
-            the configuration does not know.
-        key: the part's dotted key in the configuration, which decides what may stand there.
-        args: positional arguments besides.
-        more: keyword arguments besides, which win.
+    Its dotted key decides what may stand there. With `_partial_: true` a call makes the object, which is given what the
+    configuration does not know. Further keyword arguments win over those described.
 
     Raises:
         BuildError: its class does not take what is described, or cannot be had.

@@ -53,24 +53,9 @@ def read_attribute(described: Described) -> Attribute:
 
 
 def class_words(described: Described) -> tuple[str, ...]:
-    """How prompts name each class; the words of a product's parts stand in the order of their `place`: `old female`.
-
-    Raises:
-        ValueError: a file does not name its classes.
-    """
+    """How prompts name each class (see `config.check_prompts`); a product's words stand in the order of their `place`."""
     parts = list(described.get("parts", {"": described}).values())
-    words = [_words_of(part) for part in parts]
+    words = [[part["words"][name] for name in part["classes"]] for part in parts]
     # Classes keep the order of the command line, words that of English: `old female`, not `female old`.
     order = sorted(range(len(parts)), key=lambda i: parts[i].get("place") or 0)
     return tuple(" ".join(combination[i] for i in order) for combination in itertools.product(*words))
-
-
-def _words_of(described: Described) -> list[str]:
-    words = described.get("words") or {}
-    missing = [name for name in described["classes"] if not words.get(name)]
-    if missing:
-        raise ValueError(
-            f"attribute.words gives no word that names {missing} of {described['name']!r} in a prompt; add it to "
-            "the attribute's file."
-        )
-    return [words[name] for name in described["classes"]]

@@ -170,17 +170,10 @@ class Workbench:
 
     @cached_property
     def per_prompt(self) -> tuple[str, ...]:
-        """The prompts that are calibrated each by itself; none where all share one calibration.
-
-        Raises:
-            ValueError: the model takes no prompts.
-        """
+        """The prompts that are calibrated each by itself; none where all share one calibration."""
         if not self.cfg.mitigation.calibration.per_prompt:
             return ()
-        if self.prompts is None:
-            raise ValueError(
-                f"mitigation.calibration.per_prompt=true needs prompts, and {self.model.name} takes none; set it to false."
-            )
+        assert self.prompts is not None  # see `config.check_prompts`
         return tuple(fill(text) for text in self.prompts.studied)
 
     @cached_property
@@ -263,20 +256,9 @@ class Workbench:
         return [Attribute(name, tuple(known[name])) for name in self.cfg.judge.others if name not in studied]
 
     def held(self) -> list[Attribute]:
-        """The other attributes that the mitigation holds where they are.
-
-        Raises:
-            ValueError: one of them is not measured.
-        """
-        studied, others = [part.name for part in self.attribute.components], self.others()
-        # The list may name the one under study, so that the same list serves a sweep over attributes.
-        names = [name for name in self.cfg.mitigation.hold.attributes if name not in studied]
-        if unknown := [name for name in names if name not in {other.name for other in others}]:
-            raise ValueError(
-                f"mitigation.hold.attributes names {unknown}, which judge.others does not list; hold some of "
-                f"{[other.name for other in others]}, or nothing: mitigation.hold.attributes=[]."
-            )
-        return [other for other in others if other.name in names]
+        """The other attributes that the mitigation holds where they are; all are measured (see `config.check_held`)."""
+        # The list may name the one under study too, so that the same list serves a sweep over attributes.
+        return [other for other in self.others() if other.name in self.cfg.mitigation.hold.attributes]
 
     def sampled(self, *, model: DiffusionModel | None = None, prompts: PromptSet | None = None) -> "Workbench":
         """The same study, with all that was fitted so far, on images of another sampler or of other prompts.
@@ -328,9 +310,7 @@ class Workbench:
 def trainer_settings(cfg: DictConfig, *, alone: bool) -> dict[str, Any]:
     """The configured arguments of `lightning.Trainer`; without `trainer.accelerator` it computes where the model runs.
 
-    Args:
-        cfg: the configuration.
-        alone: one process on one device, however many are configured.
+    `alone`: one process on one device, however many are configured.
 
     Raises:
         ValueError: `model.device` names one of several GPUs and `trainer.devices` asks for more than that.

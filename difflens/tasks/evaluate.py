@@ -11,8 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from difflens.data.folder import ImageFolder, Pairs, pair_by_name, readable, scan_folder
-from difflens.data.reference import Reference, collect_reference
+from difflens.data.folder import ImageFolder, Pairs, Reference, collect_reference, pair_by_name, readable, scan_folder
 from difflens.judges.protocol import ReferenceStatistics, select_classes
 from difflens.methods.assignment import read_goals
 from difflens.models.devices import return_memory_at_once

@@ -33,13 +33,7 @@ class AttributionModule(lightning.LightningModule):
     """
 
     def __init__(
-        self,
-        sae: SparseAutoencoder,
-        probe: Probe,
-        attribute: Attribute,
-        scorer: Scorer,
-        *,
-        temperature: float = 1.0,
+        self, sae: SparseAutoencoder, probe: Probe, attribute: Attribute, scorer: Scorer, *, temperature: float = 1.0
     ) -> None:
         super().__init__()
         self.temperature = temperature
@@ -106,11 +100,7 @@ class AttributionModule(lightning.LightningModule):
         self.gap += torch.stack([(scores.double().sum(1) - (p - p_first)).abs().sum(), torch.ones_like(p).sum()])
 
     def result(self) -> "AttributionResult":
-        """The averages over images.
-
-        Raises:
-            ValueError: a class had no image.
-        """
+        """The averages over images (ValueError: a class had no image)."""
         if (self.images == 0).any():
             empty = [name for name, n in zip(self.attribute.classes, self.images.amin(1), strict=True) if n == 0]
             raise ValueError(f"no image is judged {empty} ({self.attribute.name}); collect more activations.")

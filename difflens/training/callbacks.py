@@ -15,11 +15,7 @@ from difflens.training.sae_module import SaeModule
 
 
 class StageProgress(ProgressBar):
-    """In the place of Lightning's own bars: the stage's name, and plain lines where output is piped.
-
-    Args:
-        name: what the stage is called.
-    """
+    """In the place of Lightning's own bars: the stage's name, and plain lines where output is piped."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -71,11 +67,7 @@ class StageProgress(ProgressBar):
 class HealthOverTraining(L.Callback):
     """Measures FVU (pooled and per step), L0, dead share and densities `times` times, on images that never train the SAE.
 
-    Args:
-        tokens: held-out tokens [T, D], raw.
-        steps: the denoising step of each [T].
-        tracker: where the figures go.
-        times: how often.
+    Raw tokens [T, D] and the denoising step of each [T] are measured, and the figures told to the tracker.
     """
 
     def __init__(self, tokens: Tensor, steps: Tensor, tracker: Tracker, *, times: int = 10) -> None:

@@ -76,11 +76,7 @@ def csv_tracker(folder: Path, _: RunIdentity) -> Tracker:
 
 
 def tensorboard_tracker(folder: Path, _: RunIdentity) -> Tracker:
-    """Numbers as TensorBoard events in the run folder.
-
-    Raises:
-        ValueError: tensorboard is not installed.
-    """
+    """Numbers as TensorBoard events in the run folder (ValueError: tensorboard is not installed)."""
     try:
         return Tracker(TensorBoardLogger(folder, name="tensorboard", version=""))
     except ModuleNotFoundError as error:
@@ -98,13 +94,7 @@ log = logging.getLogger(__name__)
 
 
 class WandbTracker(Tracker):
-    """A run of Weights & Biases.
-
-    Args:
-        run: what `wandb.init` gave.
-        images: whether pictures are uploaded; without them tables hold their paths.
-        held: what ends with the run.
-    """
+    """A run of Weights & Biases, and what ends with it; without `images` tables hold the paths of pictures."""
 
     def __init__(self, run: Any, *, images: bool, held: ExitStack) -> None:
         # With a run given: the logger's own start writes its mode into the environment, where the next job finds it.
@@ -181,14 +171,8 @@ def wandb_tracker(
 ) -> Tracker:
     """A run of Weights & Biases, kept under the run folder too; offline where there is no key or no network.
 
-    Args:
-        folder: the run folder.
-        identity: group, job type, tags and configuration.
-        project: of Weights & Biases.
-        entity: user or team; None for the key's own.
-        mode: `online`, `offline` or `disabled`; None for online where WANDB_API_KEY is set and offline elsewhere.
-        tags: further tags.
-        images: whether pictures are uploaded.
+    `mode` is `online`, `offline` or `disabled`, and None for online where WANDB_API_KEY is set and offline elsewhere; an
+    `entity` of None is the key's own; `images` are uploaded.
 
     Raises:
         ValueError: the mode is unknown, or wandb is not installed.

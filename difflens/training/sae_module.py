@@ -109,11 +109,7 @@ class SaeModule(L.LightningModule):
         assert self.input_scale > 0, "calibrate_input(tokens, step) comes before training"
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """The SAE's own loss of one batch.
-
-        Raises:
-            ValueError: the tokens or the loss are not finite.
-        """
+        """The SAE's own loss of one batch (ValueError: the tokens or the loss are not finite)."""
         x, step = self._scaled(batch)
         aux = {name: self.hparams[name] for name in ("aux_coefficient", "k_aux")}
         found = self.sae.loss(x, Objective(self._variance(x, step), self._observe, **aux))
@@ -128,21 +124,6 @@ class SaeModule(L.LightningModule):
         """This rank's share of a batch: every rank is given the whole stream, of which `data=online` samples all on each."""
         ranks = self.trainer.world_size
         return batch if ranks == 1 else [part[self.global_rank :: ranks] for part in batch]
-
-    def on_validation_epoch_start(self) -> None:
-        """Start the held-out figures anew."""
-        self.health.reset()
-
-    def validation_step(self, batch: Batch, index: int) -> None:
-        """Add held-out tokens to the streaming figures."""
-        x, step = self._scaled(batch)
-        codes = self.sae.encode(x)
-        self.health.update(x, self.sae.decode(codes), codes, step)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the held-out figures."""
-        health = self.health.compute()
-        self.log_dict({"val/fvu": health.fvu, "val/l0": health.l0, "val/dead_share": health.dead_share})
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam with warm-up and linear decay."""

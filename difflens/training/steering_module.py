@@ -133,11 +133,7 @@ def sample(
 def generate(
     trainer: lightning.Trainer, model: DiffusionModel, plan: GenerationPlan, *, edit: Attachable | Edit | None = None
 ) -> Tensor:
-    """The plan's images in memory, uint8 [N, 3, H, W], in the order of its ids.
-
-    Raises:
-        ValueError: the plan repeats an id.
-    """
+    """The plan's images in memory, uint8 [N, 3, H, W], in the order of its ids (ValueError: the plan repeats an id)."""
     memory = InMemory()
     sample(trainer, model, plan, memory, edit=edit)
     # Of an empty plan nothing was sampled, so that there may be no group of processes to ask.

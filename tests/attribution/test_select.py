@@ -57,9 +57,6 @@ def test_no_driving_latent_is_an_error() -> None:
         select_features(scores([1.0, 1.0], [1.0, 1.0]), top=1)
 
 
-GENDER = Attribute("gender", ("female", "male"))
-
-
 def test_controls_are_alive_not_in_top_and_fire_as_much_as_top() -> None:
     own = torch.linspace(-1, 1, 40)
     scores = FeatureScores(GENDER, torch.stack([own, -own])[:, None])

@@ -1,3 +1,5 @@
+"""What single latents usually do in images of each class."""
+
 import pytest
 import torch
 

@@ -72,15 +72,6 @@ def test_every_job_of_an_experiment_composes_on_the_miniature_that_its_file_name
         assert all(place.startswith("package:") for place in places)
 
 
-def test_the_headline_overrides_reach_their_place() -> None:
-    cfg = resolved(
-        ["attribute=race", "sae.expansion=4", "sae.k=16", "mitigation.mode=scale", "mitigation.strength=1.5"]
-    )
-    assert cfg.attribute.classes == ["White", "Black", "Asian", "Indian"]
-    assert instantiate({**cfg.sae, "training": None})  # a partial: the site's channels come from the task
-    assert (cfg.sae.expansion, cfg.sae.k, cfg.mitigation.strength) == (4, 16, 1.5)
-
-
 @pytest.mark.parametrize("name", GROUPS["attribution"])
 def test_every_scorer_takes_its_settings(name: str) -> None:
     assert callable(instantiate(resolved([f"attribution={name}"]).attribution.scorer))
@@ -102,21 +93,6 @@ def test_every_task_has_its_module_and_its_config() -> None:
         cfg = resolved([f"task={name}"])
         assert cfg.task.name == name
         assert get_method(cfg.task._target_)
-
-
-def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(Exception, match=r"model\.precision must be one of auto, fp32, bf16, got 'fp8'"):
-        instantiate(compose("config", overrides=["model.precision=fp8"]).model)
-
-
-def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(Exception, match=r"device=warp cannot be used here"):
-        instantiate(compose("config", overrides=["model.device=warp"]).model)
-
-
-def test_a_foreign_target_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"os\.system"):
-        check_targets({"model": {"_target_": "os.system", "command": "true"}})
 
 
 def test_several_attributes_are_composed_of_the_files_of_each() -> None:

@@ -69,7 +69,7 @@ def test_every_target_of_a_choice_without_a_file_is_on_its_groups_list() -> None
     ("key", "target"),
     [
         ("metric.reference", "difflens.cli.sweeps.clear"),  # deletes a folder
-        ("logger", "difflens.store.provenance.git"),  # runs a command
+        ("logger", "difflens.store.run.git"),  # runs a command
         ("judge.labels", "open_clip.factory.load_checkpoint"),  # unpickles
         ("sae.training", "difflens.training.sae_module.SaeModule.load_from_checkpoint"),
         ("model", "diffusers.DiffusionPipeline.from_pretrained"),  # runs a folder's own code
@@ -124,7 +124,7 @@ def test_the_environment_is_read_before_a_configuration_can_change_it(monkeypatc
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("+hydra.callbacks.x._target_=difflens.store.provenance.git", "_target_ of hydra.callbacks.x"),
+        ("+hydra.callbacks.x._target_=difflens.store.run.git", "_target_ of hydra.callbacks.x"),
         ("+hydra.job.env_set.DIFFLENS_ALLOW_TARGETS=os", "set it before difflens is started"),
         ("hydra.job_logging.handlers.file.class=shutil.copyfile", "hydra.job_logging.handlers.file.class"),
         ("hydra.sweeper._target_=os.system", "_target_ of hydra.sweeper"),

@@ -1,4 +1,4 @@
-"""Every file of a folder is read, converted or refused by name, in bounded memory."""
+"""Every file of a folder is read, converted or refused by name, in bounded memory; its features are computed once."""
 
 import json
 import os
@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
-from difflens.data.folder import ImageFolder, RefusedFileError, decode, pair_by_name, scan_folder
+from difflens.data.folder import ImageFolder, RefusedFileError, collect_reference, decode, pair_by_name, scan_folder
+from difflens.store.artifacts import ArtifactStore
 
 COLOUR = (200, 100, 50)
 
@@ -214,3 +217,38 @@ def test_a_name_that_is_no_utf8_is_read_and_told_readably(tmp_path: Path) -> Non
     assert list(found.files) == ["f\\xfcr", "für"] and found.refused == {"not an image": ("\\xff.txt",)}
     assert len(list(found.batches(1))) == 2
     assert "f\\xfcr.png" in json.dumps(found.report(), ensure_ascii=False).encode().decode().replace("\\\\", "\\")
+
+
+class Means:
+    """Mean colour as features; counts the images it saw."""
+
+    name, dim, resize = "means", 3, "none"
+
+    def __init__(self, fingerprint: str = "a") -> None:
+        self.fingerprint, self.seen = fingerprint, 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.seen += len(images)
+        return images.mean((2, 3))
+
+
+def folder(path: Path, *, last: int = 90) -> Path:
+    path.mkdir(exist_ok=True)
+    for number, level in enumerate((0, 51, last)):
+        Image.new("RGB", (4 + number, 4), (level, 255 - level, 255)).save(path / f"{number}.png")
+    return path
+
+
+def test_features_are_kept_with_the_images_hash(tmp_path: Path) -> None:
+    store, extractor = ArtifactStore(tmp_path / "artifacts"), Means()
+    first = collect_reference(scan_folder(folder(tmp_path / "images")), extractor, store=store, batch=2)
+    levels = torch.tensor([0.0, 51, 90]) / 255
+    assert torch.allclose(first.features, torch.stack([levels, 1 - levels, torch.ones(3)], dim=1))
+    assert first.statistics.n == 3 and first.statistics.extractor == "means"
+    again = collect_reference(scan_folder(tmp_path / "images"), extractor, store=store)
+    assert extractor.seen == 3 and again.statistics.sha256 == first.statistics.sha256
+    changed = collect_reference(scan_folder(folder(tmp_path / "images", last=91)), extractor, store=store)
+    assert extractor.seen == 6 and changed.statistics.sha256 != first.statistics.sha256
+    other = Means("b")
+    collect_reference(scan_folder(tmp_path / "images"), other, store=store)
+    assert other.seen == 3

@@ -16,7 +16,7 @@ from difflens.judges.fairface import FairFaceJudge, group_outputs, load_fairface
 from difflens.judges.protocol import faces_found
 from difflens.metrics import FairnessDiscrepancy, Judge, select_classes
 from difflens.metrics.fairness import count_others
-from difflens.metrics.official import official_discrepancies
+from difflens.metrics.functional import official_discrepancies
 from difflens.vocabulary import Attribute
 
 ORACLE = load_file(Path(__file__).parents[1] / "fixtures" / "official_fairness.safetensors")

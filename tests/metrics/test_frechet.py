@@ -10,7 +10,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from difflens.metrics import FrechetDistance, KernelDistance, ReferenceStatistics
-from difflens.metrics.distances import frechet_distance, kernel_distance, mean_and_covariance
+from difflens.metrics.functional import frechet_distance, kernel_distance, mean_and_covariance
 
 
 def cloud(n: int, dim: int = 6, *, seed: int, shift: float = 0.0) -> Tensor:

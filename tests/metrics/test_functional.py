@@ -1,11 +1,24 @@
-"""Closed forms of the fairness, similarity and leakage measures."""
+"""Closed forms of the fairness, similarity and leakage measures; distances against independent implementations."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from scipy.linalg import sqrtm
+from torch import Tensor
+from torchmetrics.image.fid import _compute_fid
+from torchmetrics.image.kid import poly_mmd
 
-from difflens.metrics import functional
+from difflens.metrics import FairnessDiscrepancy, functional
+from difflens.metrics.functional import (
+    frechet_distance,
+    kernel_distance,
+    kernel_subsets,
+    mean_and_covariance,
+    official_discrepancies,
+)
 
 
 def uniform(classes: int) -> torch.Tensor:
@@ -16,10 +29,16 @@ def one_class(n: int, classes: int) -> torch.Tensor:
     return torch.eye(classes)[torch.zeros(n, dtype=torch.int64)]
 
 
+def measured(probabilities: torch.Tensor, target: torch.Tensor | None = None) -> tuple[float, float]:
+    """Soft and hard FD of a judge's probabilities."""
+    metric = FairnessDiscrepancy([str(i) for i in range(probabilities.shape[1])], target)
+    metric.update(probabilities, probabilities=True)
+    return metric.compute().fd, metric.compute().fd_hard
+
+
 @pytest.mark.parametrize(("classes", "maximum"), [(2, 0.7071), (3, 0.8165), (4, 0.8660)])
 def test_one_class_only_gives_the_maximum(classes: int, maximum: float) -> None:
-    for measure in (functional.fairness_discrepancy, functional.hard_fairness_discrepancy):
-        assert float(measure(one_class(9, classes), uniform(classes))) == pytest.approx(maximum, abs=5e-5)
+    assert measured(one_class(9, classes)) == pytest.approx((maximum, maximum), abs=5e-5)
     assert float(functional.maximum_discrepancy(uniform(classes))) == pytest.approx(
         math.sqrt(1 - 1 / classes), abs=1e-15
     )
@@ -32,22 +51,18 @@ def test_the_maximum_of_a_skewed_target_is_its_rarest_class() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3, 4])
 def test_perfect_balance_is_zero(classes: int) -> None:
-    assert float(functional.fairness_discrepancy(torch.eye(classes).repeat(7, 1), uniform(classes))) < 1e-15
-    assert float(functional.hard_fairness_discrepancy(torch.eye(classes).repeat(7, 1), uniform(classes))) < 1e-15
+    assert max(measured(torch.eye(classes).repeat(7, 1))) < 1e-15
 
 
 def test_soft_and_hard_differ_where_the_judge_hesitates() -> None:
     p = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.2, 0.8], [0.6, 0.4]], dtype=torch.float64)
-    assert float(functional.fairness_discrepancy(p, uniform(2))) == pytest.approx(0.0, abs=1e-15)
-    assert float(functional.hard_fairness_discrepancy(p, uniform(2))) == pytest.approx(0.25 * math.sqrt(2))
+    assert measured(p) == pytest.approx((0.0, 0.25 * math.sqrt(2)), abs=1e-15)
 
 
 def test_a_skewed_target_is_met_by_its_own_shares() -> None:
     p = torch.eye(2)[torch.tensor([0, 0, 0, 1])]
-    assert float(functional.hard_fairness_discrepancy(p, torch.tensor([0.75, 0.25]))) == 0
-    assert float(functional.hard_fairness_discrepancy(p, torch.tensor([0.25, 0.75]))) == pytest.approx(
-        0.5 * math.sqrt(2)
-    )
+    assert measured(p, torch.tensor([0.75, 0.25]))[1] == 0
+    assert measured(p, torch.tensor([0.25, 0.75]))[1] == pytest.approx(0.5 * math.sqrt(2))
 
 
 @pytest.mark.parametrize("target", [[0.5, 0.6], [-0.1, 1.1], [1.0], [math.nan, 1.0]])
@@ -151,3 +166,122 @@ def test_corrected_shares_stay_shares_and_need_a_judge_better_than_chance() -> N
     assert functional.corrected_shares(torch.tensor([1.0, 0.0]), torch.tensor([0.9, 0.9])).tolist() == [1, 0]
     with pytest.raises(ValueError, match="chance"):
         functional.corrected_shares(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.9]))
+
+
+ORACLE = Path(__file__).parents[1] / "fixtures" / "official_fairness.safetensors"
+
+
+def test_official_discrepancies_equal_the_released_code() -> None:
+    oracle = load_file(ORACLE)
+    found = torch.tensor(official_discrepancies(oracle["fairface_logits"]), dtype=torch.float64)
+    assert torch.allclose(found, oracle["fd_official_gender_age_race"], atol=1e-6, rtol=0)
+
+
+def test_official_gender_is_the_ordinary_measure_and_race_is_not() -> None:
+    logits = load_file(ORACLE)["fairface_logits"].double()
+    official = official_discrepancies(logits)
+    assert official.gender == pytest.approx(measured(logits[:, 7:9].softmax(-1))[0], abs=1e-12)
+    assert abs(official.race - measured(logits[:, :4].softmax(-1))[0]) > 0.1
+
+
+def test_official_discrepancies_refuse_other_outputs() -> None:
+    with pytest.raises(ValueError, match="18"):
+        official_discrepancies(torch.zeros(4, 7))
+
+
+def cloud(n: int, dim: int, *, seed: int, shift: float = 0.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.eye(dim) + 0.3 * torch.randn(dim, dim, generator=generator) / dim**0.5
+    return torch.randn(n, dim, generator=generator) @ mixing + shift
+
+
+def test_frechet_distance_of_diagonal_gaussians_is_closed() -> None:
+    a, b = torch.tensor([4.0, 1.0, 0.25]).double(), torch.tensor([1.0, 9.0, 0.0]).double()
+    mean = torch.tensor([1.0, -2.0, 0.5]).double()
+    expected = mean.square().sum() + (a.sqrt() - b.sqrt()).square().sum()
+    zero = torch.zeros(3).double()
+    assert float(frechet_distance((zero, a.diag()), (mean, b.diag()))) == pytest.approx(float(expected), rel=1e-12)
+    assert float(frechet_distance((mean, b.diag()), (zero, a.diag()))) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_frechet_distance_agrees_with_scipy_and_torchmetrics() -> None:
+    a, b = (mean_and_covariance(cloud(200, 12, seed=seed, shift=seed)) for seed in (0, 1))
+    root = torch.from_numpy(sqrtm((a.covariance @ b.covariance).numpy()).real)
+    reference = (a.mean - b.mean).square().sum() + (a.covariance + b.covariance - 2 * root).trace()
+    found = float(frechet_distance(a, b))
+    assert found == pytest.approx(float(reference), rel=1e-10)
+    assert found == pytest.approx(float(_compute_fid(*a, *b)), rel=1e-10)
+    assert found == pytest.approx(float(frechet_distance(b, a)), rel=1e-10)
+
+
+def test_frechet_distance_is_stable_with_fewer_images_than_dimensions() -> None:
+    x, y = cloud(20, 96, seed=2).double(), cloud(31, 96, seed=3, shift=0.2).double()
+    a, b = mean_and_covariance(x), mean_and_covariance(y)
+    # tr (Σ_x Σ_y)^½ is the nuclear norm of the cross Gram matrix, which never forms a covariance.
+    gram = (x - x.mean(0)) @ (y - y.mean(0)).mT
+    overlap = torch.linalg.svdvals(gram).sum() / (19 * 30) ** 0.5
+    expected = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * overlap
+    assert float(frechet_distance(a, b)) == pytest.approx(float(expected), rel=1e-10)
+    assert float(frechet_distance(b, a)) == pytest.approx(float(expected), rel=1e-6)
+    assert abs(float(frechet_distance(a, a))) < 1e-9
+
+
+def test_frechet_distance_from_a_point_is_the_other_variance() -> None:
+    mean, covariance = mean_and_covariance(cloud(50, 4, seed=4))
+    point = (mean, torch.zeros(4, 4).double())
+    for pair in ((point, (mean, covariance)), ((mean, covariance), point)):
+        assert float(frechet_distance(*pair)) == pytest.approx(float(covariance.trace()), rel=1e-12)
+
+
+def test_frechet_distance_grows_with_the_squared_shift() -> None:
+    mean, covariance = mean_and_covariance(cloud(50, 4, seed=5))
+    assert float(frechet_distance((mean, covariance), (mean + 3, covariance))) == pytest.approx(36, rel=1e-12)
+
+
+def test_frechet_distance_refuses_unusable_features() -> None:
+    mean, covariance = mean_and_covariance(cloud(50, 4, seed=5))
+    with pytest.raises(ValueError, match="NaN"):
+        frechet_distance((mean * float("nan"), covariance), (mean, covariance))
+    with pytest.raises(ValueError, match="two rows"):
+        mean_and_covariance(torch.zeros(1, 4))
+
+
+def test_kernel_distance_agrees_with_torchmetrics_for_any_block() -> None:
+    x, y = cloud(60, 8, seed=6).double(), cloud(60, 8, seed=7, shift=0.5).double()
+    expected = float(poly_mmd(x, y))
+    for block in (7, 60, 2048):
+        assert float(kernel_distance(x, y, block=block)) == pytest.approx(expected, rel=1e-10)
+
+
+def test_kernel_distance_of_unequal_sizes_is_the_pairwise_sum() -> None:
+    x, y = cloud(4, 3, seed=8).double(), cloud(6, 3, seed=9).double()
+
+    def kernel(a: Tensor, b: Tensor) -> float:
+        return (float(a @ b) / 3 + 1) ** 3
+
+    def within(z: Tensor) -> float:
+        pairs = [kernel(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j]
+        return sum(pairs) / len(pairs)
+
+    across = sum(kernel(a, b) for a in x for b in y) / 24
+    assert float(kernel_distance(x, y)) == pytest.approx(within(x) + within(y) - 2 * across, rel=1e-12)
+
+
+def test_kernel_distance_is_unbiased_at_zero_and_positive_for_a_shift() -> None:
+    generator = torch.Generator().manual_seed(10)
+    sets = torch.randn(2, 400, 20, 4, generator=generator)
+    same = torch.stack([kernel_distance(x, y) for x, y in zip(*sets, strict=True)])
+    moved = torch.stack([kernel_distance(x, y + 1) for x, y in zip(*sets, strict=True)])
+    assert abs(float(same.mean())) < 4 * float(same.std()) / 20
+    assert float(moved.mean()) > 1
+
+
+def test_subsets_are_seeded_and_spread_less_when_larger() -> None:
+    x, y = cloud(300, 6, seed=11), cloud(300, 6, seed=12)
+    small, large = (kernel_subsets(x, y, subsets=30, size=size) for size in (20, 150))
+    assert small == kernel_subsets(x, y, subsets=30, size=20) and small != kernel_subsets(
+        x, y, subsets=30, size=20, seed=1
+    )
+    assert large.sd < small.sd
+    whole = kernel_subsets(x, y, subsets=3, size=1000)
+    assert whole.size == 300 and float(whole.mean) == pytest.approx(float(kernel_distance(x, y)), rel=1e-9)

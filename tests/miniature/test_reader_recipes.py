@@ -86,16 +86,6 @@ def test_a_judge_reads_the_factors_of_its_population(architecture: str, tmp_path
         torch.testing.assert_close(logits, network(images)[name], rtol=0, atol=2e-2)
 
 
-def test_judges_from_before_professions_read_what_they_always_did(tmp_path: Path) -> None:
-    recipe = JudgeRecipe("judge", "mixer", PLAIN, pool=64, held_out=64)
-    recipe.export(recipe.build(), tmp_path)
-    new = load_judge(str(tmp_path))
-    (tmp_path / "config.json").write_text('{"architecture": "mixer"}')
-    old, images = load_judge(str(tmp_path)), render(PLAIN.sample(4, seed=0))
-    assert old.fingerprint == new.fingerprint and tuple(old.classes) == tuple(FACTORS)
-    assert all(torch.equal(logits, new(images)[name]) for name, logits in old(images).items())
-
-
 def recipe(held_out: int = 64, population: Population = PLAIN) -> ClipRecipe:
     vision = {**SMALL, "patch_size": 8, "head_width": 16, "pool_type": "avg"}
     text = {**SMALL, "heads": 2}

@@ -146,11 +146,7 @@ DECISIVE = ("time_embed.0.weight", "input_blocks.0.0.weight", "input_blocks.1.0.
 @pytest.mark.parametrize(
     ("without", "more", "message"),
     [
-        (
-            MISSING,
-            {"label_emb.weight": (10, 128)},
-            "out.0.bias, time_embed.2.bias; unknown keys: label_emb",
-        ),
+        (MISSING, {"label_emb.weight": (10, 128)}, "out.0.bias, time_embed.2.bias; unknown keys: label_emb"),
         *(((key,), {}, f"missing keys: {key}") for key in DECISIVE),
         (("output_blocks.5.",), {}, r"(output_blocks\.5\.\S+ ?){12}"),
         (
@@ -174,35 +170,3 @@ def test_wrong_keys_are_all_listed(
 def test_heads_that_do_not_divide_the_widths_are_refused(checkpoint: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match=r"head_channels=48 does not divide .*64"):
         convert_unet(checkpoint, image_size=32, head_channels=48)
-
-
-class Mischief:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return Path.touch, (str(Path("mischief").absolute()),)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (Mischief(), "read safely"),
-        (
-            {"state_dict": {"a": torch.zeros(1)}, "step": 3, "b": torch.zeros(1)},
-            "training checkpoint with weights named state_dict; choose one",
-        ),
-        ([torch.zeros(1)], "list"),
-        (None, "no checkpoint at"),
-        (b"", "is empty; download it again"),
-    ],
-)
-def test_only_a_flat_state_dict_is_read(
-    content: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "checkpoint.pt"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        torch.save(content, path)
-    with pytest.raises(ValueError, match=message):
-        read_state_dict(path)
-    assert not (tmp_path / "mischief").exists()

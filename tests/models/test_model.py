@@ -23,7 +23,6 @@ from tiny_pipeline import (
 )
 from torch import Tensor
 
-from difflens.data.prompts import check_prompts
 from difflens.models.base import Batch
 from difflens.models.model import DiffusionModel, UnconditionalPipeline, cut_off
 from difflens.models.random_pipeline import byte_tokenizer
@@ -455,19 +454,3 @@ def test_plans_are_checked(tiny: DiffusionModel) -> None:
         next(tiny.sample(GenerationPlan(0, torch.arange(2))))
     with pytest.raises(ValueError, match=r"plan\.targets"):
         next(tiny.sample(plan([0, 1]), method=Shift(1.0)))
-
-
-@pytest.mark.parametrize(
-    ("prompts", "message"),
-    [
-        ([], "probe.prompts is empty"),
-        (["a", "b", "a"], "probe.prompts repeats 'a'"),
-        (["a", "  "], "texts only, got '  '"),
-        (["a", 3], "texts only, got 3"),
-        ("a face", "must be a list of prompts"),
-    ],
-)
-def test_lists_of_prompts_that_cannot_be_meant_are_refused(prompts: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_prompts(prompts, name="probe.prompts")
-    assert check_prompts(["b", "a"]) == ("b", "a")

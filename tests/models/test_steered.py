@@ -121,16 +121,12 @@ def several_per_prompt(pipe: Any) -> tuple[Tensor, Tensor]:
     return made, alone.images
 
 
-def generators(pipe: Any) -> tuple[Tensor, Tensor]:
-    with steering(pipe, Shift(2.0)):
-        made = call(pipe, latents=None, generator=[image_generator(3, i) for i in (0, 1)])
-    return made, expected(Shift(2.0), 0, 0)
+def called_with(settings: dict[str, Any], **of_the_model: Any) -> Callable[[Any], tuple[Tensor, Tensor]]:
+    """A call with other settings, and a model that has them from the start."""
 
-
-def guidance_of_at_most_one(scale: float) -> Callable[[Any], tuple[Tensor, Tensor]]:
     def case(pipe: Any) -> tuple[Tensor, Tensor]:
         with steering(pipe, Shift(2.0)):
-            return call(pipe, guidance_scale=scale), expected(Shift(2.0), 0, 0, guidance=scale)
+            return call(pipe, **settings), expected(Shift(2.0), 0, 0, **of_the_model)
 
     return case
 
@@ -244,12 +240,6 @@ def lora(pipe: Any) -> tuple[Tensor, Tensor]:
     return made, wanted.images
 
 
-def negative_prompts(pipe: Any) -> tuple[Tensor, Tensor]:
-    with steering(pipe, Shift(2.0)):
-        made = call(pipe, negative_prompt=["blurred"] * 2)
-    return made, expected(Shift(2.0), 0, 0, negative_prompt="blurred")
-
-
 def hooked(pipe: Any, make: Callable[[], Any], rows: slice) -> Any:
     """What a plain hook makes of a pipeline: the symmetric edit of every step but the first, without this package."""
     calls: list[None] = []
@@ -329,9 +319,9 @@ def two_pipelines_of_the_same_parts(pipe: Any) -> tuple[Tensor, Tensor]:
 
 RIGHT: dict[str, Callable[[Any], tuple[Tensor, Tensor]]] = {
     "several images per prompt": several_per_prompt,
-    "generators in a list": generators,
-    "guidance 0": guidance_of_at_most_one(0.0),
-    "guidance 1": guidance_of_at_most_one(1.0),
+    "generators in a list": called_with({"latents": None, "generator": [image_generator(3, i) for i in (0, 1)]}),
+    "guidance 0": called_with({"guidance_scale": 0.0}, guidance=0.0),
+    "guidance 1": called_with({"guidance_scale": 1.0}, guidance=1.0),
     "callback_on_step_end": callback,
     "guidance switched off in the middle": guidance_switched_off_in_the_middle,
     "one step": one_step,
@@ -341,7 +331,7 @@ RIGHT: dict[str, Callable[[Any], tuple[Tensor, Tensor]]] = {
     "a method": a_method,
     "another scheduler": another_scheduler,
     "a LoRA": lora,
-    "negative prompts": negative_prompts,
+    "negative prompts": called_with({"negative_prompt": ["blurred"] * 2}, negative_prompt="blurred"),
     "DDPM": ddpm,
     "SDXL": sdxl,
     "a step that never ended": a_step_that_never_ended,
@@ -456,72 +446,55 @@ class TooWide(Shift):
         return h.flatten(1) @ torch.zeros(3, 3)
 
 
-REFUSED: dict[str, tuple[Callable[[Any], Any], Any, str]] = {
-    "a batch of timesteps": (
-        unet_called(torch.tensor(GRID[:2]), (2, 4, 8, 8)),
-        Shift(1.0),
-        "2 timesteps at once, .*ParaDiGMS",
-    ),
+REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "a batch of timesteps": (unet_called(torch.tensor(GRID[:2]), (2, 4, 8, 8)), "2 timesteps at once, .*ParaDiGMS"),
     "a batch that changes": (
         unet_called(GRID[0], (2, 4, 8, 8), (1, 4, 8, 8)),
-        Shift(1.0),
         "StableDiffusionPipeline changes its batch in the middle",
     ),
     "branches image by image, as in panoramas": (
         guided(LATENTS.repeat_interleave(2, dim=0)),
-        Shift(1.0),
         "which rows hold which image",
     ),
-    "three branches, as perturbed attention has": (
-        guided(LATENTS.repeat(3, 1, 1, 1)),
-        Shift(1.0),
-        "6 rows for 3 images",
-    ),
-    "videos": (unet_called(GRID[0], (2, 4, 3, 8, 8)), Shift(1.0), r"\[2, 4, 3, 8, 8\]; only one with images"),
+    "three branches, as perturbed attention has": (guided(LATENTS.repeat(3, 1, 1, 1)), "6 rows for 3 images"),
+    "videos": (unet_called(GRID[0], (2, 4, 3, 8, 8)), r"\[2, 4, 3, 8, 8\]; only one with images"),
     "a ControlNet": (
         unet_called(GRID[0], (2, 4, 8, 8), mid_block_additional_residual=torch.zeros(2, 16, 4, 4)),
-        Shift(1.0),
         "adds residuals inside its U-Net; .*update=symmetric",
     ),
     "an adapter": (
         unet_called(GRID[0], (2, 4, 8, 8), down_intrablock_additional_residuals=[torch.zeros(2, 8, 8, 8)]),
-        Shift(1.0),
         "adds residuals inside its U-Net; .*update=symmetric",
     ),
-    "another combination": (another_combination, Shift(1.0), "in a way of its own, .*update=symmetric"),
-    "another scheduler inside": (another_scheduler_inside, Shift(1.0), "given another scheduler inside the block"),
-    "another U-Net inside": (another_unet_inside, Shift(1.0), "given another U-Net or scheduler inside the block"),
-    "two threads in the U-Net": (two_threads_in_the_unet, Shift(1.0), "from two threads at once"),
-    "nested blocks": (nested, Shift(1.0), "is steered already"),
-    "two threads": (two_threads, Shift(1.0), "from two threads at once"),
-    "three-way guidance": (three_way_guidance, Shift(1.0), "guides in a way of its own"),
+    "another combination": (another_combination, "in a way of its own, .*update=symmetric"),
+    "another scheduler inside": (another_scheduler_inside, "given another scheduler inside the block"),
+    "another U-Net inside": (another_unet_inside, "given another U-Net or scheduler inside the block"),
+    "two threads in the U-Net": (two_threads_in_the_unet, "from two threads at once"),
+    "nested blocks": (nested, "is steered already"),
+    "two threads": (two_threads, "from two threads at once"),
+    "three-way guidance": (three_way_guidance, "guides in a way of its own"),
     "another number of steps": (
         lambda pipe: call(pipe, num_inference_steps=3),
-        Shift(1.0),
         r"found on 4 steps .* the pipeline makes 3 .* num_inference_steps=4",
     ),
-    "no prompt": (lambda pipe: call(pipe, [], latents=None), Shift(1.0), "for no image"),
-    "another width": (
-        call,
-        TooWide(1.0),
-        r"do not fit the activations \[D, H, W\] = \[16, 4, 4\] at 'mid_block' of Stable",
-    ),
+    "no prompt": (lambda pipe: call(pipe, [], latents=None), "for no image"),
+    "another width": (call, r"do not fit the activations \[D, H, W\] = \[16, 4, 4\] at 'mid_block' of Stable"),
     "both branches without guidance": (
         lambda pipe: call(pipe, guidance_scale=1.0),
-        Shift(1.0, site=Site("mid_block", branch="both")),
         "only the branch cond is computed, got site.branch=both",
     ),
-    "too few targets": (
-        lambda pipe: call(pipe, TEXTS * 2, latents=None),
-        Shift(1.0),
-        "4 images need as many targets, got 2",
-    ),
+    "too few targets": (lambda pipe: call(pipe, TEXTS * 2, latents=None), "4 images need as many targets, got 2"),
+}
+
+EDITS = {
+    "another width": TooWide(1.0),
+    "both branches without guidance": Shift(1.0, site=Site("mid_block", branch="both")),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_edited_is_refused_by_name_and_leaves_the_pipeline_whole(case: str) -> None:
-    make, edit, message = REFUSED[case]
+    (make, message), edit = REFUSED[case], EDITS.get(case, Shift(1.0))
     pipe = tiny_pipeline()
     plain, own = call(pipe), (pipe.unet, pipe.scheduler)
     assign = towards(0, 0) if case == "too few targets" else zeros

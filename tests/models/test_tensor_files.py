@@ -62,6 +62,11 @@ def test_checkpoints_as_people_have_them_are_read(tmp_path: Path, saved: Any, pa
     assert read_state_dict(tmp_path / "x.pt", part=part)["a"].tolist() == [first, first]
 
 
+class Mischief:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (str(Path("mischief").absolute()),)
+
+
 @pytest.mark.parametrize(
     ("content", "part", "message"),
     [
@@ -73,14 +78,22 @@ def test_checkpoints_as_people_have_them_are_read(tmp_path: Path, saved: Any, pa
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", None, "git-lfs pointer.*git lfs pull"),
         (b"\n<!DOCTYPE html><html>", None, "a web page instead of the file"),
         (b"root:x:0:0:root:/root:/bin/bash\n", None, "torch.save wrote; it begins with 'root:x:0:0:root:'"),
-        (b"", None, "is empty"),
+        (b"", None, "is empty; download it again"),
+        ([torch.zeros(1)], None, "holds a list instead"),
+        (Mischief(), None, "read safely"),
+        (None, None, "no checkpoint at"),
     ],
 )
 def test_what_is_no_checkpoint_is_named_on_one_line(
-    tmp_path: Path, content: Any, part: str | None, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, part: str | None, message: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "x.pt"
-    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
     with pytest.raises(ValueError, match=message) as caught:
         read_state_dict(path, part=part)
     assert "\n" not in str(caught.value) and "weights_only argument" not in str(caught.value)
+    assert not (tmp_path / "mischief").exists()

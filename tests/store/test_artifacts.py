@@ -12,11 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from difflens.store.artifacts import ArtifactStore, fingerprint, is_finished, read_shard, require_equal, write_shard
+from difflens.store.artifacts import (
+    ArtifactStore,
+    fingerprint,
+    is_finished,
+    read_shard,
+    require_equal,
+    shards_of,
+    write_shard,
+)
 from difflens.store.errors import ArtifactError, ArtifactMismatchError, UserError
 from difflens.store.files import room_for
 from difflens.store.fingerprints import describe_difference
-from difflens.store.shards import shards_of
 
 SPEC = {"model": "miniature", "site": {"module": "mid_block", "tensor": "output"}, "steps": [981, 961], "lr": 1e-4}
 

@@ -15,9 +15,8 @@ from difflens.store.artifacts import ArtifactStore
 from difflens.store.errors import INTERRUPTED, ArtifactError, BuildError, UserError
 from difflens.store.exits import ending
 from difflens.store.past_run import RunArtifacts, newest_having
-from difflens.store.provenance import git_state, seeds
 from difflens.store.ranks import check_launch
-from difflens.store.run import REVISIONS, Run, open_run
+from difflens.store.run import REVISIONS, Run, git_state, open_run, seeds
 
 
 @pytest.fixture
@@ -237,9 +236,7 @@ def test_seeds_are_found_wherever_they_are():
 
 
 def test_an_installed_package_claims_no_commit(monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        "difflens.store.provenance.__file__", str(tmp_path / "site-packages" / "difflens" / "provenance.py")
-    )
+    monkeypatch.setattr("difflens.store.run.__file__", str(tmp_path / "site-packages" / "difflens" / "provenance.py"))
     assert git_state() == {"commit": None, "dirty": None}
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from difflens.data.reference import Reference
+from difflens.data.folder import Reference
 from difflens.judges.faces import float_pieces
 from difflens.judges.protocol import ReferenceStatistics
 from difflens.methods.assignment import Goals, read_goals

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import Program, speak_at_once
+from program import undisturbed
 
 from difflens.store.progress import progress
 
@@ -86,11 +86,10 @@ def test_a_terminal_shows_a_bar_by_the_name_of_the_stage(tmp_path: Path) -> None
     assert "Predicting" not in text and "Epoch" not in text and "judging: 1 of 4" not in text
 
 
-def test_a_run_names_its_stages_and_leaves_no_blank_lines(tmp_path: Path) -> None:
-    program = Program(tmp_path)
-    ended = program(prepare=speak_at_once)
-    assert ended.code == 0, ended.err
-    lines = (ended.out.partition("gender · ")[0] + ended.err).splitlines()  # the table has its own way
+def test_a_run_names_its_stages_and_leaves_no_blank_lines() -> None:
+    heard = undisturbed().folder.with_suffix(".heard")
+    out, err = ((heard / f"{name}.txt").read_text() for name in ("out", "err"))
+    lines = (out.partition("gender · ")[0] + err).splitlines()  # the table has its own way
     assert all(line.strip() for line in lines) and not {"Predicting", "Epoch"} & {*" ".join(lines).split()}
     stages = ["activations", "labelling", "SAE's training", "SAE's health", "denoising loss recovered", "cards"]
     stages += ["probe of gender", "attribution of gender", "usual activity", "calibrate", "originals", "steer"]

@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from scipy.linalg import hadamard
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader, TensorDataset
 
 from difflens.sae.base import SparseAutoencoder
 from difflens.sae.batch_topk import BatchTopKAutoencoder
@@ -52,9 +51,9 @@ def fit(module: SaeModule, data: tuple[Tensor, Tensor], **settings: Any) -> L.Tr
 @pytest.mark.parametrize("kind", [TopKAutoencoder, BatchTopKAutoencoder, MatryoshkaAutoencoder, JumpReLUAutoencoder])
 def test_a_planted_dictionary_is_recovered(kind: type[SparseAutoencoder]) -> None:
     torch.manual_seed(0)
-    data = planted(256 * 400)
+    data = planted(256 * 280)
     sae = kind(16, expansion=4, k=3)  # type: ignore[call-arg]
-    module = module_of(sae, data, tokens=len(data[0]), lr=1e-2)
+    module = module_of(sae, data, tokens=len(data[0]), lr=2e-2)
     fit(module, data)
     torch.testing.assert_close(sae.decoder.norm(dim=1), torch.ones(64))
     saved = module.fold_scale().eval()
@@ -198,19 +197,6 @@ def test_resuming_equals_the_uninterrupted_run(kind: type[SparseAutoencoder], tm
     checkpoint = torch.load(tmp_path / "step=5.ckpt", weights_only=True)
     assert {"tokens_since_fired", "input_scale", "health.squared_error"} <= set(checkpoint["state_dict"])
     assert all(isinstance(value, int | float | str | None) for value in checkpoint["hyper_parameters"].values())
-
-
-def test_validation_logs_the_streaming_figures() -> None:
-    torch.manual_seed(10)
-    data = planted(500)
-    sae = TopKAutoencoder(16, expansion=2, k=3)
-    module = module_of(sae, data)
-    trainer = L.Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
-    (figures,) = trainer.validate(module, DataLoader(TensorDataset(*data), 64), verbose=False)
-    x_hat = sae.reconstruct(data[0] * module.input_scale) / module.input_scale
-    fvu = (data[0] - x_hat).square().sum() / (data[0] - data[0].mean(0)).square().sum()
-    assert figures["val/fvu"] == pytest.approx(float(fvu), rel=1e-4)
-    assert figures["val/l0"] == pytest.approx(float((sae.encode_dense(data[0] * module.input_scale) > 0).sum()) / 500)
 
 
 def test_bad_tokens_name_their_site() -> None:

@@ -1,3 +1,5 @@
+"""Probes read what is there, chance where nothing is, and come back from disk as what they were."""
+
 import json
 from pathlib import Path
 
@@ -5,10 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from difflens.probes.base import Probe, ProbeFit
+from difflens.probes.base import FILE, Probe, ProbeFit, balanced_split, load_probe, save_probe
 from difflens.probes.linear import LinearProbe, fit_linear_probe
 from difflens.probes.mlp import MlpProbe, fit_mlp_probe
-from difflens.probes.storage import FILE, load_probe, save_probe
 from difflens.vocabulary import Attribute
 
 GENDER = Attribute("gender", ("female", "male"))
@@ -43,14 +44,9 @@ def test_a_saved_probe_comes_back_as_what_it_was(fit, tmp_path: Path) -> None:  
     assert torch.equal(probe(maps, 1), fitted.probe(maps, 1)) and torch.equal(accuracy, fitted.accuracy)
 
 
-def test_a_probe_saved_without_its_class_is_linear_and_a_foreign_class_is_refused(tmp_path: Path) -> None:
-    probe = LinearProbe(2, 2, 12)
-    probe.weight.normal_()
-    save_probe(ProbeFit(probe, torch.zeros(2, dtype=torch.float64), 5), tmp_path)
+def test_a_foreign_class_is_refused(tmp_path: Path) -> None:
+    save_probe(ProbeFit(LinearProbe(2, 2, 12), torch.zeros(2, dtype=torch.float64), 5), tmp_path)
     tensors = load_file(tmp_path / FILE)
-    save_file(tensors, tmp_path / FILE)
-    found, _ = load_probe(tmp_path)
-    assert isinstance(found, LinearProbe) and torch.equal(found.weight, probe.weight)
     for name in ("os.path", "difflens.vocabulary.Attribute"):
         save_file(tensors, tmp_path / FILE, metadata={"probe": json.dumps({"class": name, "settings": {}})})
         with pytest.raises(ValueError, match="is no Probe"):
@@ -61,3 +57,45 @@ def test_a_hidden_layer_needs_units() -> None:
     assert issubclass(MlpProbe, Probe)
     with pytest.raises(ValueError, match=r"probe\.hidden must be a whole number of at least 1, got 0"):
         MlpProbe(1, 2, 12, 0)
+
+
+AGE = Attribute("age", ("young", "adult", "old"))
+
+
+def maps_and_labels(n: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise at step 0; at step 1 one direction per class added to it."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.multinomial(torch.tensor([0.5, 0.3, 0.2]), n, replacement=True, generator=generator)
+    noise = torch.randn(2, n, 4, 3, 3, generator=generator)
+    noise[1, :, :3, 0, 0] += 6 * torch.nn.functional.one_hot(labels, 3)
+    return noise, labels
+
+
+def test_the_probe_reads_what_is_there_and_chance_where_nothing_is() -> None:
+    maps, labels = maps_and_labels()
+    fitted = fit_linear_probe(lambda step: maps[step], labels, AGE, steps=2)
+    assert fitted.accuracy[1] > 0.95
+    assert fitted.accuracy[0] < 0.6
+    assert fitted.images_per_class == round(0.8 * int(torch.bincount(labels).min()))
+
+
+def test_logits_are_affine_in_the_raw_activations() -> None:
+    maps, labels = maps_and_labels()
+    probe = fit_linear_probe(lambda step: maps[step], labels, AGE, steps=2).probe
+    a, b = maps[1][:5], maps[1][5:10]
+    middle = probe(0.5 * a + 0.5 * b, 1)
+    torch.testing.assert_close(middle, 0.5 * probe(a, 1) + 0.5 * probe(b, 1), rtol=1e-4, atol=1e-4)
+    assert (probe(maps[1], 1).argmax(-1) == labels).double().mean() > 0.95
+
+
+def test_the_split_is_balanced_disjoint_and_seeded() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 20 + [2] * 10)
+    train, test = balanced_split(labels, AGE, held_out=0.2, seed=1)
+    assert torch.bincount(labels[train]).tolist() == [8, 8, 8]
+    assert torch.bincount(labels[test]).tolist() == [2, 2, 2]
+    assert not set(train.tolist()) & set(test.tolist())
+
+
+def test_a_class_without_images_is_named() -> None:
+    with pytest.raises(ValueError, match="'old'"):
+        balanced_split(torch.tensor([0, 1] * 20), AGE, held_out=0.2, seed=0)
