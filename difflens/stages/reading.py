@@ -180,10 +180,10 @@ def _answers(judge: Any, images: Tensor) -> dict[str, Tensor]:
 
 def protocol(study: Study) -> dict[str, Any]:
     """What decides a judge's numbers and the extractor's, for `metrics.json`."""
-    faces = getattr(study.judge, "faces", None)
+    faces, doubtful = getattr(study.judge, "faces", None), not_validated(study.judge, study.studied)
     return {
         "judge": study.judge.name,  # type: ignore[attr-defined]
-        "not_validated": ", ".join(not_validated(study.judge, study.studied)) or None,
+        **({"not_validated": ", ".join(doubtful)} if doubtful else {}),
         "judge_protocol": getattr(study.judge, "protocol", None),
         "faces": getattr(faces, "name", None),
         "missing_faces": study.missing,
