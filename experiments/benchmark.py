@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from difflens.attribution.heads import AffineHead
 from difflens.attribution.scorers import IntegratedGradients, OfficialIntegratedGradients
 from difflens.attribution.statistics import CodeStatistics
+from difflens.cli.products import register_products
 from difflens.main import conf_folder
 from difflens.methods.base import Window
 from difflens.methods.difflens import FeatureEdit
@@ -61,6 +62,7 @@ def ratio(
 
 def settings_of(attribute: str, *overrides: str) -> DictConfig:
     """The configuration of an attribute's study on the miniature, with its preset."""
+    register_products(conf_folder())
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose("config", overrides=[f"attribute={attribute}", *overrides])
 

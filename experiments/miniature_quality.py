@@ -12,6 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from difflens.cli.products import register_products
 from difflens.main import conf_folder
 from difflens.metrics.functional import wilson_interval
 from difflens.miniature.population import named_population
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=31_337)
     parser.add_argument("--folder", default="package:miniature/weights/generator")
     options = parser.parse_args()
+    register_products(conf_folder())
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         overrides = [f"model.steps={options.steps}", f"model.folder={options.folder}"]
         cfg = compose("config", overrides=overrides)

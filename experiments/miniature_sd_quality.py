@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from torch import Tensor
 
+from difflens.cli.products import register_products
 from difflens.main import conf_folder
 from difflens.miniature.captions import prompts as prompts_of
 from difflens.miniature.faces import PROFESSIONS, WORKPLACE_FACTORS
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--folder", default="package:miniature/weights/text_to_image/pipeline")
     options = parser.parse_args()
+    register_products(conf_folder())
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         overrides = ["model=mini_sd", f"model.steps={options.steps}", f"model.source={options.folder}"]
         cfg = compose("config", overrides=overrides)

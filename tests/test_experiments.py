@@ -34,6 +34,14 @@ def test_a_script_answers_help(name: str, monkeypatch: pytest.MonkeyPatch, capsy
     assert ended.value.code == 0 and f"usage: {name}.py" in capsys.readouterr().out
 
 
+def test_what_composes_a_configuration_knows_the_choices_that_have_no_file() -> None:
+    """Here conftest has registered them: run by itself, a script would not find the default task."""
+    composing = [
+        text for path in FOLDER.glob("*.py") if "= compose(" in (text := path.read_text()) or "return compose(" in text
+    ]
+    assert len(composing) > 2 and all("    register_products(conf_folder())\n" in text for text in composing)
+
+
 def test_a_missing_run_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["check_default_run.py", "/nowhere"])
     with pytest.raises(SystemExit) as ended:
