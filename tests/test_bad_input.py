@@ -80,6 +80,7 @@ def test_a_class_without_images_says_what_to_do(program: Program) -> None:
     [
         ("attribute.classes=[female,man]", "the judge has no class ['man'] of 'gender'; its classes are"),
         ("sae.k=999", "k=999 must lie in 1..256"),
+        ("sae.expansion=1000000", "=1e+06 asks for 128000000 latents of 128 values, whose training takes 488.3 GiB"),
         ("data.site.module=midblock", "did you mean mid_block"),
         ("data.site.module=mid_block.attentions", "data.site.module=mid_block.attentions: "),
         ("model.folder=/nowhere", "/nowhere"),

@@ -91,6 +91,13 @@ def check_autoencoder(bench: "Workbench", *, held: bool) -> None:
         ValueError: with the offending value and the remedy.
     """
     cfg = bench.cfg
+    # On a GPU it is the GPU's memory that counts, which torch tells when it runs out.
+    if cfg.sae.saved is None and (cfg.trainer.accelerator or cfg.model.get("device") or "cpu") == "cpu":
+        with blaming(f"data.site.module={bench.site.module}"):
+            channels, height, width = bench.model.site_shape(bench.site)
+        dim = channels * height * width if cfg.sae.get("token") == "map" else channels
+        # Before it is built, which would take a quarter of that.
+        check_training(dim, cfg.sae.get("expansion", 1), memory=main_memory())
     autoencoder = bench.new_autoencoder()
     check_top(plain(cfg.attribution.top), width=autoencoder.width)
     if held:
@@ -107,6 +114,20 @@ def check_top(top: Any, *, width: int, key: str = "attribution.top") -> None:
     """Check that the SAE has as many latents as are to be selected for a class (ValueError: it has fewer)."""
     if max(top.values() if isinstance(top, Mapping) else [top]) > width:
         raise ValueError(f"{key} must be 1 to {width} (the SAE's width), got {top!r}; or raise sae.expansion.")
+
+
+def check_training(dim: int, expansion: float, *, memory: int) -> None:
+    """Check that an SAE fits into `memory` bytes while it is trained: two matrices, their gradients and Adam's two moments.
+
+    Raises:
+        ValueError: it does not.
+    """
+    needed = 4 * 2 * 4 * round(expansion * dim) * dim
+    if needed > memory:
+        raise ValueError(
+            f"sae.expansion={expansion:g} asks for {round(expansion * dim)} latents of {dim} values, whose training takes "
+            f"{human_size(needed)} of memory, and this machine has {human_size(memory)}; lower it."
+        )
 
 
 def check_buffer(sizes: BufferSizes, *, dim: int, memory: int) -> None:

@@ -103,7 +103,7 @@ def test_sd15_takes_tokens_of_a_whole_map_in_numbers_that_fit() -> None:
     check_buffer(sizes, dim=81_920, memory=16 * 2**30)
     usual = composed().data.buffer
     with pytest.raises(
-        ValueError, match=r"262144 tokens of 81920 values.* 42\.9 GB, and 107\.4 GB.*data\.buffer to \d+"
+        ValueError, match=r"262144 tokens of 81920 values.* 40\.0 GiB, and 100\.0 GiB.*data\.buffer to \d+"
     ):
         check_buffer(buffer_sizes(usual, batch=512, dim=81_920), dim=81_920, memory=64 * 2**30)
 
