@@ -18,7 +18,7 @@ from difflens.miniature.faces import FACTORS
 from difflens.miniature.population import named_population
 from difflens.miniature.reference import render_population
 from difflens.models.sampling import image_generator, normal
-from difflens.store.files import locate
+from difflens.store.locations import locate
 from difflens.store.progress import progress
 
 STUDIED = ("gender", "age", "race")

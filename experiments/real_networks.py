@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import inception_v3, resnet34
 
-from difflens.data.sampled import ActivationStore
+from difflens.data.activations import ActivationStore
 from difflens.judges.fairface import FairFaceJudge
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from diffusers import DDIMPipeline
 import difflens
 from difflens.judges.protocol import select_classes
 from difflens.miniature.judges import load_judge
-from difflens.store.files import locate
+from difflens.store.locations import locate
 
 
 def main() -> None:

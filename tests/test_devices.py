@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from difflens.attribution.scorers import GradientTimesActivation, IntegratedGradients, MeanActivation, Scorer
 from difflens.attribution.statistics import CodeStatistics
-from difflens.data.sampled import ActivationStore, Shards
+from difflens.data.activations import ActivationStore
+from difflens.data.sampled import Shards
 from difflens.judges.clip import ClipWeights, OpenClipModel
 from difflens.judges.fairface import FairFaceJudge
 from difflens.judges.inception import InceptionFeatures, load_inception

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difflens.data.sampled import ActivationStore, as_tokens
+from difflens.data.activations import ActivationStore, as_tokens
 from difflens.models.model import DiffusionModel
 from difflens.vocabulary import GenerationPlan, Site
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from difflens.miniature.captions import ByteTokenizer
 from difflens.miniature.faces import SIZE
 from difflens.models.devices import check_device
-from difflens.store.files import locate, sha256_of
+from difflens.store.files import sha256_of
 from difflens.store.fingerprints import fingerprint
+from difflens.store.locations import locate
 
 if TYPE_CHECKING:
     import open_clip

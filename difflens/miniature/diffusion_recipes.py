@@ -27,7 +27,7 @@ from difflens.miniature.fit import FitSettings, Recipe, batch_indices
 from difflens.miniature.population import NAMEABLE, Population, PromptedFaces, draw_prompted_faces, without_bias
 from difflens.miniature.reference import render_population
 from difflens.models.devices import fast_autocast
-from difflens.store.files import locate
+from difflens.store.locations import locate
 
 Judge = Callable[[Tensor], Mapping[str, Tensor]]
 """Reads the attributes of images [N, 3, H, W] in [0, 1]: name → logits [N, C]."""

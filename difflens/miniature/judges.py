@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from difflens.miniature.faces import FACTORS, SIZE, WORKPLACE_FACTORS
 from difflens.models.base import weights_fingerprint
-from difflens.store.files import locate
+from difflens.store.locations import locate
 
 
 class ConvolutionalJudge(nn.Module):

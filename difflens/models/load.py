@@ -22,7 +22,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from difflens.models.devices import DTYPES, check_device, choose_precision, quietly
 from difflens.models.model import DiffusionModel, UnconditionalPipeline
-from difflens.store.files import PACKAGE, locate
+from difflens.store.locations import PACKAGE, locate
 
 SCHEDULERS = {
     "ddim": DDIMScheduler,

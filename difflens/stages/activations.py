@@ -4,7 +4,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from difflens.data.sampled import ActivationStore, Shards, expected_bytes
+from difflens.data.activations import ActivationStore, expected_bytes
+from difflens.data.sampled import Shards
 from difflens.stages.plans import contrast_plan, learning_plan, plan_spec
 from difflens.store.artifacts import Artifact
 from difflens.store.files import room_for

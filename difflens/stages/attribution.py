@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from difflens.attribution.select import select_features
 from difflens.attribution.statistics import CodeStatistics, code_statistics
-from difflens.data.sampled import ActivationStore
+from difflens.data.activations import ActivationStore
 from difflens.methods.base import Method
 from difflens.methods.difflens import selected_latents
 from difflens.sae.base import SparseAutoencoder

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from difflens.data.sampled import ActivationStore
+from difflens.data.activations import ActivationStore
 from difflens.methods.difflens import FeatureEdit, SingleFeature
 from difflens.stages.activations import open_store
 from difflens.stages.calibrate import Prepared

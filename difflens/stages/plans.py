@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from difflens.data.activations import ActivationStore
 from difflens.data.prompts import neutral_plan, study_plan
-from difflens.data.sampled import ActivationStore, Shards
+from difflens.data.sampled import Shards
 from difflens.store.artifacts import Artifact
 from difflens.study.workbench import Workbench
 from difflens.training.steering_module import sample

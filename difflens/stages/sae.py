@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from difflens.data.activations import ActivationStore, split_by_image
 from difflens.data.mixing import (
     OnlineTokens,
     StoredTokens,
@@ -24,7 +25,6 @@ from difflens.data.mixing import (
     buffer_sizes,
     mixed_batches,
 )
-from difflens.data.sampled import ActivationStore, split_by_image
 from difflens.models.devices import placed
 from difflens.models.model import DiffusionModel
 from difflens.sae.base import SparseAutoencoder, load_sae, read_spec, save_sae

@@ -1,4 +1,4 @@
-"""Files on a disk that may fill up or lose power: atomic writes, hashes, free space, and where named ones lie."""
+"""Files on a disk that may fill up or lose power: atomic writes, hashes, free space."""
 
 import errno
 import hashlib
@@ -117,20 +117,3 @@ def point_latest(outputs: Path, folder: Path, *, name: str = "latest") -> None:
     temporary.symlink_to(os.path.relpath(folder, outputs), target_is_directory=True)
     # By a rename: between removing a link and making the next one a reader would find none.
     os.replace(temporary, latest)
-
-
-PACKAGE = "package:"
-
-
-def locate(path: str) -> Path:
-    """The path itself, or the place inside the installed package for `package:miniature/weights/…`.
-
-    Raises:
-        ValueError: there is nothing; the message says where it was looked for.
-    """
-    found = (
-        Path(__file__).parents[1] / path.removeprefix(PACKAGE) if path.startswith(PACKAGE) else Path(path).expanduser()
-    )
-    if not found.exists():
-        raise ValueError(f"nothing at {str(found)!r} (from {path!r}); put the files there or change the path.")
-    return found

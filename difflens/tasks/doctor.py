@@ -19,7 +19,7 @@ from difflens.judges.weights import find_weights
 from difflens.models.devices import check_device
 from difflens.models.load import find_pipeline
 from difflens.store.errors import NotReadyError, one_line
-from difflens.store.files import locate
+from difflens.store.locations import locate
 from difflens.store.run import Run
 from difflens.tasks.forecast import describe_forecast, forecast
 

@@ -4,7 +4,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from difflens.attribution.statistics import monosemanticity, paired_auc, separation
+from difflens.attribution.separation import monosemanticity, paired_auc, separation
 from difflens.miniature.faces import FACTORS, render
 from difflens.miniature.population import Population
 from difflens.models.devices import placed

@@ -20,7 +20,7 @@ from difflens.methods.assignment import Rule
 from difflens.store import targets
 from difflens.store.errors import UserError
 from difflens.store.run import resolve
-from difflens.study import workbench
+from difflens.study import checks
 
 
 def complaint(command: str) -> str:
@@ -241,9 +241,9 @@ def test_what_a_class_of_ones_own_takes_is_left_to_it(monkeypatch: pytest.Monkey
 
 
 def test_as_many_latents_as_the_sae_has() -> None:
-    workbench.check_top({"female": 12, "male": 0}, width=12)
+    checks.check_top({"female": 12, "male": 0}, width=12)
     with pytest.raises(ValueError, match=r"attribution\.top must be 1 to 12 \(the SAE's width\), got 13"):
-        workbench.check_top(13, width=12)
+        checks.check_top(13, width=12)
     for top in (0, -1, "all", {"female": 0, "male": 0}):
         with pytest.raises(UserError, match=r"attribution\.top must"):
             check_top(top, ("female", "male"))

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from difflens.data.activations import ActivationStore, as_tokens, expected_bytes, split_by_image
 from difflens.data.mixing import SAMPLE_BYTES, OnlineTokens, StoredTokens, TokenBatch, buffer_sizes, mixed_batches
-from difflens.data.sampled import ActivationStore, Shards, as_bytes, as_tokens, expected_bytes, in_order, split_by_image
+from difflens.data.sampled import Shards, as_bytes, in_order
 from difflens.models.base import Generated
 from difflens.models.model import DiffusionModel
 from difflens.vocabulary import GenerationPlan, Site

@@ -10,7 +10,7 @@ from program import Program
 from safetensors.torch import load_file
 from tiny_pipeline import tiny_pipeline
 
-from difflens.data.sampled import ActivationStore
+from difflens.data.activations import ActivationStore
 from difflens.miniature.judges import load_judge
 
 TINY = [

@@ -5,7 +5,8 @@ import pytest
 import torch
 from tiny_pipeline import Shift
 
-from difflens.data.sampled import ActivationStore, Shards
+from difflens.data.activations import ActivationStore
+from difflens.data.sampled import Shards
 from difflens.models.model import DiffusionModel
 from difflens.training.steering_module import MicroBatches, generate, sample
 from difflens.vocabulary import GenerationPlan, Site
