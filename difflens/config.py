@@ -42,6 +42,11 @@ def number(words: str, **bounds: Any) -> Any:
     return Field(description=words, **{"le": LARGEST, **bounds})
 
 
+def seed() -> Any:
+    """Torch's generator on a processor keeps 32 bits: two larger seeds could be one."""
+    return whole(0, 2**32 - 1)
+
+
 def positive(**more: Any) -> Any:
     """A number above 0."""
     return number("a number above 0", gt=0, **more)
@@ -51,9 +56,6 @@ def not_negative(**more: Any) -> Any:
     """A number of at least 0."""
     return number("a number of at least 0", ge=0, **more)
 
-
-SEED: Any = whole(0, 2**32 - 1)
-"""Torch's generator on a processor keeps 32 bits: two larger seeds could be one."""
 
 SHARE: Any = number("a number above 0 and below 1", gt=0, lt=1)
 PART: Any = number("a number from 0 to 1", ge=0, le=1)
@@ -97,7 +99,7 @@ class Localise(Group):
     """`task=localise`."""
 
     images: int = whole(8)
-    base_seed: int = SEED
+    base_seed: int = seed()
     pool: int = whole(1, 64)
     sites: int = whole()
     tried: int = whole(2)
@@ -152,7 +154,7 @@ class Data(Group):
     source: Literal["shards", "online"]
     site: Site
     images: int = whole(2)
-    base_seed: int = SEED
+    base_seed: int = seed()
     validation: float = SHARE
     buffer: int = whole(most=10**9)
 
@@ -215,7 +217,7 @@ class Calibration(Group):
 
     per_prompt: bool
     images: int = whole()
-    base_seed: int = SEED
+    base_seed: int = seed()
     first: float = number("a number")
     largest: float = number("a number")
     tolerance: float = not_negative()
@@ -265,7 +267,7 @@ class Metric(Group):
     """What is measured, and on what."""
 
     images: int = whole(2)
-    base_seed: int = SEED
+    base_seed: int = seed()
     extractor: dict[str, Any] = GROUP
     reference_name: str
     reference: dict[str, Any] = GROUP
@@ -306,7 +308,7 @@ class Ablation(Open):
 
     size: int = whole()
     images: int = whole()
-    base_seed: int = SEED
+    base_seed: int = seed()
 
 
 class Audit(Open):
@@ -314,7 +316,7 @@ class Audit(Open):
 
     images: int = whole(2)
     per_prompt: int = whole(2)
-    base_seed: int = SEED
+    base_seed: int = seed()
 
 
 class Dose(Open):
@@ -378,7 +380,7 @@ class Settings(Group):
     """The whole configuration; a task of one's own may do without most of it."""
 
     name: str
-    seed: int = SEED
+    seed: int = seed()
     published: dict[str, Any] | None = None
     published_strength: dict[str, float] | None = None
     missing_faces: Literal["count", "error"] = "count"

@@ -20,7 +20,11 @@ from difflens.vocabulary import PerImage, Site
 Assign = Callable[[int], Tensor]
 """Target classes of so many images."""
 
-RESIDUALS = ("mid_block_additional_residual", "down_block_additional_residuals", "down_intrablock_additional_residuals")
+RESIDUALS = (
+    "mid_block_additional_residual",
+    "down_block_additional_residuals",
+    "down_intrablock_additional_residuals",
+)
 """What ControlNets and adapters add in the middle of a U-Net, row by row, so that its batch cannot grow there."""
 
 NO_IMAGE = "the pipeline was called for no image; give it at least one prompt."

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
-from hydra.utils import instantiate
+from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from difflens.cli.usage import config_groups
@@ -84,6 +84,14 @@ def test_attributes_are_what_the_judges_read(name: str) -> None:
         judge = instantiate(cfg.judge[role])
         assert set(attribute.classes) <= set(judge.classes[name])
     assert set(cfg.judge.others) <= set(judge.classes)
+
+
+def test_every_task_has_its_module_and_its_config() -> None:
+    assert len(GROUPS["task"]) == 21
+    for name in GROUPS["task"]:
+        cfg = resolved([f"task={name}"])
+        assert cfg.task.name == name
+        assert get_method(cfg.task._target_)
 
 
 def test_several_attributes_are_composed_of_the_files_of_each() -> None:
