@@ -57,11 +57,19 @@ def not_negative(**more: Any) -> Any:
     return number("a number of at least 0", ge=0, **more)
 
 
-SHARE: Any = number("a number above 0 and below 1", gt=0, lt=1)
-PART: Any = number("a number from 0 to 1", ge=0, le=1)
-FOLDER: Any = Field(
-    None, description="one folder (measure several one after the other with -m images=<folder>,<folder>)"
-)
+def folder() -> Any:
+    """The name of a folder, or none."""
+    return Field(None, description="one folder (measure several one after the other with -m images=<folder>,<folder>)")
+
+
+def share() -> Any:
+    """A part of a whole, neither nothing nor all of it."""
+    return number("a number above 0 and below 1", gt=0, lt=1)
+
+
+def part() -> Any:
+    """A part of a whole, or nothing, or all of it."""
+    return number("a number from 0 to 1", ge=0, le=1)
 
 
 def _distinct(values: list[Any]) -> list[Any]:
@@ -103,7 +111,7 @@ class Localise(Group):
     pool: int = whole(1, 64)
     sites: int = whole()
     tried: int = whole(2)
-    windows: list[Annotated[list[Annotated[float, PART]], Field(min_length=2, max_length=2)]] = Field(
+    windows: list[Annotated[list[Annotated[float, part()]], Field(min_length=2, max_length=2)]] = Field(
         min_length=1, description="a list of pairs of shares of the steps: start and stop"
     )
 
@@ -155,7 +163,7 @@ class Data(Group):
     site: Site
     images: int = whole(2)
     base_seed: int = seed()
-    validation: float = SHARE
+    validation: float = share()
     buffer: int = whole(most=10**9)
 
 
@@ -238,7 +246,7 @@ class Mitigation(Open):
     times: float = not_negative()
     # Repeated here, since the code that owns these words imports torch; a test compares the two.
     assignment: Literal["exact", "early", "oracle", "iid", "batch", "everyone"]
-    read: float = SHARE
+    read: float = share()
     target: Any
     hold: Hold
     calibration: Calibration
@@ -353,7 +361,7 @@ class Separation(Open):
     """`task=separation`."""
 
     pairs: int = whole()
-    steps: Annotated[list[Annotated[float, PART]], AfterValidator(_distinct)] = words(least=1)
+    steps: Annotated[list[Annotated[float, part()]], AfterValidator(_distinct)] = words(least=1)
 
 
 class Convert(Open):
@@ -400,9 +408,9 @@ class Settings(Group):
     trainer: Trainer = Field(default_factory=Trainer)
     logger: dict[str, Any] | None = None
     # Of task=evaluate and task=audit, and of task=aggregate and task=dashboard.
-    images: str | None = FOLDER
-    reference: str | None = FOLDER
-    originals: str | None = FOLDER
+    images: str | None = folder()
+    reference: str | None = folder()
+    originals: str | None = folder()
     pairs: Literal["all", "intersect"] = "all"
     sweep: str | None = None
 

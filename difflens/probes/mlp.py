@@ -13,11 +13,7 @@ from difflens.vocabulary import Attribute
 
 
 class MlpProbe(Probe):
-    """Per step `W₂ gelu(W₁ h + b₁) + b₂`; attribution through it goes by autograd.
-
-    Raises:
-        ValueError: no hidden unit.
-    """
+    """Per step `W₂ gelu(W₁ h + b₁) + b₂`; attribution through it goes by autograd (ValueError: no hidden unit)."""
 
     weight_in: Tensor
     bias_in: Tensor

@@ -81,21 +81,13 @@ def check_autoencoder(bench: "Workbench", *, held: bool) -> None:
 
 
 def check_top(top: Any, *, width: int, key: str = "attribution.top") -> None:
-    """Check that the SAE has as many latents as are to be selected for a class.
-
-    Raises:
-        ValueError: it has fewer.
-    """
+    """Check that the SAE has as many latents as are to be selected for a class (ValueError: it has fewer)."""
     if max(top.values() if isinstance(top, Mapping) else [top]) > width:
         raise ValueError(f"{key} must be 1 to {width} (the SAE's width), got {top!r}; or raise sae.expansion.")
 
 
 def check_buffer(sizes: BufferSizes, *, dim: int, memory: int) -> None:
-    """Check that the buffer that mixes an SAE's tokens of `dim` values fits into `memory` bytes.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Check that the buffer that mixes an SAE's tokens of `dim` values fits into `memory` bytes; else ValueError."""
     if sizes.refilling > memory:
         least = int(sizes.capacity * memory / sizes.refilling / 2)
         raise ValueError(
