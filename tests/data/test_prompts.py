@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from difflens.data.prompts import PromptSet, fill, neutral_plan, study_plan
+from difflens.data.prompts import PromptSet, check_prompts, fill, neutral_plan, study_plan
 from difflens.vocabulary import UNNAMED
 
 WORK = PromptSet(["a face of a {} doctor", "A photo of an {} engineer"], unseen=["a face of a {} pilot"])
@@ -38,7 +38,6 @@ def test_evaluation_goes_prompt_by_prompt() -> None:
     [
         ({"studied": []}, "prompt.studied is empty"),
         ({"studied": ["a {} b", "  "]}, "texts only, got '  '"),
-        ({"studied": ["a {} b", 3]}, "texts only, got 3"),
         ({"studied": "a {} face"}, "must be a list of prompts"),
         ({"studied": ["a {} b", "a {} b"]}, "repeats"),
         ({"studied": ["a {} b"], "unseen": ["a {} b"]}, "repeats"),
@@ -49,6 +48,8 @@ def test_evaluation_goes_prompt_by_prompt() -> None:
 def test_bad_lists_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PromptSet(**settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="texts only, got 3"):
+        check_prompts(["a {} b", 3])
 
 
 def test_too_few_images_are_refused() -> None:
