@@ -35,6 +35,7 @@ MEASURED = (
     ),
     *("fd_official_prompt_mean", "fd_low_prompt_mean", "fd_high_prompt_mean", "fd_perfect_prompt_mean"),
     *("deviation_ratio", "entropy", "l1", "kl", "fd_low", "fd_high", "fd_perfect"),
+    *("moved", "reached_moved", "nothing_else_moved", "clip_i_moved"),
     *("clip_i_edited", "clip_i_floor", "nothing_else", "flips", "compute", "fd_corrected"),
 )
 """The numbers that a row has without any metric of one's own."""

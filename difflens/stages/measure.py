@@ -23,6 +23,7 @@ from difflens.stages.rows import (
     arrival,
     build_row,
     cost,
+    of_moved,
     outcomes_of,
     promised,
     smaller_subsets,
@@ -113,6 +114,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
     outcomes = outcomes_of(before, after, study, steered)
     # Images that one call couples are no independent draws: intervals count the groups (METHOD section 7).
     group = bench.model.micro_batch if bench.method.couples else 1
+    nothing = dict.fromkeys(("reached", "moved", "reached_moved", "nothing_else_moved", "clip_i_moved"))
     metrics = {
         "model": bench.cfg.model.name,
         "attribute": bench.attribute.name,
@@ -138,7 +140,11 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
             | own(reading=before, pieces=pieces(steered.before)),
             build_row(method, after, study, reference, original=before, edited=edited, prompts=prompts)
             # Where only shares are aimed at, there is no class that an image could have reached.
-            | (arrival(after, study, steered) if bench.method.assigns else {"reached": None})
+            | (
+                {**arrival(after, study, steered), **of_moved(before, outcomes, study)}
+                if bench.method.assigns
+                else nothing
+            )
             | promised(before, study, steered, prompts)
             | cost(steered)
             | with_intervals(outcomes, study, prompts, group=group)

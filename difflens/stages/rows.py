@@ -230,14 +230,30 @@ def pairs(before: Reading, after: Reading, study: Study, edited: Tensor | None) 
 
 def outcomes_of(before: Reading, after: Reading, study: Study, steered: "Steered") -> Outcomes:
     """What was done to each image, as the scoring judge reads it."""
-
-    def shown(reading: Reading, attribute: Attribute) -> Tensor:
-        logits = reading.logits(study.judge, attribute)
-        return torch.where(faces_found(logits), logits.argmax(-1), NO_FACE)
-
-    flipped = {other.name: shown(before, other) != shown(after, other) for other in study.others}
+    flipped = {other.name: _shown(before, study, other) != _shown(after, study, other) for other in study.others}
     cosines = paired_cosine(before.embeddings, after.embeddings)
-    return Outcomes(after.image_ids, steered.targets, shown(after, study.attribute), flipped, cosines)
+    return Outcomes(after.image_ids, steered.targets, _shown(after, study, study.attribute), flipped, cosines)
+
+
+def _shown(reading: Reading, study: Study, attribute: Attribute) -> Tensor:
+    """The class that the scoring judge sees in each image [N], `NO_FACE` where it sees no face."""
+    logits = reading.logits(study.judge, attribute)
+    return torch.where(faces_found(logits), logits.argmax(-1), NO_FACE)
+
+
+def of_moved(before: Reading, found: Outcomes, study: Study) -> dict[str, Any]:
+    """What was done to the images whose class had to change: how many, and what is told of all pushed ones elsewhere.
+
+    Many a pushed image shows its class already (of two even classes half of them), and an edit that leaves it as it is
+    reaches and keeps all: in the mean over all pushed images they hide what a change costs.
+    """
+    moved = (found.target >= 0) & (_shown(before, study, study.attribute) != found.target)
+    return {
+        "moved": int(moved.sum()),
+        "reached_moved": _share(found.reached[moved]),
+        "nothing_else_moved": _share(found.nothing_else[moved]) if found.flipped else None,
+        "clip_i_moved": float(found.clip_i[moved].double().mean()) if bool(moved.any()) else None,
+    }
 
 
 def promised(before: Reading, study: Study, steered: "Steered", prompts: Sequence[str] | None) -> dict[str, Any]:
@@ -248,10 +264,8 @@ def promised(before: Reading, study: Study, steered: "Steered", prompts: Sequenc
     key = "fd_perfect_prompt_mean" if prompts else "fd_perfect"
     if bool((steered.targets == EVERY_CLASS).any()):
         return {key: None}
-    logits = before.logits(study.judge, study.attribute)
     # Under a quota even a perfect method need not meet the target: this is what it would get (METHOD section 7).
-    own = torch.where(faces_found(logits), logits.argmax(-1), NO_FACE)
-    shown = torch.where(steered.targets >= 0, steered.targets, own)
+    shown = torch.where(steered.targets >= 0, steered.targets, _shown(before, study, study.attribute))
     return {key: mean_discrepancy(shown, *targets_of(study, prompts))}
 
 
