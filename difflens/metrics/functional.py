@@ -93,8 +93,8 @@ def _binomial_deviation(n: int, q: float) -> float:
     return 2 * v * math.exp(log_choose + v * math.log(q) + (n - v + 1) * math.log1p(-q))
 
 
-def wilson_interval(counts: Int[Tensor, "classes"], n: int, *, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of each share counts/n (Wilson, 1927).
+def wilson_interval(counts: Num[Tensor, "classes"], n: int, *, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of each share counts/n (Wilson, 1927); counts of cases that are several images need not be whole.
 
     Raises:
         ValueError: n is below 1, or the confidence is not between 0 and 1.

@@ -38,6 +38,7 @@ MEASURED = (
     "named_obeyed",
     *("clip_i_edited", "clip_i_floor", "nothing_else", "flips", "compute", "fd_corrected", "oddness"),
     *("reached_low", "reached_high", "reached_unedited", "nothing_else_low", "nothing_else_high"),
+    *("moved", "reached_moved", "nothing_else_moved", "clip_i_moved"),
 )
 """The numbers that a row has without any metric of one's own."""
 

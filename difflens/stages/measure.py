@@ -26,6 +26,7 @@ from difflens.stages.rows import (
     cost,
     fd_ends,
     obedience,
+    of_moved,
     outcomes_of,
     promised,
     shown,
@@ -153,7 +154,11 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
             | own(reading=before, pieces=pieces(steered.before)),
             build_row(method, after, study, reference, original=before, edited=edited, prompts=prompts)
             # Where only shares are aimed at, there is no class that an image could have reached.
-            | (arrival(before, after, study, steered, group=group) if bench.method.assigns else NOWHERE)
+            | (
+                arrival(before, after, study, steered, group=group) | of_moved(before, outcomes, study)
+                if bench.method.assigns
+                else NOWHERE
+            )
             | promised(before, study, steered, prompts)
             | cost(steered)
             | {"oddness": _oddness(bench, steered, before, study)}

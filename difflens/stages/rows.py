@@ -243,6 +243,21 @@ def shown(reading: Reading, study: Study, attribute: Attribute) -> Tensor:
     return torch.where(faces_found(logits), logits.argmax(-1), NO_FACE)
 
 
+def of_moved(before: Reading, found: Outcomes, study: Study) -> dict[str, Any]:
+    """What was done to the images whose class had to change: how many, and what is told of all pushed ones elsewhere.
+
+    Many a pushed image shows its class already (of two even classes half of them), and an edit that leaves it as it is
+    reaches and keeps all: in the mean over all pushed images they hide what a change costs.
+    """
+    moved = (found.target >= 0) & (shown(before, study, study.attribute) != found.target)
+    return {
+        "moved": int(moved.sum()),
+        "reached_moved": _share(found.reached[moved]),
+        "nothing_else_moved": _share(found.nothing_else[moved]) if found.flipped else None,
+        "clip_i_moved": float(found.clip_i[moved].double().mean()) if bool(moved.any()) else None,
+    }
+
+
 def promised(before: Reading, study: Study, steered: "Steered", prompts: Sequence[str] | None) -> dict[str, Any]:
     """`fd_perfect`: hard FD if every pushed image arrived, as the assignment alone decides; None for no single class.
 
@@ -292,7 +307,7 @@ def _with_ends(name: str, hits: Tensor, *, group: int) -> dict[str, float | None
     if share is None:
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
     cases = -(-len(hits) // group)
-    low, high = (float(end) for end in wilson_interval(torch.tensor([round(share * cases)]), cases))
+    low, high = (float(end) for end in wilson_interval(torch.tensor([share * cases], dtype=torch.float64), cases))
     return {name: share, f"{name}_low": low, f"{name}_high": high}
 
 
@@ -319,7 +334,12 @@ def agreement(reading: Reading, study: Study, steered: "Steered") -> dict[str, A
     return found
 
 
-NOWHERE: dict[str, float | None] = dict.fromkeys(("reached", "reached_low", "reached_high", "reached_unedited"))
+NOWHERE: dict[str, float | None] = dict.fromkeys(
+    (
+        *("reached", "reached_low", "reached_high", "reached_unedited"),
+        *("moved", "reached_moved", "nothing_else_moved", "clip_i_moved"),
+    )
+)
 """What is said of arrival where no image has a class of its own."""
 
 

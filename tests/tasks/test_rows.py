@@ -15,6 +15,7 @@ from difflens.data.folder import Reference
 from difflens.judges.faces import float_pieces
 from difflens.judges.protocol import ReferenceStatistics
 from difflens.methods.assignment import Goals, read_goals
+from difflens.metrics.functional import paired_cosine
 from difflens.report.measures import Measure, measures_of, prices
 from difflens.stages.generate import Steered
 from difflens.stages.reading import Study, protocol, read_images, read_judge
@@ -25,6 +26,7 @@ from difflens.stages.rows import (
     build_row,
     crossed_target,
     obedience,
+    of_moved,
     outcomes_of,
     promised,
     with_intervals,
@@ -239,7 +241,25 @@ def test_judges_that_differ_and_images_that_reach_their_class_are_told() -> None
 
     nobody = replace(steered, plan=GenerationPlan(0, IDS), labels=torch.full((6,), NO_FACE), targets=targets * 0 - 1)
     assert agreement(reading, asked, nobody) == {"judges_agree": None}
-    assert arrival(reading, reading, asked, nobody, group=1) == NOWHERE
+    found = arrival(reading, reading, asked, nobody, group=1)
+    assert found.items() <= NOWHERE.items() and not any(found.values())
+
+
+def test_images_that_show_their_class_already_do_not_hide_what_a_change_costs() -> None:
+    """Two show their class and stay as they are; of two that had to change one did, and lost its gender with it."""
+    before, after = painted(WHITE, BLACK, BLACK, BLACK), painted(WHITE, BLACK, (60, 20, 10), BLACK)
+    ids, targets = torch.arange(4), torch.tensor([1, 0, 1, 1])
+    readings = [read_images(partial(float_pieces, images), ids, study(), title="x") for images in (before, after)]
+    stored = Artifact("images", "", Path(), {}, {})
+    steered = Steered(GenerationPlan(0, ids), before, after, targets, targets, (stored, stored))
+    outcomes = outcomes_of(*readings, study(), steered)
+    found = of_moved(readings[0], outcomes, study())
+    cosine = float(paired_cosine(readings[0].embeddings, readings[1].embeddings)[2:].mean())
+    assert cosine < 0.99 and found.pop("clip_i_moved") == pytest.approx(cosine)
+    assert found == {"moved": 2, "reached_moved": 0.5, "nothing_else_moved": 0.5}
+    assert with_intervals(outcomes, study(), None, group=1)["nothing_else"] == 0.75
+    nobody = replace(outcomes, target=torch.full((4,), UNTOUCHED))
+    assert [*of_moved(readings[0], nobody, study()).values()] == [0, None, None, None]
 
 
 def test_what_is_said_of_prompts_is_named_as_the_mean_over_them() -> None:
