@@ -94,7 +94,7 @@ def _binomial_deviation(n: int, q: float) -> float:
 
 
 def wilson_interval(counts: Num[Tensor, "classes"], n: int, *, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of each share counts/n (Wilson, 1927); counts of cases that are several images need not be whole.
+    """Wilson's score interval of each share counts/n (Wilson, 1927); counts of cases of several images need not be whole.
 
     Raises:
         ValueError: n is below 1, or the confidence is not between 0 and 1.
