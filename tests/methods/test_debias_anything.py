@@ -1,7 +1,5 @@
 """Debias Anything: its gradient and its formula beside plain ones, what its adaptor learns, and whom it leaves alone."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from tiny_pipeline import hook_free, images, plan, tiny_pipeline, tiny_text_to_image, tiny_unconditional
@@ -124,18 +122,15 @@ def test_the_adaptor_learns_where_images_end() -> None:
         GENDER,
         Site(),
         2,
-        maps=lambda step: maps * (1 - 2 * step),
-        labels=lambda: torch.arange(48) % 2,
-        embeddings=lambda: places,
+        maps=lambda step: (maps * (1 - 2 * step))[:40],
+        labels=lambda: torch.arange(40) % 2,
+        embeddings=lambda: places[:40],
     )
-    held = slice(40, 48)
-    case = replace(case, maps=lambda step: (maps * (1 - 2 * step))[:40], embeddings=lambda: places[:40])
-    case = replace(case, labels=lambda: torch.arange(40) % 2)
 
     def agreement(epochs: int) -> float:
         weights = DebiasAnything(epochs=epochs, batch=8, lr=1e-2).learn(case)
-        told = [placed_by(weights, (maps * (1 - 2 * step))[held], step) for step in (0, 1)]
-        return float(torch.stack([(each * places[held]).sum(1).mean() for each in told]).min())
+        told = [placed_by(weights, (maps * (1 - 2 * step))[40:], step) for step in (0, 1)]
+        return float(torch.stack([(each * places[40:]).sum(1).mean() for each in told]).min())
 
     assert agreement(60) > agreement(0) + 0.3
 
