@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
 from browser import Page, browser, needs_browser, page
 from PIL import Image
 from program import Program, undisturbed
+
+from difflens.tasks.explore import is_own_host
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +47,24 @@ def test_raising_a_latent_changes_the_images_and_nothing_else_does(address: str)
         "images.png?latent=999999&strength=1",
         "images.png?latent=x&strength=1",
         "strip.png?latent=0",
+        f"images.png?latent={latent}&strength=nan",
+        f"images.png?latent={latent}&strength=-inf",
     ):
         with pytest.raises(HTTPError, match="404"):
             urlopen(address + wrong, timeout=60)
+    # A page of somebody else, under a name that leads here.
+    with pytest.raises(HTTPError, match="403"):
+        urlopen(Request(address, headers={"Host": "example.org"}), timeout=60)
+
+
+@pytest.mark.parametrize(
+    "named", [None, "", "example.org", "example.org:8765", "127.0.0.1:80", "127.0.0.1:x", "10.0.0.1"]
+)
+def test_no_name_but_its_own_leads_to_the_explorer(named: str | None) -> None:
+    assert not is_own_host(named, ("127.0.0.1", 8765))
+    assert all(is_own_host(own, ("127.0.0.1", 8765)) for own in ("localhost:8765", "127.0.0.1:8765", "[::1]:8765"))
+    # Open to all addresses, it has names that it cannot know.
+    assert is_own_host("example.org:8765", ("0.0.0.0", 8765)) and not is_own_host("", ("0.0.0.0", 8765))
 
 
 @needs_browser
