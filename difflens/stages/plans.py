@@ -85,8 +85,11 @@ def originals(bench: Workbench, plan: GenerationPlan, *, stage: str = "originals
 
 
 def plan_spec(plan: GenerationPlan) -> dict[str, Any]:
-    """What artifact specs say of a plan beside its seed and size: the prompts in order, where there are any."""
-    return {} if plan.prompts is None else {"prompts": list(plan.prompts)}
+    """What artifact specs say of a plan beside its seed and size: the prompts in order, and where ids do not begin at 0."""
+    # Where the ids begin depends on what else the study has prompts for: the same prompts may have other images.
+    first = int(plan.image_ids[0]) if len(plan.image_ids) else 0
+    begins = {"first_id": first} if first else {}
+    return begins if plan.prompts is None else {"prompts": list(plan.prompts), **begins}
 
 
 def named_classes(bench: Workbench) -> Tensor:
