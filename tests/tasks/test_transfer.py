@@ -78,7 +78,7 @@ def test_what_cannot_be_met_is_refused_before_anything_is_made(
 
 def test_prompts_never_used_before_are_a_setting_and_so_is_guidance(tmp_path: Path) -> None:
     program = Program(tmp_path / "study")
-    few = ["prompt.studied=[a face of a {} doctor]", "prompt.unseen=[a face of a {} baker]", "data.images=96"]
+    few = ['prompt.studied=["a face of a {} doctor"]', 'prompt.unseen=["a face of a {} baker"]', "data.images=96"]
     few += ["mitigation=prompt", "mitigation.calibration.images=16", "metric.images=16", "model.steps=2"]
     ended = program(
         "model=mini_sd", "task=transfer", "task.vary.steps=[]", "task.vary.eta=[]", "task.vary.guidance=[1,6]", *few
