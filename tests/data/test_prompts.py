@@ -38,7 +38,6 @@ def test_evaluation_goes_prompt_by_prompt() -> None:
     [
         ({"studied": []}, "prompt.studied is empty"),
         ({"studied": ["a {} b", "  "]}, "texts only, got '  '"),
-        ({"studied": ["a {} b", 3]}, "texts only, got 3"),
         ({"studied": "a {} face"}, "must be a list of prompts"),
         ({"studied": ["a {} b", "a {} b"]}, "repeats"),
         ({"studied": ["a {} b"], "unseen": ["a {} b"]}, "repeats"),

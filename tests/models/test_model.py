@@ -23,6 +23,7 @@ from tiny_pipeline import (
 )
 from torch import Tensor
 
+from difflens.data.prompts import check_prompts
 from difflens.models.base import Batch
 from difflens.models.model import DiffusionModel, UnconditionalPipeline, cut_off
 from difflens.models.random_pipeline import byte_tokenizer
@@ -454,3 +455,8 @@ def test_plans_are_checked(tiny: DiffusionModel) -> None:
         next(tiny.sample(GenerationPlan(0, torch.arange(2))))
     with pytest.raises(ValueError, match=r"plan\.targets"):
         next(tiny.sample(plan([0, 1]), method=Shift(1.0)))
+
+
+def test_a_list_of_prompts_holds_texts_alone() -> None:
+    with pytest.raises(ValueError, match="texts only, got 3"):
+        check_prompts(["a face", 3])
