@@ -59,6 +59,18 @@ def check_switch(key: str, value: object) -> None:
         raise ValueError(f"{key} must be true or false, got {value!r}.")
 
 
+def check_focus(focus: float, update: str) -> None:
+    """Check the share of places that follow the unedited trajectory.
+
+    Raises:
+        ValueError: it is no share, or the update knows no such trajectory.
+    """
+    if not 0 <= focus < 1 or (focus and update != "asymmetric"):
+        raise ValueError(
+            f"mitigation.focus must lie in [0, 1), and be 0 with mitigation.update=symmetric, got {focus}."
+        )
+
+
 def check_update(update: str) -> None:
     """Check the word for the update.
 

@@ -9,7 +9,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from difflens.attribution.statistics import CodeStatistics
-from difflens.methods.base import Given, LocatedFeatures, Method, Need, SiteEdit, Window, check_switch, check_update
+from difflens.methods.base import (
+    Given,
+    LocatedFeatures,
+    Method,
+    Need,
+    SiteEdit,
+    Window,
+    check_focus,
+    check_switch,
+    check_update,
+)
 from difflens.models.devices import placed
 from difflens.probes.base import Probe
 from difflens.sae.base import SparseAutoencoder
@@ -65,10 +75,7 @@ class DiffLens(Method):
         check_update(update)
         self.mode, self.unit, self.places, self.suppress = mode, unit, places, suppress
         self.gate, self.protocol, self.update, self.held_top = gate, protocol, update, held_top
-        if not 0 <= focus < 1 or (focus and update != "asymmetric"):
-            raise ValueError(
-                f"mitigation.focus must lie in [0, 1), and be 0 with mitigation.update=symmetric, got {focus}."
-            )
+        check_focus(focus, update)
         self.window, self.focus = window or Window(), focus
 
     @property

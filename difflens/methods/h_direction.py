@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from difflens.methods.base import Given, Method, Need, SiteEdit, Window, check_switch, check_update
+from difflens.methods.base import Given, Method, Need, SiteEdit, Window, check_focus, check_switch, check_update
 from difflens.probes.base import Probe
 from difflens.vocabulary import Attribute, Site
 
@@ -25,14 +25,18 @@ class HDirection(Method):
         gate: weaken the edit where the probe already reads the target class; the published method has no gate.
         update: `asymmetric` or `symmetric`.
         window: the edited steps.
+        focus: see `DiffLens`; the published method leaves no place alone.
     """
 
     adds_up: ClassVar[bool] = True
 
-    def __init__(self, *, gate: bool = False, update: str = "asymmetric", window: Window | None = None) -> None:
+    def __init__(
+        self, *, gate: bool = False, update: str = "asymmetric", window: Window | None = None, focus: float = 0.0
+    ) -> None:
         check_switch("mitigation.gate", gate)
         check_update(update)
-        self.gate, self.update, self.window = gate, update, window or Window()
+        check_focus(focus, update)
+        self.gate, self.update, self.window, self.focus = gate, update, window or Window(), focus
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -58,9 +62,11 @@ class HDirection(Method):
     def edit(self, given: Given, learnt: Mapping[str, Tensor]) -> "DirectionEdit":
         """See `Method.edit`."""
         gate = given.probe if self.gate else None
-        return DirectionEdit(
+        edit = DirectionEdit(
             given.attribute, learnt[DIRECTIONS], site=given.site, update=self.update, window=self.window, gate=gate
         )
+        edit.focus = self.focus
+        return edit
 
     def holder(self, given: Given, learnt: Mapping[str, Tensor]) -> SiteEdit:
         """See `Method.holder`: the held attribute's own direction, as far as its probe reads that the class has left."""

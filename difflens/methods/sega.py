@@ -26,7 +26,7 @@ class SemanticGuidance(Method):
     """The strength is the guidance scale s of every concept; 4 in Fair Diffusion.
 
     Args:
-        warmup: steps before the guidance acts, while its momentum is built up.
+        warmup: share of the steps before the guidance acts, while its momentum is built up; published as 10 of 50.
         threshold: quantile below which, channel by channel, a concept's change is left out.
         momentum: share of the momentum that is added.
         beta: how much of the momentum is kept at a step.
@@ -34,9 +34,12 @@ class SemanticGuidance(Method):
 
     at_site = False
 
-    def __init__(self, *, warmup: int = 10, threshold: float = 0.95, momentum: float = 0.3, beta: float = 0.6) -> None:
-        if not 0 <= threshold < 1 or not 0 <= beta < 1:
-            raise ValueError(f"mitigation.threshold and .beta must lie in [0, 1), got {threshold} and {beta}.")
+    def __init__(
+        self, *, warmup: float = 0.2, threshold: float = 0.95, momentum: float = 0.3, beta: float = 0.6
+    ) -> None:
+        for name, value in (("warmup", warmup), ("threshold", threshold), ("beta", beta)):
+            if not 0 <= value < 1:
+                raise ValueError(f"mitigation.{name} must lie in [0, 1), got {value}.")
         self.warmup, self.threshold, self.momentum, self.beta = warmup, threshold, momentum, beta
 
     def edit(self, given: Given, learnt: Mapping[str, Tensor]) -> "GuidedByConcepts":
@@ -94,7 +97,7 @@ class _Guiding:
         self._momentum: Tensor | None = None
         self._uncond: Tensor | None = None
         self._own_call = False
-        self._step = 0
+        self._step, self._first = 0, round(edit.settings.warmup * model.steps)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scheduler, name)
@@ -120,7 +123,7 @@ class _Guiding:
             self._momentum,
             self._settings,
         )
-        moved = (self._target >= 0) & (self._strength != 0) & (self._step >= self._settings.warmup)
+        moved = (self._target >= 0) & (self._strength != 0) & (self._step >= self._first)
         self._step += 1
         guided = torch.where(moved[:, None, None, None], model_output + edit, model_output)
         return self._scheduler.step(guided, timestep, sample, *args, **more)

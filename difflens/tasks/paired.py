@@ -30,14 +30,18 @@ def paired(jobs: Sequence[Job]) -> Grid | None:
     """A row per method and setting against `REFERENCE` on the same images; None where no two methods can be compared.
 
     p-values are of McNemar's exact test (reached, nothing else changed) and of the bootstrap (CLIP-I), or of a randomisation
-    test of groups where a method couples images, adjusted by Holm over the whole table; FD has an interval alone.
+    test of groups where a method couples images, adjusted by Holm within each setting; FD has an interval alone.
     """
     pairs = [*_pairs(jobs)]
     if not pairs:
         return None
-    # All tests of the table together: among many some would come out by chance (Holm 1979).
-    tested = [(i, j) for i, pair in enumerate(pairs) for j, each in enumerate(pair.differences) if each.p is not None]
-    adjusted = dict(zip(tested, holm([pairs[i].differences[j].p or 0.0 for i, j in tested]), strict=True))
+    # All tests of a setting together, such as an attribute's: among many some would come out by chance (Holm 1979). The
+    # answer about one attribute must not hang on which others were studied in the same sweep.
+    adjusted: dict[tuple[int, int], float] = {}
+    for setting in dict.fromkeys(pair.setting for pair in pairs):
+        own = [(i, pair) for i, pair in enumerate(pairs) if pair.setting == setting]
+        tested = {(i, j): each.p for i, pair in own for j, each in enumerate(pair.differences) if each.p is not None}
+        adjusted |= dict(zip(tested, holm([*tested.values()]), strict=True))
     factors = [key for key in jobs_factors(jobs) if key != "mitigation"]
     rows = [
         [
@@ -49,7 +53,7 @@ def paired(jobs: Sequence[Job]) -> Grid | None:
     ]
     caption = (
         f"Each method less {METHOD_NAMES.get(REFERENCE, REFERENCE)} on the same images [95 % interval]; p is "
-        f"adjusted over the table (Holm).{doubts_sentence(jobs)}"
+        f"adjusted over all methods (Holm).{doubts_sentence(jobs)}"
     )
     return Grid([*factors, "method", *COMPARED], rows, numbers=len(COMPARED), caption=caption)
 

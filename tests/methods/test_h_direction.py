@@ -57,6 +57,16 @@ def test_held_classes_are_pushed_back_only_as_far_as_the_probe_says() -> None:
     torch.testing.assert_close(edited[1], MAPS[1].float() + learnt[DIRECTIONS][1, 0])
 
 
+def test_it_leaves_places_alone_where_it_is_asked_to() -> None:
+    method = HDirection(focus=0.8)
+    assert method.edit(given(), method.learn(given())).focus == 0.8
+    assert HDirection().edit(given(), method.learn(given())).focus == 0.0
+    with pytest.raises(
+        ValueError, match=r"focus must lie in \[0, 1\), and be 0 with mitigation\.update=symmetric"
+    ):
+        HDirection(focus=0.8, update="symmetric")
+
+
 def test_a_class_without_images_and_a_foreign_site_are_refused() -> None:
     nobody = Given(AGE, Site(), 1, maps=lambda _: MAPS, labels=lambda: torch.zeros(8, dtype=torch.int64))
     with pytest.raises(ValueError, match="no learning image is 'adult'"):

@@ -90,7 +90,7 @@ def test_switching_halfway_is_what_a_callback_of_the_pipeline_gives() -> None:
 def test_semantic_guidance_is_that_of_diffusers_own_class(warmup: int) -> None:
     pipeline = tiny_pipeline()
     model = tiny_text_to_image(pipeline)
-    method = SemanticGuidance(warmup=warmup, threshold=0.8)
+    method = SemanticGuidance(warmup=warmup / 4, threshold=0.8)
     made = images(model, plan([0, 1], [0, 0]), method=edit(method, model, 4.0))
     plain = images(model, plan([0, 1]))
     parts = {name: part for name, part in pipeline.components.items() if name != "image_encoder"}
@@ -125,7 +125,7 @@ def test_semantic_guidance_is_that_of_diffusers_own_class(warmup: int) -> None:
 
 def test_semantic_guidance_leaves_images_without_a_class_as_they_are() -> None:
     model = tiny_text_to_image()
-    made = images(model, plan([0, 1], [0, UNTOUCHED]), method=edit(SemanticGuidance(warmup=0), model, 4.0))
+    made = images(model, plan([0, 1], [0, UNTOUCHED]), method=edit(SemanticGuidance(warmup=0.0), model, 4.0))
     plain = images(model, plan([0, 1]))
     assert torch.equal(made[1], plain[1]) and not torch.equal(made[0], plain[0])
 

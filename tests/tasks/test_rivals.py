@@ -30,7 +30,7 @@ PROMPTED = {
     "icm": ["mitigation.images=16", "mitigation.strength=5"],
     "prompt": [],
     "redraw": ["mitigation.draws=2"],
-    "sega": ["mitigation.warmup=1", "mitigation.strength=4"],
+    "sega": ["mitigation.warmup=0.25", "mitigation.strength=4"],
     "self_discovering": ["mitigation.images=8", "mitigation.updates=5", "mitigation.strength=1"],
     "sliders": ["mitigation.updates=4", "mitigation.lr=0.05", "mitigation.strength=4"],
     "uce": ["mitigation.rounds=1", "mitigation.images=4"],
