@@ -61,9 +61,7 @@ def test_it_leaves_places_alone_where_it_is_asked_to() -> None:
     method = HDirection(focus=0.8)
     assert method.edit(given(), method.learn(given())).focus == 0.8
     assert HDirection().edit(given(), method.learn(given())).focus == 0.0
-    with pytest.raises(
-        ValueError, match=r"focus must lie in \[0, 1\), and be 0 with mitigation\.update=symmetric"
-    ):
+    with pytest.raises(ValueError, match=r"focus must lie in \[0, 1\), and be 0 with mitigation\.update=symmetric"):
         HDirection(focus=0.8, update="symmetric")
 
 
