@@ -10,6 +10,8 @@ about the other four, also under wordings not seen. Each gives a prompt a score,
   and the same where the word that is asked about was not known.
 """
 
+import argparse
+
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -89,6 +91,7 @@ def auc(named: Tensor, none: Tensor) -> float:
 
 def main() -> None:
     """Print the scores of all prompts that name none, and those of each wording that names one."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     early, first = Reader(EARLY), Reader(0)
     ways = {
         "reading, first step": first.surest,

@@ -88,7 +88,6 @@ def test_a_class_without_images_says_what_to_do(program: Program) -> None:
         ("+sae.topk=8", "TopKAutoencoder takes no 'topk'"),
         ("+mitigation.strenght=2", "DiffLens takes no 'strenght'; take it away. Did you mean 'mitigation.strength'?"),
         ("attribution.baseline=contrast", "attribution.baseline=contrast needs prompts"),
-        ("mitigation.target.female=1.5", "lacks a share for ['male'], and the others leave none"),
         ("preset=foo", "preset=foo: no such preset"),
         ("trainer.accelerator=abacus", "trainer: "),
         ("judge.others=[beard]", "judge.others names ['beard']"),

@@ -32,7 +32,8 @@ def denoising_errors(
         site: whose branch of guidance is measured.
         prompts: of every image, for a model that takes them.
     """
-    steps = [int(level * model.steps) for level in LEVELS]
+    # Of its own grid, which may be another than the studied one (task=transfer).
+    steps = [int(level * len(model.timesteps)) for level in LEVELS]
     found, start = [], 0
     for whole in float_pieces(images):
         # The noise belongs to the place in a piece, so that an image and its edit meet the same.

@@ -208,10 +208,10 @@ def check_target(target: Any, key: str) -> None:
     if slot is None:
         raise UserError(f"_target_ of {key or 'the top level'} is {target!r}; no object may stand there: take it away.")
     if target not in slot.allowed and not (slot.seam is not None and _is_own(target)):
-        own = f" To use a class of your own, set {EXTRA_VARIABLE}=<package>." if slot.seam is not None else ""
-        # The value comes first: the list may be longer than a line that is shown.
+        own = f"to use a class of your own, set {EXTRA_VARIABLE}=<package>; else " if slot.seam is not None else ""
+        # The list comes last: it may be longer than a line that is shown.
         raise UserError(
-            f"_target_ of {key} is {target!r}; it must be one of {', '.join(slot.allowed) or 'yours'}.{own}"
+            f"_target_ of {key} is {target!r}; {own}it must be one of {', '.join(slot.allowed) or 'yours'}."
         )
 
 

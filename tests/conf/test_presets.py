@@ -180,6 +180,11 @@ def test_every_experiment_is_a_table_of_a_published_model_or_a_sweep(experiment:
             assert ("miniature" in cfg.judge.labels["_target_"]) == (model == small)
             assert experiment.split("_")[2:] in ([], [cfg.attribute.name])
         return
+    if experiment == "transfer":
+        # A task of its own, which varies one thing after the other within one run.
+        cfg = composed(f"experiment={experiment}")
+        assert not sweep and cfg.task.name == "transfer" and cfg.model.name == "mini_sd"
+        return
     swept = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in sweep.items()])
     jobs = [f"{each.key_or_group}={value}" for each in swept for value in each.sweep_string_iterator()]
     assert len(jobs) > 1

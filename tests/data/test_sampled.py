@@ -93,7 +93,7 @@ def test_the_sample_for_statistics_is_bounded_by_bytes() -> None:
     assert large.sample == 1638 and large.sample_bytes <= SAMPLE_BYTES
     assert large.buffer == 262_144 * 81_920 * 2 and large.refilling == 2.5 * large.buffer
     assert buffer_sizes(100, batch=4096, dim=8).capacity == 8192
-    assert "262,144 tokens, 42.9 GB, and takes 107.4 GB" in large.describe()
+    assert "262,144 of them (40.0 GiB; 100.0 GiB while it is refilled)" in large.describe()
 
 
 def test_the_stream_can_be_entered_in_the_middle(store: ActivationStore) -> None:
