@@ -285,6 +285,7 @@ class FeatureMethod(MethodHere):
     protocol: Literal["difflens", "official"]
     suppress: float | None = number("a number", default=None)
     held_top: int = whole()
+    release: float = Field(1.0, ge=0, le=1, description="a number from 0 to 1")
 
 
 class Metric(Group):

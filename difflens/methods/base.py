@@ -276,7 +276,7 @@ class SiteEdit(Steering):
     ) -> None:
         check_update(update)
         super().__init__(attribute, window=window)
-        self.site, self.gate, self.focus = site, gate, 0.0
+        self.site, self.gate, self.focus, self.release = site, gate, 0.0, 1.0
         self.update: Update = update  # type: ignore[assignment]
 
     def attach(self, model: DiffusionModel, batch: Batch) -> AbstractContextManager[None]:

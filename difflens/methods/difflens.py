@@ -52,6 +52,7 @@ class DiffLens(Method):
         held_top: latents per class of an attribute that is held.
         focus: share of each image's places that follow the unedited trajectory: where the edit changes it least. It costs
             one denoiser pass more in every step, and needs the asymmetric update.
+        release: share of the steps from which these places are let go, so that the model joins them to the others.
     """
 
     adds_up: ClassVar[bool] = True
@@ -69,6 +70,7 @@ class DiffLens(Method):
         window: Window | None = None,
         held_top: int = 24,
         focus: float = 0.0,
+        release: float = 1.0,
     ) -> None:
         check_mode(mode, places, protocol, unit)
         check_switch("mitigation.gate", gate)
@@ -76,7 +78,9 @@ class DiffLens(Method):
         self.mode, self.unit, self.places, self.suppress = mode, unit, places, suppress
         self.gate, self.protocol, self.update, self.held_top = gate, protocol, update, held_top
         check_focus(focus, update)
-        self.window, self.focus = window or Window(), focus
+        if not 0 <= release <= 1:
+            raise ValueError(f"mitigation.release must lie in [0, 1], got {release}.")
+        self.window, self.focus, self.release = window or Window(), focus, release
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -102,7 +106,7 @@ class DiffLens(Method):
             gate=given.probe if self.gate else None,
             protocol=self.protocol,
         )
-        edit.focus = self.focus
+        edit.focus, edit.release = self.focus, self.release
         return edit
 
     def holder(self, given: Given, learnt: Mapping[str, Tensor]) -> SiteEdit:

@@ -28,7 +28,7 @@ class Holding(SiteEdit):
     def __init__(self, edit: SiteEdit, holders: Sequence[SiteEdit], *, ratio: float) -> None:
         super().__init__(edit.attribute, site=edit.site, update=edit.update, window=edit.window)
         self.edit, *self.holders = edit.beside(holders)
-        self.focus = edit.focus
+        self.focus, self.release = edit.focus, edit.release
         self.ratio, self.neutral = ratio, edit.neutral
         self.held: tuple[Attribute, ...] = tuple(holder.attribute for holder in holders)  # type: ignore[misc]
 
@@ -90,7 +90,7 @@ class NullSpace(SiteEdit):
     def __init__(self, edit: SiteEdit, probes: Sequence[Probe]) -> None:
         super().__init__(edit.attribute, site=edit.site, update=edit.update, window=edit.window)
         self.edit, self.probes, self.neutral = edit, tuple(probes), edit.neutral
-        self.focus = edit.focus
+        self.focus, self.release = edit.focus, edit.release
         self._bases: dict[int, Tensor] = {}
         if any(probe.affine_layer(0) is None for probe in probes):
             raise ValueError(

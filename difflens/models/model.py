@@ -408,7 +408,7 @@ class DiffusionModel:
             with self.hooks(edit.site, images=len(images.target), change=change):
                 yield
         else:
-            with self._asymmetric(getattr(edit, "focus", 0.0)) as scheduler:
+            with self._asymmetric(getattr(edit, "focus", 0.0), getattr(edit, "release", 1.0)) as scheduler:
                 keep = partial(scheduler.keep, branch=self._branch(edit.site))
                 with self.hooks(edit.site, images=len(images.target), change=change, fork=True, aside=keep):
                     yield
@@ -511,9 +511,9 @@ class DiffusionModel:
         return change
 
     @contextmanager
-    def _asymmetric(self, focus: float) -> Iterator[AsymmetricScheduler]:
+    def _asymmetric(self, focus: float, release: float) -> Iterator[AsymmetricScheduler]:
         """The scheduler that takes both estimates, in the place of the pipeline's own."""
-        scheduler = AsymmetricScheduler(self.pipeline.scheduler, self.guidance, self.unet, focus=focus)
+        scheduler = AsymmetricScheduler(self.pipeline.scheduler, self.guidance, self.unet, focus=focus, release=release)
         with scheduler_of(self.pipeline, scheduler), scheduler.remembering():
             yield scheduler
 

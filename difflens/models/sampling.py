@@ -249,16 +249,20 @@ class AsymmetricScheduler:
     Everything else is the wrapped scheduler's, and so is a step at which nothing was edited.
 
     With a `focus` (a share below 1) the unedited trajectory goes on beside the edited one, by one more denoiser pass in
-    each step after the first edited one. That share of each image's places follows it to the end: those where the edits
-    so far changed the predicted clean image least.
+    each step after the first edited one. That share of each image's places follows it: those where the edits so far changed
+    the predicted clean image least. From the share `release` of the steps on they are let go, and the model joins them to
+    the others.
 
     Raises:
         ValueError: see `check_asymmetric`.
     """
 
-    def __init__(self, scheduler: Any, guidance: Guidance, denoiser: nn.Module, *, focus: float = 0.0) -> None:
+    def __init__(
+        self, scheduler: Any, guidance: Guidance, denoiser: nn.Module, *, focus: float = 0.0, release: float = 1.0
+    ) -> None:
         check_asymmetric(scheduler)
-        self._scheduler, self.guidance, self.denoiser, self.focus = scheduler, guidance, denoiser, focus
+        self._scheduler, self.guidance, self.denoiser = scheduler, guidance, denoiser
+        self.focus, self.release = focus, release
         self._outputs: dict[str, Tensor] = {}
         self._edited: dict[str, Tensor] = {}
         self._given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -325,7 +329,10 @@ class AsymmetricScheduler:
             return made[0]  # type: ignore[no-any-return]
 
         made = make(model_output, combined, sample)
-        if self.focus:
+        grid = self._scheduler.timesteps
+        if int((grid == timestep).nonzero()[0]) >= self.release * len(grid):
+            self._beside = None
+        elif self.focus:
             if combined is not None:
                 pair = (each[:, :channels].float() for each in (model_output, combined))
                 plain, other = (estimate(self._scheduler, each, int(timestep), sample.float()).clean for each in pair)

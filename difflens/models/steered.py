@@ -210,9 +210,9 @@ class SteeredPipeline(DiffusionModel):
         return PerImage(torch.full((count,), UNTOUCHED).masked_scatter(~left, given)).to(device)
 
     @contextmanager
-    def _asymmetric(self, focus: float) -> Iterator[AsymmetricScheduler]:
+    def _asymmetric(self, focus: float, release: float) -> Iterator[AsymmetricScheduler]:
         """The stand-in, which the pipeline keeps between the calls of its U-Net."""
-        self.scheduler.guidance, self.scheduler.focus = self.guidance, focus
+        self.scheduler.guidance, self.scheduler.focus, self.scheduler.release = self.guidance, focus, release
         with self.scheduler.remembering():
             yield self.scheduler
 

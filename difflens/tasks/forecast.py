@@ -304,8 +304,10 @@ def read_work(cfg: DictConfig, shape: Shape) -> tuple[Work, tuple[int, int]]:
     share = (window.stop - window.start) if window else 1.0
     # The asymmetric update calls the denoiser again from the site on; the symmetric one costs the edit alone.
     again = shape.behind if method.update == "asymmetric" else 0.1
-    # Where an edit has a focus, the unedited trajectory goes on beside the edited one from the window's beginning.
-    beside = 1.0 - (window.start if window else 0.0) if getattr(method, "focus", 0.0) else 0.0
+    # Where an edit has a focus, the unedited trajectory goes on beside the edited one from the window's beginning until it is
+    # let go.
+    until = getattr(method, "release", 1.0) if getattr(method, "focus", 0.0) else 0.0
+    beside = max(0.0, until - (window.start if window else 0.0))
     validation = max(1, round(cfg.data.images * cfg.data.validation))
     whole_map = cfg.sae.token == "map"
     dim = channels * height * width if whole_map else channels

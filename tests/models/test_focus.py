@@ -15,9 +15,9 @@ from difflens.models.steered import edited_pipeline
 FOCUS = 0.6
 
 
-def focused(*, focus: float = FOCUS, amount: float = 2.0) -> Shift:
+def focused(*, focus: float = FOCUS, amount: float = 2.0, release: float = 1.0) -> Shift:
     edit = Shift(amount)
-    edit.focus = focus  # type: ignore[attr-defined]
+    edit.focus, edit.release = focus, release  # type: ignore[attr-defined]
     return edit
 
 
@@ -51,6 +51,28 @@ def test_a_focus_costs_a_pass_of_the_denoiser_in_each_step_after_the_first_edite
     images(model, plan([0, 1, 2, 3], [0, 0, 0, 0]), method=focused())
     counter.remove()
     assert rows == [4] * (5 + 3)  # edited from the second step on, where both trajectories are still one
+
+
+def test_places_that_are_let_go_are_the_models_own_from_there_on() -> None:
+    model, rows, states = tiny_unconditional(), [], []
+    counter = model.unet.conv_in.register_forward_pre_hook(lambda _, args: rows.append(args[0].clone()))
+    asked, edit = plan([0, 1, 2, 3], [0, 0, 0, 0]), focused(release=0.6)
+    # No edit in the released steps, so that they are plain ones.
+    edit.active = lambda step, steps: step == 1  # type: ignore[method-assign]
+    made = images(model, asked, method=edit)
+    counter.remove()
+    # Edited at the second of five steps, beside it at the third, and from the fourth on a single plain trajectory.
+    assert len(rows) == 5 + 1
+    x = rows[-2]
+    scheduler = model.pipeline.scheduler
+    for t in scheduler.timesteps[3:]:
+        states.append(x)
+        with torch.no_grad():
+            x = scheduler.step(model.unet(x, t).sample, t, x).prev_sample
+    torch.testing.assert_close(torch.stack([*made.values()]), (x / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(states[1], rows[-1], rtol=0, atol=1e-5)
+    held = images(model, asked, method=focused())
+    assert not torch.allclose(torch.stack([*held.values()]), torch.stack([*made.values()]), atol=1e-3)
 
 
 def test_a_pipeline_of_others_is_edited_so_too() -> None:
