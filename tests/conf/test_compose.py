@@ -63,7 +63,7 @@ def test_every_job_of_an_experiment_composes_on_the_miniature_that_its_file_name
     command = re.search(r"On the miniature: `difflens (.*)`", path.read_text())
     assert command
     made = jobs(command[1].split())
-    several = {"ablation_width": 3, "fig_bias_level": 5, "fig_dose_response": 7, "rivals": 18, "rivals_sd": 33}
+    several = {"ablation_width": 3, "fig_bias_level": 5, "fig_dose_response": 7, "rivals": 21, "rivals_sd": 36}
     assert len(made) == several.get(path.stem, 1)
     for job in made:
         cfg = resolved(job)

@@ -116,7 +116,7 @@ def test_a_users_own_method_is_what_runs_under_its_name(program: Program) -> Non
         (["mitigation._target_=my_methods.Stranger"], "is no difflens.methods.base.Method; name a class of it"),
         (
             ["mitigation._target_=difflens.methods.base.Window"],
-            "_target_ of mitigation is 'difflens.methods.base.Window'; it must be one of difflens.methods.difflens",
+            "set DIFFLENS_ALLOW_TARGETS=<package>; else it must be one of difflens.methods.difflens",
         ),
         (["+mitigation.strenght=2"], "got an unexpected keyword argument 'strenght'"),
         (["mitigation.window.start=2"], "mitigation.window needs 0 ≤ start < stop ≤ 1"),
