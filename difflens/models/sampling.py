@@ -329,8 +329,7 @@ class AsymmetricScheduler:
             return made[0]  # type: ignore[no-any-return]
 
         made = make(model_output, combined, sample)
-        grid = self._scheduler.timesteps
-        if int((grid == timestep).nonzero()[0]) >= self.release * len(grid):
+        if self.focus and self._released(timestep):
             self._beside = None
         elif self.focus:
             if combined is not None:
@@ -348,6 +347,11 @@ class AsymmetricScheduler:
                 self._beside = make(self._denoise(self._beside), None, self._beside)
             made = torch.where(largest(self._changed, 1 - self.focus), made, self._beside)
         return DDIMSchedulerOutput(prev_sample=made) if told else (made,)
+
+    def _released(self, timestep: Any) -> bool:
+        grid = self._scheduler.timesteps
+        # Looked up only where it can be so: on a GPU that waits for all that was asked of it before.
+        return self.release < 1 and grid.tolist().index(int(timestep)) >= self.release * len(grid)
 
     def _denoise(self, latents: Tensor) -> Tensor:
         """The guided estimate of other latents, in the calls that the pipeline just made; no hook sees them."""

@@ -91,6 +91,7 @@ def localisation(
         "settings": settings,
         "update": bench.method.update,
         "focus": getattr(bench.method, "focus", 0.0),
+        "release": getattr(bench.method, "release", 1.0),
         "seed": bench.cfg.seed,
         "site": None if site is None else asdict(site),
     }
@@ -248,7 +249,7 @@ class _Trying:
         bench, attribute = self.bench, self.bench.attribute
         edit = DirectionEdit(attribute, directions, site=site, update=bench.method.update, window=Window(*window))
         # What an edit may change beside the attribute depends on the places that it leaves alone.
-        edit.focus = getattr(bench.method, "focus", 0.0)
+        edit.focus, edit.release = getattr(bench.method, "focus", 0.0), getattr(bench.method, "release", 1.0)
         for strength in STRENGTHS:
             pushed = edit.with_strength(torch.full((len(attribute.classes),), strength))
             after = self._made(self.plan, pushed)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from difflens.data.folder import ImageFolder, Reference, collect_reference
 from difflens.judges.faces import float_pieces
-from difflens.judges.protocol import ReferenceStatistics, faces_found
+from difflens.judges.protocol import ReferenceStatistics
 from difflens.judges.weights import free
 from difflens.metrics.paired import Outcomes
 from difflens.stages.listed import listed_measures, measure_own, metrics_spec, own_metrics
@@ -37,7 +37,6 @@ from difflens.stages.tracked import track_metrics
 from difflens.store.artifacts import Artifact
 from difflens.study.values import built
 from difflens.study.workbench import Workbench, plain
-from difflens.vocabulary import NO_FACE
 
 if TYPE_CHECKING:
     from difflens.stages.generate import Steered
@@ -193,8 +192,7 @@ def _oddness(bench: Workbench, steered: "Steered", before: Reading, study: Study
     rows = (steered.targets >= 0).nonzero()[:, 0]
     if not len(rows):
         return None
-    prompts, shown = steered.plan.prompts, before.logits(study.judge, study.attribute)
-    own = torch.where(faces_found(shown), shown.argmax(-1), NO_FACE)
+    prompts, own = steered.plan.prompts, shown(before, study, study.attribute)
     texts = None if prompts is None else [prompts[row] for row in rows.tolist()]
     usual = denoising_errors(bench.model, steered.before, bench.site, prompts)
     errors = denoising_errors(bench.model, steered.after[rows], bench.site, texts)
