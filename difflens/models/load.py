@@ -95,12 +95,18 @@ def load_unconditional(
     except OSError as error:
         raise ValueError(f"the model in {path} is incomplete ({error}); get it again with `{obtain}`.") from error
     # In float32 even from files of half precision, since bf16 runs under autocast.
-    unet = unet.float().to(place)
+    unet = _laid_out(unet.float().to(place))
     if vae is None:
         pipeline = UnconditionalPipeline(unet, scheduler, respaced=respaced)
     else:
         pipeline = LatentPipeline(unet, scheduler, vae.float().to(place), respaced=respaced)
     return DiffusionModel(pipeline, precision=precision, **settings)
+
+
+def _laid_out(denoiser: Any) -> Any:
+    """The denoiser with its channels last in memory, as convolutions are fastest; what it computes is the same."""
+    # 1.1 to 1.3 times as fast on CPUs (mini_ddpm, float32); diffusers advises it for tensor cores too.
+    return denoiser.to(memory_format=torch.channels_last)
 
 
 def _decoder(path: Path, **settings: Any) -> Any:
@@ -163,6 +169,7 @@ def load_text_to_image(
     else:
         raise ValueError(f"model.weights must be pretrained or random, got {weights!r}.")
     pipeline.scheduler = choose_scheduler(pipeline.scheduler, scheduler)
+    pipeline.unet = _laid_out(pipeline.unet)
     return DiffusionModel(pipeline, precision=precision, **settings)
 
 

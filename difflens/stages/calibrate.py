@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -215,36 +215,45 @@ def dose_meter(
     for number, rows in enumerate(groups(plan) if bench.per_prompt else []):
         parts[rows] = number
 
-    def measure(strength: Tensor, shards: Shards) -> Dose:
-        trainer = bench.trainer("calibrate")
-        sample(trainer, bench.model, asked, shards, edit=mitigation.with_strength(strength))
-        made = shards.images(asked.image_ids)
+    classes = len(bench.attribute.classes)
+    # An edit of one image knows nothing of the other classes' strengths, unless images or classes are coupled.
+    alone = bench.method.assigns and not bench.method.couples and not bool((targets == EVERY_CLASS).any())
+    slots = torch.where(moved, parts * classes + targets, 0)
+    doses: list[tuple[Tensor, Tensor]] = []
+
+    def sampled(strength: Tensor, shards: Shards) -> Tensor:
+        after, fresh = labels.clone(), moved.clone()  # what nothing moved shows what it showed; it is not read again
+        for before, shown in doses if alone else []:
+            same = fresh & (before[slots] == strength[slots])
+            after[same], fresh = shown[same], fresh & ~same
+        trainer, plan = bench.trainer("calibrate"), asked.take(fresh[moved].nonzero()[:, 0])
+        if len(plan.image_ids):
+            sample(trainer, bench.model, plan, shards, edit=mitigation.with_strength(strength))
+            after[fresh] = bench.labels(shards.images(plan.image_ids))[0]
         trainer.strategy.barrier()  # the first rank removes the shards when all have read them
-        # What nothing moved shows what it showed; it is not read again.
-        after = labels.clone()
-        if len(made):
-            after[moved] = bench.labels(made)[0]
-        return read_dose(
-            strength,
-            before=labels,
-            after=after,
-            targets=targets,
-            groups=parts,
-            classes=len(bench.attribute.classes),
-            # A method that aims at shares gives no image a class that it could miss.
-            by_share=not bench.method.assigns,
-        )
+        return after
 
     def recall(strength: Tensor) -> Dose:
         # By its strength: a calibration that goes on finds every dose it has measured, in whatever order it asks.
         name = f"dose-{fingerprint({'strength': strength.tolist()})}"
         known = is_finished(folder, name)
-        dose = Dose(**read_shard(folder, name)) if known else measure(strength, Shards(folder / name))
+        after = read_shard(folder, name)["after"] if known else sampled(strength, Shards(folder / name))
+        doses.append((strength, after))
         if not bench.run.rank:
-            # Counts first, then the images go: a kill between the two costs neither.
+            # Labels first, then the images go: a kill between the two costs neither.
             if not known:
-                write_shard(folder, name, asdict(dose))
+                write_shard(folder, name, {"after": after})
             shutil.rmtree(folder / name, ignore_errors=True)
+        dose = read_dose(
+            strength,
+            before=labels,
+            after=after,
+            targets=targets,
+            groups=parts,
+            classes=classes,
+            # A method that aims at shares gives no image a class that it could miss.
+            by_share=not bench.method.assigns,
+        )
         bench.run.say(f"strength {_list(strength)}: success {_list(dose.success)}, shares {_list(dose.shares)}")
         return dose
 
@@ -252,7 +261,7 @@ def dose_meter(
     if bool((targets == EVERY_CLASS).any()):
         goals = [bench.goals.of(prompt) for prompt in bench.per_prompt] or [bench.goals.pooled(plan.prompts)]
         return recall, torch.cat(goals)
-    return recall, assigned_shares(targets, labels, parts, classes=len(bench.attribute.classes))
+    return recall, assigned_shares(targets, labels, parts, classes=classes)
 
 
 def _tensors(found: Calibration) -> dict[str, Tensor]:
