@@ -1,6 +1,9 @@
 """The whole program on a few images of the shipped miniature, as a user runs it."""
 
 import json
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -64,3 +67,39 @@ def test_a_changed_target_reuses_what_it_can_and_others_are_held(program: Progra
     assert reused["sae"] and reused["images"] and not reused["steered"]
     # That of gender, which is there, and that of age.
     assert [entry["reused"] for entry in made if entry["kind"] == "attribution"] == [True, False]
+
+
+def measure_twice(file: str) -> None:
+    """Let this process's calibration note a dose after one that shares one class's strength, and by itself."""
+    import torch
+
+    from difflens.stages import calibrate as stage
+
+    meter, sample, sampled = stage.dose_meter, stage.sample, []
+
+    def counted(trainer: Any, model: Any, plan: Any, *arguments: Any, **named: Any) -> None:
+        sampled.append(plan.targets.tolist())
+        sample(trainer, model, plan, *arguments, **named)
+
+    def measured(*arguments: Any, folder: Path) -> Any:
+        after_another, _ = meter(*arguments, folder=folder / "a")
+        by_itself, _ = meter(*arguments, folder=folder / "b")
+        after_another(torch.tensor([2.0, 2.0], dtype=torch.float64))
+        found = [dose(torch.tensor([2.0, 4.0], dtype=torch.float64)) for dose in (after_another, by_itself)]
+        doses = [{name: column.tolist() for name, column in vars(dose).items()} for dose in found]
+        Path(file).write_text(json.dumps({"doses": doses, "sampled": sampled}))
+        return meter(*arguments, folder=folder)
+
+    stage.dose_meter, stage.sample = measured, counted  # type: ignore[assignment]
+
+
+def test_a_dose_samples_only_images_whose_class_has_a_new_strength(tmp_path: Path) -> None:
+    noted = tmp_path / "noted.json"
+    program = undisturbed().copied(tmp_path / "study")
+    ended = program("task=calibrate", "mitigation.calibration.first=1.5", prepare=partial(measure_twice, str(noted)))
+    assert ended.code == 0, ended.err
+    found = json.loads(noted.read_text())
+    first, rest, whole = found["sampled"][:3]
+    assert first == whole and sorted(set(whole)) == [0, 1]
+    assert rest == [target for target in whole if target == 1]
+    assert found["doses"][0] == found["doses"][1]
