@@ -462,12 +462,12 @@ def draw_separation(figure: Figure, data: Json) -> None:
 
 def draw_ablation(figure: Figure, data: Json) -> None:
     """Share of images that keep their class with latents silenced: top, random, bottom."""
-    axes, kept = figure.subplots(), data["kept"]
-    places = np.arange(len(kept), dtype=float)
+    axes, found = figure.subplots(), data["classes"]
+    places = np.arange(len(found), dtype=float)
     for index, (kind, hatch) in enumerate((("top", ""), ("random", "///"), ("bottom", "..."))):
         style: dict[str, Any] = {"color": OKABE_ITO[index], "hatch": hatch, "ec": "white", "label": kind}
-        axes.bar(places + 0.27 * (index - 1), 100 * inner([*kept.values()], kind), 0.25, **style)
-    axes.set_xticks(places, list(kept))
+        axes.bar(places + 0.27 * (index - 1), 100 * inner([*found.values()], "kept", kind), 0.25, **style)
+    axes.set_xticks(places, list(found))
     axes.set(ylabel="images that keep their class (%)", ylim=(0, 104))
     figure.legend(loc="outside upper left", ncols=3)
 

@@ -26,11 +26,14 @@ def says_where(ended: Ended, name: str) -> bool:
 def test_silencing_runs_as_a_whole_and_leaves_its_numbers_and_plot(program: Program) -> None:
     ended = program("task=ablation", "task.size=4", "task.images=8")
     assert ended.code == 0 and says_where(ended, "ablation"), ended.err + ended.out
-    found = program.json("ablation.json")
+    found = program.json("ablation.json")["classes"]
     for name in ("female", "male"):
-        top, *others = (set(found["latents"][name][kind]) for kind in ("top", "random", "bottom"))
+        top, *others = (set(found[name]["latents"][kind]) for kind in ("top", "random", "bottom"))
         assert len(top) == 4 and not top & set().union(*others)
-        assert all(0 <= share <= 1 for share in found["kept"][name].values())
+        assert found[name]["images"] == 8 and 0 <= found[name]["p"] <= 1
+        for kind, share in found[name]["kept"].items():
+            low, high = found[name]["intervals"][kind]
+            assert 0 <= low < high <= 1 and low - 1e-9 <= share <= high + 1e-9
     assert (program.latest / "ablation.svg").read_text().startswith("<?xml")
 
 
