@@ -105,7 +105,7 @@ class Given:
         prompts: the studied ones, with a slot for a class's word; none for an unconditional model.
         unseen: those that are kept for the evaluation, likewise.
         naming: those that show whether named classes are obeyed, likewise; and `worded`, such prompts without a slot.
-        target: the shares [C] asked for; None where a fitted method is only read again.
+        target: the shares asked for, [C] or of each studied prompt [P, C]; None where a fitted method is only read again.
         words: how prompts name each class [C].
         classify: images (uint8 [n, 3, H, W]) → the class [n] that the labelling judge sees in each, negative for none.
         clip: of the study's measures, for a method that `reads_clip`.

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from difflens.data.prompts import fill
 from difflens.judges.faces import float_pieces
 from difflens.methods.base import Given, LocatedFeatures, Method, SiteEdit, Steering, Window
 from difflens.methods.holding import Holding, NullSpace
@@ -120,6 +121,13 @@ def _in_null_space(bench: Workbench, own: Steering) -> tuple[Steering, dict[str,
     return edit, {name: artifact.fingerprint for name, (artifact, _) in fitted.items()}
 
 
+def _asked(bench: Workbench) -> Tensor:
+    """The shares asked for [C], or [P, C] where studied prompts have shares of their own."""
+    if bench.prompts is None or not bench.goals.own:
+        return bench.goals.shared
+    return torch.stack([bench.goals.of(fill(text)) for text in bench.prompts.studied])
+
+
 def _learn(
     bench: Workbench, attribute: Attribute, located: Located | None, *, gated: bool
 ) -> tuple[Artifact, Given, Mapping[str, Any]]:
@@ -142,7 +150,7 @@ def _learn(
         naming=() if bench.prompts is None else tuple(bench.prompts.naming),
         worded=() if bench.prompts is None else bench.prompts.sentences(attribute.name),
         # Target and words are those of the attribute under study; one that is held has neither.
-        target=bench.goals.shared if attribute == bench.attribute else None,
+        target=_asked(bench) if attribute == bench.attribute else None,
         words=bench.words if attribute == bench.attribute else (),
         classify=lambda images: bench.labels(images, attribute)[0],
         clip=lambda: bench.clip,

@@ -1,5 +1,7 @@
 """Unified concept editing: its closed form, its loop, and that it leaves images without a class alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_pipeline import images, plan, tiny_text_to_image
@@ -68,6 +70,19 @@ def test_the_loop_ends_where_the_shares_are_met_and_pushes_where_they_are_not() 
     for name, weight in old.items():
         moved = biased[name] @ concept - weight @ concept
         assert float(moved @ (weight @ (female - male))) > 0, "towards the class that is lacking"
+
+
+def test_each_prompt_is_edited_towards_the_shares_asked_of_it() -> None:
+    two = ("a face of a {} doctor", "a face of a {} nurse")
+    # The judge sees females alone, which is what the first prompt is asked for.
+    case = replace(given(0), prompts=two, target=torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+    assert case.model is not None
+    new = UnifiedConceptEditing(rounds=1, images=4).learn(case)
+    doctor, nurse, female, male = last_tokens(case.model, ["a face of a doctor", "a face of a nurse", "female", "male"])
+    for name, old in cross_attention(case.model.unet).items():
+        wanted = torch.stack([old @ doctor, old @ nurse + 0.5 * old @ (male - female)])
+        expected = edited_weight(old, torch.stack([doctor, nurse]), wanted, ridge=0.5)
+        torch.testing.assert_close(new[name], expected)
 
 
 def test_images_without_a_class_keep_the_old_weights() -> None:
