@@ -289,6 +289,10 @@ class SiteEdit(Steering):
         """The edited activations, on the device where `h` lies; rows that nothing may touch come back bit for bit."""
         return self.write(h, self.delta(self.read(h), h, step, images), images.target != UNTOUCHED)
 
+    def dose(self, images: PerImage) -> Float[Tensor, "images"]:
+        """How far from neutral the strength of each image's class lies, in multiples of the difference between classes."""
+        return (self.strength_of(images) - self.neutral).abs()
+
     def delta(self, z: Tensor, h: Tensor, step: int, images: PerImage) -> Tensor:
         """Δz of all images; towards every class at once, each class's change starts from what the former ones made."""
         # Read once, before anything is changed: the gate must not answer to the edit itself.

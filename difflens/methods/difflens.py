@@ -209,6 +209,11 @@ class FeatureEdit(SiteEdit):
             edited = torch.where(touched[:, None, None, None], edited + bias, edited)
         return edited
 
+    def dose(self, images: PerImage) -> Float[Tensor, "images"]:
+        """See `SiteEdit.dose`; once under `margin`, whose strength is no multiple of the difference but a margin in nats."""
+        dose = super().dose(images)
+        return (dose > 0).to(dose) if self.mode == "margin" else dose
+
     def delta(self, z: Tensor, h: Tensor, step: int, images: PerImage) -> Tensor:
         """See `SiteEdit.delta`; `margin` looks at the activations themselves."""
         if self.mode != "margin":

@@ -21,8 +21,8 @@ class Holding(SiteEdit):
     Args:
         edit: of the attribute under study.
         holders: gated edits, one per other attribute.
-        ratio: strength of the held edits, as a multiple of how far the strength of `edit` for an image's class lies from
-            neutral: a neutral edit holds nothing and changes no bit.
+        ratio: strength of the held edits, as a multiple of the edit's own (`SiteEdit.dose`): a neutral edit holds nothing
+            and changes no bit.
     """
 
     def __init__(self, edit: SiteEdit, holders: Sequence[SiteEdit], *, ratio: float) -> None:
@@ -51,7 +51,7 @@ class Holding(SiteEdit):
     def delta(self, z: Tensor, h: Tensor, step: int, images: PerImage) -> Tensor:
         """The edit's change and, weighted by its distance from neutral, those of all holders."""
         total = self.edit.delta(z, h, step, images)
-        weight = (self.edit.strength_of(images).to(z) - self.neutral).abs() * self.ratio
+        weight = self.edit.dose(images).to(z) * self.ratio
         for holder in self.holders:
             shown = images.shown[holder.attribute.name]
             # Only what the edit moves can drift; `shown` may be negative too, where nobody knows the class.

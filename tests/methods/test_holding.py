@@ -36,7 +36,9 @@ def certain(attribute: Attribute, index: int) -> LinearProbe:
     return probe
 
 
-def edit(sae: TopKAutoencoder, attribute: Attribute, *, strength: float, reads: int | None) -> FeatureEdit:
+def edit(
+    sae: TopKAutoencoder, attribute: Attribute, *, strength: float, reads: int | None, mode: str = "contrast"
+) -> FeatureEdit:
     features = FeatureSet(attribute, LATENTS[attribute])
     latents, classes = selected_latents(features), len(attribute.classes)
     generator = torch.Generator().manual_seed(classes)
@@ -47,7 +49,7 @@ def edit(sae: TopKAutoencoder, attribute: Attribute, *, strength: float, reads: 
             latents, torch.rand(classes, 4, len(latents), 2, 2, generator=generator), torch.ones(4, len(latents))
         ),
         site=Site(),
-        mode="contrast",
+        mode=mode,
         gate=None if reads is None else certain(attribute, reads),
     )
     return made.with_strength(torch.full((classes,), strength))  # type: ignore[return-value]
@@ -93,3 +95,17 @@ def test_what_has_left_is_pushed_back_by_the_models_own_difference(sae: TopKAuto
     delta[own.latents] += torch.maximum(2.0 * (own.mean[0, 1] - own.mean[1, 1]), -codes[own.latents])
     delta[back.latents] += 2.0 * 1.5 * torch.maximum(back.mean[2, 1] - back.mean[1, 1], -codes[back.latents])
     torch.testing.assert_close(edited[:1], sae.add_to_map(H[:1], torch.maximum(delta, -codes)[None]))
+
+
+def test_a_margin_in_nats_does_not_multiply_what_is_held(sae: TopKAutoencoder) -> None:
+    """A strength of 8 asks for a margin of 8 nats, not for eight times the difference that the model makes."""
+    held = [edit(sae, AGE, strength=1.0, reads=1)]
+    plain, far = (edit(sae, GENDER, strength=r, reads=1, mode="margin") for r in (4.0, 8.0))
+    assert torch.equal(plain.dose(IMAGES), far.dose(IMAGES))
+    # The second image is of the class that is read already, by more than either margin: only its age is pushed back.
+    weak, strong = (Holding(each, held, ratio=1.5)(H, 1, IMAGES) for each in (plain, far))
+    assert torch.equal(weak[1], strong[1]) and not torch.equal(weak[1], H[1])
+    codes, back = sae.codes_of_map(H[1:2])[0], held[0].statistics
+    delta = torch.zeros_like(codes)
+    delta[back.latents] = 1.5 * torch.maximum(back.mean[0, 1] - back.mean[1, 1], -codes[back.latents])
+    torch.testing.assert_close(strong[1:2], sae.add_to_map(H[1:2], torch.maximum(delta, -codes)[None]))
