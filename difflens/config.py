@@ -274,6 +274,7 @@ class MethodHere(Open):
     gate: bool
     update: Literal["asymmetric", "symmetric"]
     focus: float = Field(0.0, ge=0, lt=1, description="a number of at least 0 and below 1")
+    release: float = Field(1.0, ge=0, le=1, description="a number from 0 to 1")
 
 
 class FeatureMethod(MethodHere):
@@ -285,7 +286,6 @@ class FeatureMethod(MethodHere):
     protocol: Literal["difflens", "official"]
     suppress: float | None = number("a number", default=None)
     held_top: int = whole()
-    release: float = Field(1.0, ge=0, le=1, description="a number from 0 to 1")
 
 
 class Metric(Group):

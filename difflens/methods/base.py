@@ -59,12 +59,14 @@ def check_switch(key: str, value: object) -> None:
         raise ValueError(f"{key} must be true or false, got {value!r}.")
 
 
-def check_focus(focus: float, update: str) -> None:
-    """Check the share of places that follow the unedited trajectory.
+def check_focus(focus: float, release: float, update: str) -> None:
+    """Check the share of places that follow the unedited trajectory, and that of the steps from which they are let go.
 
     Raises:
-        ValueError: it is no share, or the update knows no such trajectory.
+        ValueError: one is no share, or the update knows no such trajectory.
     """
+    if not 0 <= release <= 1:
+        raise ValueError(f"mitigation.release must lie in [0, 1], got {release}.")
     if not 0 <= focus < 1 or (focus and update != "asymmetric"):
         raise ValueError(
             f"mitigation.focus must lie in [0, 1), and be 0 with mitigation.update=symmetric, got {focus}."

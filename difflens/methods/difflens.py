@@ -77,9 +77,7 @@ class DiffLens(Method):
         check_update(update)
         self.mode, self.unit, self.places, self.suppress = mode, unit, places, suppress
         self.gate, self.protocol, self.update, self.held_top = gate, protocol, update, held_top
-        check_focus(focus, update)
-        if not 0 <= release <= 1:
-            raise ValueError(f"mitigation.release must lie in [0, 1], got {release}.")
+        check_focus(focus, release, update)
         self.window, self.focus, self.release = window or Window(), focus, release
 
     @property

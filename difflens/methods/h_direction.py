@@ -26,17 +26,24 @@ class HDirection(Method):
         update: `asymmetric` or `symmetric`.
         window: the edited steps.
         focus: see `DiffLens`; the published method leaves no place alone.
+        release: see `DiffLens`.
     """
 
     adds_up: ClassVar[bool] = True
 
     def __init__(
-        self, *, gate: bool = False, update: str = "asymmetric", window: Window | None = None, focus: float = 0.0
+        self,
+        *,
+        gate: bool = False,
+        update: str = "asymmetric",
+        window: Window | None = None,
+        focus: float = 0.0,
+        release: float = 1.0,
     ) -> None:
         check_switch("mitigation.gate", gate)
         check_update(update)
-        check_focus(focus, update)
-        self.gate, self.update, self.window, self.focus = gate, update, window or Window(), focus
+        check_focus(focus, release, update)
+        self.gate, self.update, self.window, self.focus, self.release = gate, update, window or Window(), focus, release
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -65,7 +72,7 @@ class HDirection(Method):
         edit = DirectionEdit(
             given.attribute, learnt[DIRECTIONS], site=given.site, update=self.update, window=self.window, gate=gate
         )
-        edit.focus = self.focus
+        edit.focus, edit.release = self.focus, self.release
         return edit
 
     def holder(self, given: Given, learnt: Mapping[str, Tensor]) -> SiteEdit:
