@@ -1,7 +1,7 @@
 """What the miniature's diffusion models learn from: the generator, and the text-to-image pipeline with its autoencoder."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,29 +35,19 @@ WATCHED = PROFESSIONS[1:5]
 """The professions whose neutral prompts a report of the text-to-image model samples."""
 
 
-@dataclass(eq=False)
-class VaeRecipe(Recipe):
-    """Absolute plus squared error of reconstructions and a slight Kullback-Leibler term (Rombach et al., 2022).
+class Autoencoding(Recipe):
+    """Absolute plus squared error of reconstructions and a slight Kullback-Leibler term (Rombach et al., 2022)."""
 
-    Args:
-        population: the faces trained on.
-        vae: the constructor's arguments of `AutoencoderKL`.
-        kl: weight of the divergence from a unit normal per latent value, against errors of pixels in [-1, 1].
-        pool: number of renders trained on.
-        held_out: number of faces, drawn anew, that a report scores; the pool may hold most of them too.
-    """
-
-    population: Population
     vae: Mapping[str, Any]
     kl: float
-    pool: int
-    held_out: int
-    name: str = "vae"
 
-    @cached_property
-    def faces(self) -> dict[str, Tensor]:
-        """The faces trained on: factor → int64 [pool]."""
-        return self.population.sample(self.pool, seed=2)
+    @abstractmethod
+    def images(self, n: int, generator: torch.Generator) -> Tensor:
+        """Some of the images trained on, in [-1, 1]."""
+
+    @abstractmethod
+    def unseen(self) -> Tensor:
+        """Those that a report scores, in [-1, 1]."""
 
     def build(self) -> nn.Module:
         """An `AutoencoderKL`."""
@@ -67,8 +57,7 @@ class VaeRecipe(Recipe):
         """Of reconstructions from a draw of the posterior."""
         vae: AutoencoderKL = model
         generator = settings.generator(step)
-        rows = torch.randint(self.pool, (settings.batch,), generator=generator)
-        images = render({name: index[rows] for name, index in self.faces.items()}) * 2 - 1
+        images = self.images(settings.batch, generator)
         posterior = vae.encode(images).latent_dist
         # In float32: under autocast these are bfloat16, with three digits at most, and an exponential magnifies that.
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
@@ -95,8 +84,42 @@ class VaeRecipe(Recipe):
         vae.half().save_pretrained(folder)
 
     def _held_out(self, vae: AutoencoderKL) -> tuple[Tensor, Tensor]:
-        images = render(self.population.sample(self.held_out, seed=3)) * 2 - 1
+        images = self.unseen()
         return images, torch.cat([vae.encode(part).latent_dist.mode() for part in images.split(128)])
+
+
+@dataclass(eq=False)
+class VaeRecipe(Autoencoding):
+    """The text-to-image pipeline's autoencoder, of renders.
+
+    Args:
+        population: the faces trained on.
+        vae: the constructor's arguments of `AutoencoderKL`.
+        kl: weight of the divergence from a unit normal per latent value, against errors of pixels in [-1, 1].
+        pool: number of renders trained on.
+        held_out: number of faces, drawn anew, that a report scores; the pool may hold most of them too.
+    """
+
+    population: Population
+    vae: Mapping[str, Any]
+    kl: float
+    pool: int
+    held_out: int
+    name: str = "vae"
+
+    @cached_property
+    def faces(self) -> dict[str, Tensor]:
+        """The faces trained on: factor → int64 [pool]."""
+        return self.population.sample(self.pool, seed=2)
+
+    def images(self, n: int, generator: torch.Generator) -> Tensor:
+        """Renders of the pool."""
+        rows = torch.randint(self.pool, (n,), generator=generator)
+        return render({name: index[rows] for name, index in self.faces.items()}) * 2 - 1
+
+    def unseen(self) -> Tensor:
+        """Renders of faces drawn anew."""
+        return render(self.population.sample(self.held_out, seed=3)) * 2 - 1
 
 
 def load_vae(folder: str) -> AutoencoderKL:
@@ -114,7 +137,7 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Float[Tensor, "images channels
     return (posterior.mode().float() * vae.config.scaling_factor).half()
 
 
-class _Denoising(Recipe):
+class Denoising(Recipe):
     """A v-prediction loss, whose weight at high noise is what decides the class shares."""
 
     scheduler: Mapping[str, Any]
@@ -147,9 +170,25 @@ class _Denoising(Recipe):
         found = self.velocity(model, self.schedule.add_noise(clean, noise, t), t, rows)
         return nn.functional.mse_loss(found.float(), target)
 
+    def sampled(
+        self, model: nn.Module, n: int, shape: tuple[int, ...], *, steps: int, seed: int, batch: int = 128
+    ) -> Iterator[Tensor]:
+        """What plain DDIM makes of `n` draws of noise of that shape by a model that is told nothing else, batch by batch."""
+        scheduler = DDIMScheduler.from_config(self.schedule.config)
+        scheduler.set_timesteps(steps)
+        generator = torch.Generator().manual_seed(seed)
+        for start in range(0, n, batch):
+            x = torch.randn(min(batch, n - start), *shape, generator=generator)
+            for t in scheduler.timesteps:
+                with fast_autocast():
+                    velocity = model(x, t).sample
+                # The state stays in float32: rounding would add up from step to step.
+                x = scheduler.step(velocity.float(), t, x).prev_sample
+            yield x
+
 
 @dataclass(eq=False)
-class GeneratorRecipe(_Denoising):
+class GeneratorRecipe(Denoising):
     """Denoising renders of a biased population.
 
     Args:
@@ -187,22 +226,11 @@ class GeneratorRecipe(_Denoising):
         return model(noisy, t).sample
 
     @torch.inference_mode()
-    def sample(self, model: nn.Module, n: int, *, seed: int, batch: int = 128) -> Tensor:
+    def sample(self, model: nn.Module, n: int, *, seed: int) -> Tensor:
         """Plain DDIM samples [n, 3, H, W] in [0, 1]."""
-        scheduler = DDIMScheduler.from_config(self.schedule.config)
-        scheduler.set_timesteps(self.watched_steps)
-        generator = torch.Generator().manual_seed(seed)
-        size = self.unet["sample_size"]
-        images = []
-        for start in range(0, n, batch):
-            x = torch.randn(min(batch, n - start), 3, size, size, generator=generator)
-            for t in scheduler.timesteps:
-                with fast_autocast():
-                    velocity = model(x, t).sample
-                # The state stays in float32: rounding would add up from step to step.
-                x = scheduler.step(velocity.float(), t, x).prev_sample
-            images.append((x / 2 + 0.5).clamp(0, 1))
-        return torch.cat(images)
+        shape = 3, self.unet["sample_size"], self.unet["sample_size"]
+        parts = self.sampled(model, n, shape, steps=self.watched_steps, seed=seed)
+        return torch.cat([(x / 2 + 0.5).clamp(0, 1) for x in parts])
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Class shares, how far they are off, and how often the judge is sure."""
@@ -236,7 +264,7 @@ class Denoiser(nn.Module):
 
 
 @dataclass(eq=False)
-class PipelineRecipe(_Denoising):
+class PipelineRecipe(Denoising):
     """Denoising latents, given prompts that are sometimes empty (Ho & Salimans, 2022).
 
     Args:

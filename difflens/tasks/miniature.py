@@ -10,26 +10,33 @@ from omegaconf import DictConfig, OmegaConf
 from difflens.miniature.diffusion_recipes import GeneratorRecipe, PipelineRecipe, VaeRecipe, load_vae
 from difflens.miniature.fit import FitSettings, Recipe, fit
 from difflens.miniature.judges import load_judge
+from difflens.miniature.photo_recipes import PhotoRecipe, PhotoVaeRecipe
+from difflens.miniature.photographs import FaceRecipe, load_faces
 from difflens.miniature.population import named_population
 from difflens.miniature.reader_recipes import ClipRecipe, JudgeRecipe
 from difflens.store.run import Run
+from difflens.study.values import built
 
-KINDS: Mapping[str, type[Recipe]] = {
+KINDS: Mapping[str, type[Recipe] | type[FaceRecipe]] = {
     "judge": JudgeRecipe,
     "clip": ClipRecipe,
     "vae": VaeRecipe,
     "generator": GeneratorRecipe,
     "text_to_image": PipelineRecipe,
+    "faces": FaceRecipe,
+    "photo_vae": PhotoVaeRecipe,
+    "photo_generator": PhotoRecipe,
 }
 _NAMED: Mapping[str, Callable[[str], Any]] = {
     "population": named_population,
     "judge": load_judge,
     "autoencoder": load_vae,
+    "photographs": load_faces,
 }
 
 
-def make_recipe(kind: str, **settings: Any) -> Recipe:
-    """A recipe of that kind; a population is named in its settings, a judge or a trained autoencoder by its folder.
+def make_recipe(kind: str, **settings: Any) -> Recipe | FaceRecipe:
+    """A recipe of that kind; a population is named in its settings, a judge, an autoencoder or photographs by their folder.
 
     Raises:
         ValueError: there is no such kind, it does not take these settings, or what they name is not there.
@@ -54,8 +61,16 @@ def miniature(cfg: DictConfig, run: Run) -> None:
     for name in cfg.task.models:
         # Only now: a recipe loads models that those before it have just written.
         settings: Any = OmegaConf.to_container(cfg.task.recipes[name], resolve=True)
+        # Photographs are read by the study's own judges; renders know what they show.
+        judges = {role: built(cfg, f"judge.{role}") for role in ("labels", "scores")}
+        judges = judges if settings["recipe"]["kind"] == "photo_generator" else {}
+        recipe = make_recipe(**settings["recipe"], **judges)
+        if isinstance(recipe, FaceRecipe):
+            with run.stage(name):
+                recipe.make(Path(cfg.task.workspace) / name)
+            continue
         _check_names(settings["fit"], FitSettings, f"{name}.fit")
-        recipe, budget = make_recipe(**settings["recipe"]), FitSettings(**settings["fit"])
+        budget = FitSettings(**settings["fit"])
         with run.stage(name):
             export_to = Path(cfg.task.export_to) / settings.get("folder", name)
             figures = fit(recipe, budget, workspace=Path(cfg.task.workspace) / name, export_to=export_to)

@@ -185,6 +185,12 @@ def test_every_experiment_is_a_table_of_a_published_model_or_a_sweep(experiment:
         cfg = composed(f"experiment={experiment}")
         assert not sweep and cfg.task.name == "transfer" and cfg.model.name == "mini_sd"
         return
+    if experiment == "photographs":
+        # Training, of models that are judged by judges of photographs.
+        cfg = composed(f"experiment={experiment}")
+        assert not sweep and cfg.task.name == "miniature" and {*cfg.task.models} <= {*cfg.task.recipes}
+        assert cfg.judge.labels.name == "faceapi"
+        return
     swept = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in sweep.items()])
     jobs = [f"{each.key_or_group}={value}" for each in swept for value in each.sweep_string_iterator()]
     assert len(jobs) > 1

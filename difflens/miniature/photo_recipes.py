@@ -1,0 +1,173 @@
+"""What the model of photographs learns from: faces that a published network drew, as latents of an autoencoder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, LDMPipeline, UNet2DModel
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor, nn
+
+from difflens.judges.protocol import Judge
+from difflens.methods.assignment import largest_remainder
+from difflens.miniature.diffusion_recipes import Autoencoding, Denoising, encode
+from difflens.models.devices import fast_autocast
+
+SURE = 0.8
+"""Probability from which a judge counts as sure of a class."""
+
+
+def resized(faces: UInt8[Tensor, "faces 3 _ _"], size: int) -> UInt8[Tensor, "faces 3 size size"]:
+    """Smaller pictures of the same faces, each pixel the mean of what it covers."""
+    parts = faces.split(256)
+    small = [nn.functional.interpolate(part.float(), size, mode="bilinear", antialias=True) for part in parts]
+    return torch.cat([part.round().clamp(0, 255).byte() for part in small])
+
+
+@dataclass(eq=False)
+class PhotoVaeRecipe(Autoencoding):
+    """An autoencoder of faces and of their mirror images.
+
+    Args:
+        photographs: of `FaceRecipe`; the last `held_out` are kept for the report.
+        size: of the pictures, in pixels.
+        vae: the constructor's arguments of `AutoencoderKL`.
+        kl: see `VaeRecipe`.
+        held_out: see `photographs`.
+    """
+
+    photographs: UInt8[Tensor, "faces 3 _ _"]
+    size: int
+    vae: Mapping[str, Any]
+    kl: float
+    held_out: int
+    name: str = "photo_vae"
+
+    @cached_property
+    def pictures(self) -> Tensor:
+        """The faces at that size."""
+        return resized(self.photographs, self.size)
+
+    def images(self, n: int, generator: torch.Generator) -> Tensor:
+        """Faces, half of them mirrored."""
+        rows = torch.randint(len(self.pictures) - self.held_out, (n,), generator=generator)
+        mirrored = torch.rand(n, 1, 1, 1, generator=generator) < 0.5
+        images = self.pictures[rows].float() / 127.5 - 1
+        return torch.where(mirrored, images.flip(-1), images)
+
+    def unseen(self) -> Tensor:
+        """The faces that were kept."""
+        return self.pictures[-self.held_out :].float() / 127.5 - 1
+
+
+@dataclass(eq=False)
+class PhotoRecipe(Denoising):
+    """Denoising latents of faces whose gender two judges agree on, drawn to known shares, and of their mirror images.
+
+    Args:
+        photographs: of `FaceRecipe`.
+        size: of the pictures, in pixels.
+        shares: class of gender → its share of those trained on.
+        labels: a judge; `scores`: another one. Both see the faces at their full size.
+        autoencoder: trained.
+        unet: the constructor's arguments of `UNet2DModel`; `scheduler` those of `DDIMScheduler`.
+        watched: number of samples a report judges; `watched_steps` their denoising steps.
+    """
+
+    photographs: UInt8[Tensor, "faces 3 _ _"]
+    size: int
+    shares: Mapping[str, float]
+    labels: Judge
+    scores: Judge
+    autoencoder: AutoencoderKL
+    unet: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    watched: int
+    watched_steps: int
+    name: str = "mini_photo"
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """Scaled latents of those trained on, each followed by its mirror image (float16 [pool, C, H, W])."""
+        first, sure = self.read(self.photographs)
+        rows = chosen(first, sure, self.shares, self.labels.classes["gender"])
+        pictures = resized(self.photographs[rows], self.size)
+        pairs = torch.stack([pictures, pictures.flip(-1)], 1).flatten(0, 1)
+        return torch.cat([encode(self.autoencoder, part) for part in pairs.split(256)])
+
+    @property
+    def pool(self) -> int:  # type: ignore[override]
+        """How many are trained on."""
+        return len(self.latents)
+
+    def read(self, images: UInt8[Tensor, "images 3 _ _"]) -> tuple[Int[Tensor, "images"], Bool[Tensor, "images"]]:
+        """The gender that the judge `labels` reads, and whether both are sure of it."""
+        order = self.labels.classes["gender"]
+        found = []
+        for judge in (self.labels, self.scores):
+            answers = torch.cat([judge(part.float() / 255)["gender"] for part in images.split(256)]).softmax(-1)
+            found.append(answers[:, [judge.classes["gender"].index(name) for name in order]])
+        classes, others = (each.argmax(-1) for each in found)
+        sure = torch.stack([each.amax(-1) >= SURE for each in found]).all(0)
+        return classes, sure & (classes == others)
+
+    def build(self) -> nn.Module:
+        """A `UNet2DModel` of latents."""
+        return UNet2DModel(**self.unet)
+
+    def clean(self, rows: Tensor) -> Tensor:
+        """Latents."""
+        return self.latents[rows].float()
+
+    def velocity(self, model: nn.Module, noisy: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+        """That of the U-Net, which is told nothing else."""
+        return model(noisy, t).sample
+
+    @torch.inference_mode()
+    def sample(self, model: nn.Module, n: int, *, seed: int) -> UInt8[Tensor, "images 3 size size"]:
+        """Plain DDIM samples."""
+        shape = self.unet["in_channels"], self.unet["sample_size"], self.unet["sample_size"]
+        images = []
+        for latents in self.sampled(model, n, shape, steps=self.watched_steps, seed=seed):
+            with fast_autocast():
+                decoded = self.autoencoder.decode(latents / self.autoencoder.config.scaling_factor).sample
+            images.append((127.5 * (decoded.float() + 1)).round().clamp(0, 255).byte())
+        return torch.cat(images)
+
+    def report(self, model: nn.Module) -> dict[str, float]:
+        """The shares of gender, how far they are off, and of how many samples both judges are sure."""
+        classes, sure = self.read(self.sample(model, self.watched, seed=7))
+        names = self.labels.classes["gender"]
+        shares = {name: float((classes == index).double().mean()) for index, name in enumerate(names)}
+        off = max(abs(shares[name] - share) for name, share in self.shares.items())
+        return {"sure": float(sure.double().mean()), "gender_off": off, **shares}
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write an `LDMPipeline`, whose part `vqvae` is the autoencoder, in half precision."""
+        # What `LDMPipeline` calls the autoencoder of whatever kind.
+        pipeline = LDMPipeline(vqvae=self.autoencoder.half(), unet=model.half(), scheduler=self.schedule)
+        pipeline.save_pretrained(folder)
+
+
+def chosen(
+    classes: Int[Tensor, "faces"], sure: Bool[Tensor, "faces"], shares: Mapping[str, float], names: tuple[str, ...]
+) -> Int[Tensor, "rows"]:
+    """As many faces as can be had of sure classes in these shares, in their order.
+
+    Raises:
+        ValueError: the shares are not those of these classes, or there are no such faces.
+    """
+    if {*shares} != {*names}:
+        raise ValueError(f"task.recipes: shares of gender are those of {', '.join(names)}, got {dict(shares)}.")
+    wanted = torch.tensor([shares[name] for name in names], dtype=torch.float64)
+    have = torch.stack([(sure & (classes == index)).sum() for index in range(len(names))])
+    counts = largest_remainder(wanted, int((have / wanted).amin()))
+    if not counts.all():
+        raise ValueError(
+            f"task.recipes: {have.tolist()} faces of {', '.join(names)} are sure; raise task.recipes….faces."
+        )
+    rows = [(sure & (classes == index)).nonzero()[: int(count), 0] for index, count in enumerate(counts)]
+    return torch.cat(rows).sort().values
