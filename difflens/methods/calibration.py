@@ -107,6 +107,7 @@ def calibrate(
     largest: float,
     tolerance: float,
     refinements: int,
+    images: int,
     margin: float = 1.0,
     together: bool = False,
 ) -> Calibration:
@@ -120,8 +121,9 @@ def calibrate(
         neutral: the strength that changes nothing.
         first: how far from neutral the first strength tried lies; doubled until the share is met.
         largest: how far from neutral the strongest edit allowed lies.
-        tolerance: a class meets its share where the images it holds reach (1 − tolerance) times that share.
+        tolerance: a class meets its share where the images it holds reach (1 − tolerance) times that share, or lack one.
         refinements: bisections after bracketing.
+        images: of which shares are taken.
         margin: the strength found is taken this many times as far from neutral, but never beyond `largest`: what just
             suffices for these images is too weak for about half of all other sets.
         together: one strength serves all classes, and suffices where each meets its share.
@@ -133,7 +135,8 @@ def calibrate(
         raise ValueError(f"calibration needs 0 < first ≤ largest, got {first}, {largest}.")
     if margin < 1:
         raise ValueError(f"calibration needs a margin of at least 1, got {margin}.")
-    wanted = target * (1 - tolerance)
+    # One image is less than the tolerance only where there are many: of 32 none could be missed, which no good edit promises.
+    wanted = torch.minimum(target * (1 - tolerance), target - (1 + 1e-6) / images)
     search = _Search(measure, wanted, neutral=neutral, first=neutral + first, together=together)
     search.bracket(neutral + largest)
     # Who is pushed does not depend on the strength, so the first dose tells.

@@ -183,6 +183,7 @@ def _calibrated(bench: Workbench, mitigation: Steering, spec: dict[str, Any]) ->
             largest=settings["largest"],
             tolerance=settings["tolerance"],
             refinements=settings["refinements"],
+            images=len(plan.image_ids) // max(1, len(bench.per_prompt)),
             margin=settings["margin"],
             together=together,
         )

@@ -19,7 +19,15 @@ def world(threshold: tuple[float, float]) -> tuple[list[torch.Tensor], object]:
 
 
 def run(measure: object, **changed: float) -> Calibration:
-    settings = {"neutral": 0.0, "first": 1.0, "largest": 16.0, "tolerance": 0.001, "refinements": 6, **changed}
+    settings = {
+        "neutral": 0.0,
+        "first": 1.0,
+        "largest": 16.0,
+        "tolerance": 0.001,
+        "refinements": 6,
+        "images": 10**6,
+        **changed,
+    }
     return calibrate(measure, TARGET, **settings)  # type: ignore[arg-type]
 
 
@@ -121,3 +129,23 @@ def test_one_strength_that_never_suffices_is_that_of_the_least_lack() -> None:
 
     found = run(measure, together=True)
     assert found.met == (False, False) and found.strength.tolist() == [4.0, 4.0]
+
+
+def test_a_class_may_miss_one_image_where_the_tolerance_is_less_than_one() -> None:
+    """Of 32 images 3 % are less than one; a strength at which 31 are held suffices, one at which 30 are does not."""
+
+    def measure(strength: torch.Tensor) -> Dose:
+        held = torch.tensor([(30 + strength[0].clamp_max(1)) / 64, (29 + strength[1].clamp_max(1)) / 64])
+        return Dose(strength.clone(), held * 2, held, held)
+
+    found = calibrate(
+        measure,
+        torch.tensor([0.5, 0.5]),
+        neutral=0.0,
+        first=1.0,
+        largest=4.0,
+        tolerance=0.03,
+        refinements=0,
+        images=64,
+    )
+    assert found.met == (True, False)
