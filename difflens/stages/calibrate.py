@@ -224,8 +224,8 @@ def dose_meter(
 
     def sampled(strength: Tensor, shards: Shards) -> Tensor:
         after, fresh = labels.clone(), moved.clone()  # what nothing moved shows what it showed; it is not read again
-        for before, shown in doses if alone else []:
-            same = fresh & (before[slots] == strength[slots])
+        for used, shown in doses if alone else []:
+            same = fresh & (used[slots] == strength[slots])
             after[same], fresh = shown[same], fresh & ~same
         trainer, plan = bench.trainer("calibrate"), asked.take(fresh[moved].nonzero()[:, 0])
         if len(plan.image_ids):

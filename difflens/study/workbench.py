@@ -226,9 +226,7 @@ class Workbench:
         return self._answered[1]
 
     def _read(self, images: Tensor) -> dict[str, Tensor]:
-        pieces = progress(float_pieces(images), "labelling")
-        parts = [self.labelling_judge(piece) for piece in pieces]
-        answers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        answers = read_all(self.labelling_judge, images, "labelling")
         # One attribute tells: an image without a face has a row of NaN in each.
         found = faces_found(answers[self.attribute.components[0].name])
         if missing := missing_faces(found, policy=self.cfg.missing_faces):
@@ -237,9 +235,11 @@ class Workbench:
 
     def classified(self, answers: dict[str, Tensor], attribute: Attribute) -> tuple[Tensor, Tensor]:
         """Classes and logits of one attribute, as `labels` gives them."""
-        logits = read_classes(self.labelling_judge, attribute, answers)
-        # The argmax of a row of NaN is a class like any other.
-        return torch.where(faces_found(logits), logits.argmax(-1), NO_FACE), logits
+        return classes_of(self.labelling_judge, attribute, answers)
+
+    def scored(self, images: Tensor) -> Tensor:
+        """The class [N] of images (uint8 [N, 3, H, W]) by the judge that labels nothing, `NO_FACE` where there is no face."""
+        return classes_of(self.scoring_judge, self.attribute, read_all(self.scoring_judge, images, "scoring"))[0]
 
     def others(self) -> list[Attribute]:
         """The other attributes that both judges read, on which leakage is measured.
@@ -305,6 +305,19 @@ class Workbench:
             "attribute": {"name": attribute.name, "classes": list(attribute.classes)},
             "judge": self.labelling_judge.fingerprint,  # type: ignore[attr-defined]
         }
+
+
+def read_all(judge: Judge, images: Tensor, name: str) -> dict[str, Tensor]:
+    """A judge's logits of every attribute it reads off images (uint8 [N, 3, H, W]), a bounded number of them at once."""
+    parts = [judge(piece) for piece in progress(float_pieces(images), name)]
+    return {attribute: torch.cat([part[attribute] for part in parts]) for attribute in parts[0]}
+
+
+def classes_of(judge: Judge, attribute: Attribute, answers: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Classes [N], `NO_FACE` where there is no face, and logits [N, C] of one attribute among a judge's answers."""
+    logits = read_classes(judge, attribute, answers)
+    # The argmax of a row of NaN is a class like any other.
+    return torch.where(faces_found(logits), logits.argmax(-1), NO_FACE), logits
 
 
 def trainer_settings(cfg: DictConfig, *, alone: bool) -> dict[str, Any]:

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from difflens.attribution.select import ablation_sets
 from difflens.data.prompts import neutral_plan
-from difflens.judges.faces import float_pieces
-from difflens.judges.protocol import faces_found, read_classes
 from difflens.metrics.functional import wilson_interval
 from difflens.metrics.paired import compare_hits
 from difflens.report.figures import draw_ablation
@@ -22,7 +20,7 @@ from difflens.store.run import Run
 from difflens.study.workbench import Workbench
 from difflens.tasks.experiment_files import keep
 from difflens.training.steering_module import generate
-from difflens.vocabulary import NO_FACE, FeatureSet, GenerationPlan
+from difflens.vocabulary import FeatureSet, GenerationPlan
 
 
 def ablation(cfg: DictConfig, run: Run) -> None:
@@ -34,7 +32,8 @@ def ablation(cfg: DictConfig, run: Run) -> None:
     rank = cfg.attribution.rank
     sets = ablation_sets(located.result.scores, activation, size=cfg.task.size, seed=cfg.seed, rank=rank)
     plan = fresh_plan(bench)
-    labels = shown(bench, originals(bench, plan, stage="ablation")[1])
+    # By the judge that labelled nothing: features were located by the other one's answers.
+    labels = bench.scored(originals(bench, plan, stage="ablation")[1])
     found: dict[str, dict[str, Any]] = {}
     with run.stage("ablation"):
         for index, (name, groups) in enumerate(sets.items()):
@@ -59,14 +58,6 @@ def ablation(cfg: DictConfig, run: Run) -> None:
     keep(run, "ablation", {"size": cfg.task.size, "classes": found}, draw_ablation, (4.6, 3.0))
 
 
-def shown(bench: Workbench, images: Tensor) -> Tensor:
-    """The class [N] of images by the judge that labelled nothing: features were located by the other one's answers."""
-    parts = [bench.scoring_judge(piece) for piece in float_pieces(images)]
-    answers = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    logits = read_classes(bench.scoring_judge, bench.attribute, answers)
-    return torch.where(faces_found(logits), logits.argmax(-1), NO_FACE)
-
-
 def fresh_plan(bench: Workbench) -> GenerationPlan:
     """Images of a seed of this task's own: three times as many of each class as are counted, if classes were equal."""
     task, count = bench.cfg.task, 3 * bench.cfg.task.images * len(bench.attribute.classes)
@@ -83,7 +74,7 @@ def _kept(bench: Workbench, located: Located, name: str, plan: GenerationPlan, l
     edit = silencer(bench, located, FeatureSet(bench.attribute, {c: latents for c in bench.attribute.classes}))
     pushed = plan.towards(torch.full((len(plan.image_ids),), index))
     made = generate(bench.trainer("ablation"), bench.model, pushed, edit=edit)
-    return shown(bench, made) == index
+    return bench.scored(made) == index
 
 
 def _interval(hits: Tensor) -> list[float]:

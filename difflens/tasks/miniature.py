@@ -61,10 +61,10 @@ def miniature(cfg: DictConfig, run: Run) -> None:
     for name in cfg.task.models:
         # Only now: a recipe loads models that those before it have just written.
         settings: Any = OmegaConf.to_container(cfg.task.recipes[name], resolve=True)
-        # Photographs are read by the study's own judges; renders know what they show.
-        judges = {role: built(cfg, f"judge.{role}") for role in ("labels", "scores")}
-        judges = judges if settings["recipe"]["kind"] == "photo_generator" else {}
-        recipe = make_recipe(**settings["recipe"], **judges)
+        if settings["recipe"]["kind"] == "photo_generator":
+            # What a render shows is known; photographs are read, by the judges of the configuration.
+            settings["recipe"] |= {role: built(cfg, f"judge.{role}") for role in ("labels", "scores")}
+        recipe = make_recipe(**settings["recipe"])
         if isinstance(recipe, FaceRecipe):
             with run.stage(name):
                 recipe.make(Path(cfg.task.workspace) / name)

@@ -56,7 +56,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Workbench:
     cfg = OmegaConf.create({"task": {"images": 3, "size": 1}, "mitigation": {"update": "symmetric"}})
     made.__dict__.update(cfg=cfg, attribute=GENDER, site=Site(), model=None, method=HDirection(update="symmetric"))
     monkeypatch.setattr(Workbench, "trainer", lambda self, *_, **__: None)
-    monkeypatch.setattr(ablation, "shown", lambda bench, h: h[:, :2, 0, 0].argmax(1))
+    monkeypatch.setattr(Workbench, "scored", lambda self, h: h[:, :2, 0, 0].argmax(1))
     return made
 
 
