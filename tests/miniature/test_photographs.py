@@ -14,6 +14,7 @@ from difflens.miniature.fit import FitSettings, fit
 from difflens.miniature.photo_recipes import PhotoRecipe, PhotoVaeRecipe, chosen
 from difflens.miniature.photographs import LEFT, MARGIN, SIDE, TOP, FaceNetwork, FaceRecipe, load_faces, mean_style
 from difflens.models.load import load_unconditional
+from difflens.store.errors import UserError
 from difflens.vocabulary import GenerationPlan
 
 
@@ -68,7 +69,7 @@ def test_a_stopped_run_draws_only_what_is_missing_and_the_same_faces(networks: P
 
 
 def test_what_is_missing_is_named_with_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"MappingNetwork.xml .*`pip download --no-deps random-face"):
+    with pytest.raises(UserError, match=r"MappingNetwork.xml .*`pip download --no-deps random-face"):
         FaceRecipe(str(tmp_path), faces=2).make(tmp_path / "faces")
     with pytest.raises(ValueError, match="no faces in"):
         load_faces(str(tmp_path))
