@@ -1,6 +1,5 @@
 """The page of `task=audit`: how far each attribute is from even shares under each prompt, most skewed first."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +28,11 @@ def write_audit(folder: Path, data: Json) -> Path:
     rows, prompts = data["rows"], data["prompts"]
     singles = [row for row in rows if not row["intersection"]]
     attributes = list(dict.fromkeys(map(named, singles)))
-    draw = partial(draw_audit, rows=singles, attributes=attributes, prompts=prompts or [None])
     size = (2.2 + 1.1 * max(3, len(prompts)), 1.6 + 0.36 * len(attributes))
-    pictures = [embed(path, longest=LONGEST) for path in _by_number(folder / "images" / "audit")]
+    files = sorted((folder / "images" / "audit").glob("*.png"), key=lambda path: int(path.stem))
+    pictures = [embed(path, longest=LONGEST) for path in files]
+    shown = {"rows": singles, "attributes": attributes, "prompts": prompts or [None]}
+    label = "hard FD of every attribute under every prompt"
     text = template_of("audit").render(
         style=read_template("style.css"),
         script=read_template("sort.js"),
@@ -42,7 +43,7 @@ def write_audit(folder: Path, data: Json) -> Path:
         images=count(data["images"], "image"),
         missing=data["missing"],
         drawn=not data["folder"] and str(data["what"]).startswith("mini"),
-        heat=inline_svg(draw, size, name="audit", label="hard FD of every attribute under every prompt"),
+        heat=inline_svg(draw_audit, size, name="audit", label=label, **shown),
         pictures=[picture for picture in pictures if picture is not None],
         skewed=grid_of(data, intersections=False).html(),
         crossed=grid_of(data, intersections=True).html(),
@@ -123,7 +124,3 @@ def draw_audit(figure: Figure, *, rows: list[Json], attributes: list[str], promp
     labels = ["all images" if prompt is None else prompt for prompt in prompts]
     axes.set_xticks(range(len(prompts)), labels, rotation=25, ha="right", rotation_mode="anchor")
     axes.grid(visible=False)
-
-
-def _by_number(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.png"), key=lambda path: int(path.stem))

@@ -127,17 +127,14 @@ def _effect(metrics: Json, row: Json) -> tuple[bool | None, str]:
             f"{percent(reached)} ({ends}) of the images pushed show their class, {percent(plain)} of the same without."
         )
         return low > plain, words
-    before, after, high = (
-        fairness(baseline(metrics) or {}, "fd_hard"),
-        fairness(row, "fd_hard"),
-        fairness(row, "fd_high"),
-    )
+    original = baseline(metrics) or {}
+    before, after, high = fairness(original, "fd_hard"), fairness(row, "fd_hard"), fairness(row, "fd_high")
     if known(before) and known(after) and known(high):
         words = (
             f"FD hard is {number(after, 3)} (at most {number(high, 3)}) with the edit and {number(before, 3)} without."
         )
         # An unbiased model leaves nothing to be gained, and a small sample cannot show it.
-        gained = None if fairness(baseline(metrics) or {}, "fd_low") == 0 else high < before
+        gained = None if fairness(original, "fd_low") == 0 else high < before
         return gained, words
     return None, "How many images reach their class was not measured."
 

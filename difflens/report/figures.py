@@ -20,15 +20,12 @@ from matplotlib.ticker import MaxNLocator
 
 from difflens.report.measures import FD, WORST_LEAKAGE, Measure, fairness, measures_of, method_name, number, prices
 from difflens.report.run_folder import Json
-from difflens.report.transfer import axes_of
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours that people with any colour vision can tell apart (Okabe and Ito, 2008)."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 """Shapes that repeat what colours say, for print without colour."""
 INK, FAINT, EDITED, UNTOUCHED = "#1f2933", "#8a94a0", "#D55E00", "#c9ced6"
-
-Draw = Callable[[Figure], None]
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -67,27 +64,28 @@ def class_styles(names: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 @contextmanager
-def drawn(draw: Draw, size: tuple[float, float]) -> Iterator[Figure]:
+def drawn(draw: Callable[..., None], size: tuple[float, float], **data: Any) -> Iterator[Figure]:
     """A figure of a size in inches, in the report's style while it is saved."""
     # Around the saving too: fonts and how SVG is written are read only then.
     with matplotlib.rc_context(STYLE):
         # Without pyplot, which keeps every figure it made alive and looks for a window.
         figure = Figure(figsize=size, layout="constrained")
-        draw(figure)
+        draw(figure, **data)
         yield figure
 
 
-def inline_svg(draw: Draw, size: tuple[float, float], *, name: str, label: str) -> Markup:
+def inline_svg(draw: Callable[..., None], size: tuple[float, float], *, name: str, label: str, **data: Any) -> Markup:
     """A figure as an `<svg>` element.
 
     Args:
-        draw: draws on an empty figure.
+        draw: draws `data` on an empty figure.
         size: width and height in inches.
         name: prefix of the element's ids, unique in the page: marks of one figure must not be taken for another's.
         label: what the figure shows, for readers who do not see it.
+        data: passed on to `draw`.
     """
     stream = io.StringIO()
-    with drawn(draw, size) as figure:
+    with drawn(draw, size, **data) as figure:
         # Without a date, or no two pages of one run would be equal.
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = stream.getvalue()
@@ -172,11 +170,10 @@ def draw_leakage(figure: Figure, leakage: Json) -> None:
     """How many images changed in each other attribute: of all, and of those that were edited."""
     axes = figure.subplots()
     heights = rows_down(axes, list(leakage))
-    bars = (
+    for key, offset, label, color, hatch in (
         ("flip_rate", 0.2, "of all images", OKABE_ITO[0], ""),
         ("flip_rate_edited", -0.2, "of the edited images", OKABE_ITO[4], "///"),
-    )
-    for key, offset, label, color, hatch in bars:
+    ):
         rates = 100 * inner([*leakage.values()], key)
         # Hatched beside coloured, for print without colour.
         style: dict[str, Any] = {"color": color, "hatch": hatch, "edgecolor": "white", "label": label}
@@ -284,16 +281,14 @@ def draw_feature(figure: Figure, feature: Json, *, classes: Sequence[str]) -> No
 
 
 class Point(NamedTuple):
-    """One setting in the plane of hard FD and another measure.
+    """One setting in the plane of hard FD (x) and another measure (y).
 
     Attributes:
         line: what it shares with the points that a line connects it to: everything but a strength that is a number.
         name: how the legend calls it.
         attribute: the attribute under study; fronts are drawn among its points.
         original: whether it is the unmitigated model.
-        strength: of the edit, for the order on the line; 0 if it was not varied or is no number.
-        x: hard FD.
-        y: the other measure.
+        strength: for the order on the line; 0 if it was not varied or is no number.
     """
 
     line: tuple[str, ...]
@@ -390,62 +385,6 @@ def draw_doses(figure: Figure, data: Json) -> None:
         panel("other attributes changed (% of images)", flips)
     for axes in panels:
         axes.set_axis_off()
-
-
-TRANSFERRED = (
-    ("original", "without an edit", {"color": FAINT, "marker": "o", "markerfacecolor": "white", "ls": ":"}),
-    ("transferred", "the study's own strength", {"color": OKABE_ITO[0], "marker": "o"}),
-    ("recalibrated", "calibrated there", {"color": OKABE_ITO[1], "marker": "s", "ls": "--"}),
-)
-"""The curves of `draw_transfer`."""
-
-PANELS = (
-    ("FD hard", 1, FD.key, "fd"),
-    ("class reached (%)", 100, "reached", "reached"),
-    ("nothing else changed (%)", 100, "nothing_else", "nothing_else"),
-)
-"""Its rows: the title, what the number is shown times, its key, and the beginning of its ends' keys."""
-
-
-def transfer_size(data: Json) -> tuple[float, float]:
-    """The size of the plot of `draw_transfer` in inches: a column for each axis."""
-    return max(5.2, 1.2 + 2.7 * len(axes_of(data))), 7.0
-
-
-def draw_transfer(figure: Figure, data: Json) -> None:
-    """FD, reach and what is left alone, with 95 % intervals, over each setting that was varied; dotted: the study's own."""
-    axes = axes_of(data)
-    panels = figure.subplots(len(PANELS), len(axes), squeeze=False, sharex="col", sharey="row")
-    for column, (name, settings) in enumerate(axes.items()):
-        # By place: guidance 1 to 12 and 10 to 50 steps are as good as words, evenly apart.
-        places = np.arange(len(settings), dtype=float)
-        for line, (title, scale, key, ends) in enumerate(PANELS):
-            panel = panels[line, column]
-            for number_of, (edit, label, style) in enumerate(TRANSFERRED):
-                rows = [setting["rows"].get(edit) for setting in settings]
-                middle = scale * series([None if row is None else fairness(row, key) for row in rows])
-                if edit == "original" and key == "reached":
-                    # Who was to be pushed is known of the edit's row alone.
-                    middle = scale * inner([setting["rows"]["transferred"] for setting in settings], "reached_unedited")
-                low, high = (scale * inner(rows, f"{ends}_{end}") for end in ("low", "high"))
-                # Such as what changes without an edit.
-                if np.isnan(middle).all():
-                    continue
-                error = np.nan_to_num(np.stack([middle - low, high - middle])).clip(0)
-                # Beside each other, so that no interval hides another.
-                panel.errorbar(places + 0.08 * (number_of - 1), middle, yerr=error, capsize=2.5, label=label, **style)
-            panel.axvline(
-                next(i for i, each in enumerate(settings) if each.get("is_study")), color=FAINT, ls=":", lw=1.4
-            )
-            if column == 0:
-                panel.set_ylabel(title)
-        panels[-1, column].set_xticks(places, [f"{setting['value']}" for setting in settings])
-        panels[-1, column].set_xlabel(name)
-        panels[-1, column].margins(x=0.12)
-    for panel in panels[1:, 0]:
-        panel.set_ylim(-4, 104)
-    panels[0, 0].set_ylim(bottom=-0.02)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
 
 
 def draw_separation(figure: Figure, data: Json) -> None:

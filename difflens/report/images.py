@@ -99,7 +99,9 @@ def draw_grid(pairs: Sequence[Pair], *, method: str, columns: int = 6) -> Image.
     # Every cell has room for the thick frame, so that edited and untouched pairs stand in line.
     across, down = 2 * width + GAP + 2 * inset, height + 2 * inset + CAPTION
     sheet = Image.new("RGB", (columns * across, HEADING + -(-len(pairs) // columns) * down), "white")
-    draw, font = ImageDraw.Draw(sheet), _font(11)
+    # Pillow's own font lacks the arrow; matplotlib ships one that has it.
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 11)
+    draw = ImageDraw.Draw(sheet)
     draw.text((GAP, 5), f"each pair: original | {method}; thick frame: changed", fill=INK, font=font)
     for place, pair in enumerate(pairs):
         left, top = place % columns * across + inset, HEADING + place // columns * down + inset
@@ -117,11 +119,6 @@ def _cell(path: Path, size: tuple[int, int]) -> Image.Image:
         smooth = image.width > size[0] or image.height > size[1]
         # Enlarged without smoothing: what is shown is what the model drew.
         return image.convert("RGB").resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Pillow's own font lacks the arrow; matplotlib ships one that has it.
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
 def _fitting(words: str, width: int, font: ImageFont.FreeTypeFont) -> str:

@@ -3,7 +3,7 @@
 import math
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeGuard
 
@@ -148,7 +148,7 @@ class Measure:
         # A row may have the mean itself; else it is formed of what the prompts have.
         value = row.get(self.column)
         if self.of_prompts and not known(value):
-            value = _mean(prompt.get(self.key) for prompt in (row.get("prompts") or {}).values())
+            value = mean(prompt.get(self.key) for prompt in (row.get("prompts") or {}).values())
         if self.key == WORST_LEAKAGE.key and not known(value):
             rates = [entry.get("flip_rate") for entry in (row.get("leakage") or {}).values()]
             value = max(filter(known, rates), default=None)
@@ -177,12 +177,7 @@ WORST_LEAKAGE = Measure(
 """Read off the leakage of every attribute; every list of measures ends with it."""
 
 SOMETHING_ELSE = Measure(
-    "something_else",
-    "something else changed",
-    "%",
-    1,
-    -1,
-    "edited images in which another attribute changed",
+    "something_else", "something else changed", "%", 1, -1, "edited images in which another attribute changed"
 )
 """What `nothing_else` leaves of all edited images; plots show it, in which less is then better along both axes."""
 
@@ -222,8 +217,8 @@ def _versions(measure: Measure, rows: Sequence[Json]) -> Iterator[Measure]:
 
 def fairness(row: Json, key: str) -> float | None:
     """A row's FD of some kind, or an end of its interval: where there are prompts, the mean of every prompt's own."""
-    mean = Measure(key, key, of_prompts=True).read(row)
-    return Measure(key, key).read(row) if mean is None else mean
+    of_prompts = Measure(key, key, of_prompts=True).read(row)
+    return Measure(key, key).read(row) if of_prompts is None else of_prompts
 
 
 def fairest(measures: Sequence[Measure]) -> Measure | None:
@@ -236,7 +231,8 @@ def prices(measures: Sequence[Measure]) -> list[Measure]:
     return [measure for measure in measures if measure.better and measure.family != "fd"]
 
 
-def _mean(values: Iterator[float | None]) -> float | None:
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of what was measured; None if nothing was."""
     found = [value for value in values if value is not None]
     return statistics.fmean(found) if found else None
 

@@ -22,27 +22,21 @@ def marked(name: str, doubtful: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Edit:
-    """An image that a mitigation acted on, and the classes it was moved between."""
+    """The classes that a mitigation moved an image between."""
 
-    id: int
     before: str
     after: str
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of a run; a file that is absent or cannot be read is empty here.
+    """The files of a run, each under its name; one that is absent or cannot be read is empty here.
 
     Attributes:
-        path: the folder.
-        metrics: metrics.json, one row per method.
-        unseen: metrics_unseen.json, the same for prompts kept apart.
-        report: report.json, what the stages measured on the way.
-        manifest: manifest.json, where the results come from.
-        status: status.json.
+        unseen: metrics_unseen.json, like metrics.json for prompts kept apart.
         config: text of config.yaml.
         edits: image id → edit, of images/edited.json: those of the first method.
-        transfer: transfer.json, one calibration at other settings; of `task=transfer` alone.
+        transfer: one calibration at other settings; of `task=transfer` alone.
         unreadable: one line for each file that is there but cannot be read.
     """
 
@@ -101,11 +95,10 @@ def _json(path: Path, unreadable: list[str]) -> Any:
 def _edits(path: Path, unreadable: list[str]) -> dict[int, Edit]:
     entries = _json(path, unreadable) or []
     try:
-        edits = [Edit(int(entry["id"]), str(entry["from"]), str(entry["to"])) for entry in entries]
+        return {int(entry["id"]): Edit(str(entry["from"]), str(entry["to"])) for entry in entries}
     except (KeyError, TypeError, ValueError) as error:
         unreadable.append(f"{path.name} needs a list of id, from and to ({error!r}); run the steer task again.")
         return {}
-    return {edit.id: edit for edit in edits}
 
 
 def rows_of(metrics: Json) -> Sequence[Json]:

@@ -34,18 +34,10 @@ OTHER_IMAGES = "metric.base_seed"
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep.
+    """One job of a sweep: what it was asked (`overrides`, by key), and what is in its folder, which need not exist.
 
-    Attributes:
-        name: the name of its folder.
-        overrides: what it was asked, by key.
-        folder: its run folder, which need not exist.
-        status: `done`, `failed`, `running` (or killed), or `not started`.
-        error: why it failed, or nothing.
-        seconds: how long it took, if that is known.
-        metrics: its metrics.json; empty if it has none.
-        dose: the dose–response curve of its calibration, if it has one.
-        manifest: its manifest.json; empty if it has none.
+    `status` is `done`, `failed`, `running` (or killed), or `not started`; only of a job that is done are there `metrics` and
+    `dose`, the dose–response curve of its calibration.
     """
 
     name: str

@@ -4,13 +4,12 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from difflens.report.figures import Point, dose_panels, doses_size, draw_dose, draw_doses, draw_trade, inline_svg
+from difflens.report.figures import Point, dose_panels, doses_size, draw_doses, draw_trade, inline_svg
 from difflens.report.measures import (
     FD,
     METHOD_NAMES,
@@ -21,11 +20,12 @@ from difflens.report.measures import (
     count,
     fairest,
     fairness,
+    mean,
     measures_of,
     prices,
     seconds,
 )
-from difflens.report.page import read_template, template_of
+from difflens.report.page import dose_figure, read_template, template_of
 from difflens.report.run_folder import Json, edited_rows, rows_of
 from difflens.report.sweep import (
     Job,
@@ -39,7 +39,7 @@ from difflens.report.sweep import (
     strength_of,
     tidy_rows,
 )
-from difflens.report.tables import Grid, inside
+from difflens.report.tables import Grid, inside, names_in
 from difflens.store.files import write_text
 
 Setting = tuple[str, ...]
@@ -55,25 +55,17 @@ class Cell:
 
     def values(self, measure: Measure) -> list[float]:
         """The measure of every seed."""
-        return _known(measure.read(row) for row in self.rows.values())
+        found = (measure.read(row) for row in self.rows.values())
+        return [value for value in found if value is not None]
 
     def mean(self, measure: Measure) -> float | None:
         """The measure's mean over seeds; None if it was not measured."""
-        return _mean(self.values(measure))
+        return mean(self.values(measure))
 
     def shown(self, measure: Measure) -> str:
         """Mean ± standard deviation over seeds (of a sample; none for one seed)."""
         values = self.values(measure)
-        return measure.shown([_mean(values), statistics.stdev(values) if len(values) > 1 else None])
-
-
-def _known(values: Any) -> list[float]:
-    return [float(value) for value in values if value is not None]
-
-
-def _mean(values: Any) -> float | None:
-    known = _known(values)
-    return statistics.fmean(known) if known else None
+        return measure.shown([mean(values), statistics.stdev(values) if len(values) > 1 else None])
 
 
 def cells_of(jobs: Sequence[Job]) -> dict[Setting, Cell]:
@@ -188,20 +180,11 @@ def _several_methods(cells: Mapping[Setting, Cell]) -> bool:
     return len({method for *_, method in cells} - {"original", ""}) > 1
 
 
-class Response(NamedTuple):
-    """One attribute under one setting of everything but the strength.
+def responses_of(jobs: Sequence[Job]) -> list[tuple[str, Json]]:
+    """The title of each attribute, method and setting measured at two strengths or more, and what `draw_doses` draws of it.
 
-    Attributes:
-        title: the attribute and the setting.
-        data: what `draw_doses` draws: `axis`, `classes`, `measures`, and `rows` in the order of strength, means over seeds.
+    `rows` stand in the order of strength and are means over seeds.
     """
-
-    title: str
-    data: Json
-
-
-def responses_of(jobs: Sequence[Job]) -> list[Response]:
-    """A response for each attribute, method and setting that was measured at two strengths or more."""
     factors = factors_of(jobs)
     axis = strength_axis(factors)
     found: dict[tuple[str, ...], list[tuple[float, Cell]]] = {}
@@ -211,7 +194,7 @@ def responses_of(jobs: Sequence[Job]) -> list[Response]:
             found.setdefault((cell.jobs[0].attribute, *line), []).append((strength, cell))
     others = [key for key in factors if key != axis]
     return [
-        Response(_title(others, name), {"axis": axis, **_response(sorted(line, key=lambda item: item[0]))})
+        (_title(others, name), {"axis": axis, **_response(sorted(line, key=lambda item: item[0]))})
         for name, line in found.items()
         if len({strength for strength, _ in line}) > 1
     ]
@@ -231,7 +214,7 @@ def _response(line: Sequence[tuple[float, Cell]]) -> dict[str, Any]:
     rows = [
         {
             "dose": strength,
-            **{key: _mean(fairness(row, key) for row in cell.rows.values()) for key in ("fd_hard", "fd_chance")},
+            **{key: mean(fairness(row, key) for row in cell.rows.values()) for key in ("fd_hard", "fd_chance")},
             **{measure.column: cell.mean(measure) for measure in measures},
             "shares": _means(cell, "shares", "share"),
             "leakage": _means(cell, "leakage", "flip_rate"),
@@ -247,8 +230,8 @@ def _response(line: Sequence[tuple[float, Cell]]) -> dict[str, Any]:
 
 def _means(cell: Cell, group: str, key: str) -> Mapping[str, Json]:
     """The mean of a number of every class, or of every other attribute."""
-    names = dict.fromkeys(name for row in cell.rows.values() for name in row.get(group) or {})
-    return {name: {key: _mean(inside(row, group, name).get(key) for row in cell.rows.values())} for name in names}
+    rows = list(cell.rows.values())
+    return {name: {key: mean(inside(row, group, name).get(key) for row in rows)} for name in names_in(rows, group)}
 
 
 class Plot(NamedTuple):
@@ -259,27 +242,7 @@ class Plot(NamedTuple):
     figure: Markup
 
 
-def write_sweep(sweep: Path, jobs: Sequence[Job], pairs: Grid | None = None) -> Path:
-    """Write results.csv, table.md, table.tex, table.html, the plots and report.html into a sweep's folder.
-
-    `pairs` are the methods' paired comparisons, written likewise as paired.md and so on; what methods cost as costs.md.
-
-    Returns:
-        Path of the page: one file that needs no network, no script and no other file; it links to the jobs' reports.
-    """
-    grid = compare(jobs)
-    write_text(sweep / "results.csv", as_csv(tidy_rows(jobs)))
-    for title, table in (("table", grid), ("paired", pairs), ("costs", costs(jobs))):
-        if table is not None:
-            for name, text in (("md", table.markdown()), ("tex", table.latex()), ("html", table.html())):
-                write_text(sweep / f"{title}.{name}", text)
-    for plot in (*trade_plots(jobs), *response_plots(jobs)):
-        write_text(sweep / f"{plot.key}.svg", standalone(plot.figure))
-    return write_text(sweep / "report.html", render_sweep(sweep, jobs, pairs))
-
-
-def standalone(figure: Markup) -> str:
-    """An inline figure as a file of its own."""
+def _standalone(figure: Markup) -> str:
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     # Inside a page an `<svg>` needs no name spaces; a file without them is shown by no browser.
     text = str(figure)
@@ -299,8 +262,8 @@ def trade_plots(jobs: Sequence[Job]) -> Iterator[Plot]:
             if len(own) > 1:
                 title = f"FD and {measure.label}" + (f", {name}" if apart else "")
                 key = f"pareto_{measure.key}" + (f"_{name}" if apart else "")
-                draw = partial(draw_trade, points=own, measure=measure)
-                yield Plot(key, title, inline_svg(draw, (5.6, 3.6), name=key, label=title))
+                shown = {"points": own, "measure": measure}
+                yield Plot(key, title, inline_svg(draw_trade, (5.6, 3.6), name=key, label=title, **shown))
 
 
 def response_plots(jobs: Sequence[Job]) -> Iterator[Plot]:
@@ -308,8 +271,8 @@ def response_plots(jobs: Sequence[Job]) -> Iterator[Plot]:
     for number, (title, data) in enumerate(responses_of(jobs)):
         shown = ", ".join(["shares", "FD", *(measure.label for measure in dose_panels(data))])
         label = f"{shown} against {data['axis']}: {title}"
-        figure = inline_svg(partial(draw_doses, data=data), doses_size(data), name=f"response_{number}", label=label)
-        yield Plot(f"response_{number}", title, figure)
+        key = f"response_{number}"
+        yield Plot(key, title, inline_svg(draw_doses, doses_size(data), name=key, label=label, data=data))
 
 
 def dose_plots(jobs: Sequence[Job]) -> Iterator[Plot]:
@@ -318,18 +281,33 @@ def dose_plots(jobs: Sequence[Job]) -> Iterator[Plot]:
     # Later entries win in a mapping: backwards, the first job of each attribute does.
     first = {job.attribute: job for job in reversed(calibrated)}
     for number, (attribute, job) in enumerate(reversed(first.items())):
-        classes, target = list(job.metrics["classes"]), job.metrics.get("target") or {}
-        draw = partial(draw_dose, dose=job.dose or {}, classes=classes, target=target)
+        classes, key = list(job.metrics["classes"]), f"dose-{number}"
         label = f"success and shares of {attribute} against the strength of the edit"
-        figure = inline_svg(draw, (7.2, 3.1), name=f"dose-{number}", label=label)
-        yield Plot(f"dose-{number}", f"{attribute} (job {job.name})", figure)
+        figure = dose_figure(job.dose or {}, classes, job.metrics.get("target"), name=key, label=label)
+        yield Plot(key, f"{attribute} (job {job.name})", figure)
 
 
-def render_sweep(sweep: Path, jobs: Sequence[Job], pairs: Grid | None = None) -> str:
-    """The page as text; everything that comes from the jobs is escaped."""
-    counted, grid, cost = Counter(job.status for job in jobs), compare(jobs), costs(jobs)
+def write_sweep(sweep: Path, jobs: Sequence[Job], pairs: Grid | None = None) -> Path:
+    """Write results.csv, table.md, table.tex, table.html, the plots and report.html into a sweep's folder.
+
+    `pairs` are the methods' paired comparisons, written likewise as paired.md and so on; what methods cost as costs.md.
+    Everything on the page that comes from the jobs is escaped.
+
+    Returns:
+        Path of the page: one file that needs no network, no script and no other file; it links to the jobs' reports.
+    """
+    grid, cost = compare(jobs), costs(jobs)
+    write_text(sweep / "results.csv", as_csv(tidy_rows(jobs)))
+    for title, table in (("table", grid), ("paired", pairs), ("costs", cost)):
+        if table is not None:
+            for name, text in (("md", table.markdown()), ("tex", table.latex()), ("html", table.html())):
+                write_text(sweep / f"{title}.{name}", text)
+    trades, responses = [*trade_plots(jobs)], [*response_plots(jobs)]
+    for plot in (*trades, *responses):
+        write_text(sweep / f"{plot.key}.svg", _standalone(plot.figure))
+    counted = Counter(job.status for job in jobs)
     models = dict.fromkeys(str(job.metrics["model"]) for job in jobs if job.metrics.get("model"))
-    return template_of("sweep").render(
+    page = template_of("sweep").render(
         style=read_template("style.css"),
         script=read_template("sort.js"),
         name=sweep.resolve().name,
@@ -344,8 +322,9 @@ def render_sweep(sweep: Path, jobs: Sequence[Job], pairs: Grid | None = None) ->
         paired=None if pairs is None else pairs.caption,
         costs=None if cost is None else cost._replace(caption="").html(),
         cost=None if cost is None else cost.caption,
-        trades=[*trade_plots(jobs)],
-        responses=[*response_plots(jobs)],
+        trades=trades,
+        responses=responses,
         doses=[*dose_plots(jobs)],
         jobs=[(job, (job.folder / "report.html").is_file(), seconds(job.seconds)) for job in jobs],
     )
+    return write_text(sweep / "report.html", page)

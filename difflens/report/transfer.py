@@ -1,9 +1,13 @@
-"""One calibration at other settings: what transfer.json holds, in lines of a table and of a CSV file."""
+"""One calibration at other settings: what transfer.json holds, in lines of a table, of a CSV file and as a plot."""
 
 from collections.abc import Iterator
 from typing import Any
 
-from difflens.report.measures import FD, NONE, fairness, known, number, percent
+import numpy as np
+from matplotlib.figure import Figure
+
+from difflens.report.figures import FAINT, OKABE_ITO, inner, series
+from difflens.report.measures import FD, NONE, fairness, interval, known, number, percent
 from difflens.report.run_folder import Json
 from difflens.report.tables import Grid
 
@@ -72,27 +76,76 @@ def setting_table(data: Json) -> Grid:
     lines = []
     for axis, settings in axes_of(data).items():
         for setting in settings:
-            rows = setting["rows"]
-            anew = None if setting.get("is_study") else rows["recalibrated"]
-            fds = [_ended(fairness(rows["original"], FD.key), rows["original"], "fd")]
-            fds += [
-                NONE if row is None else _ended(fairness(row, FD.key), row, "fd") for row in (rows["transferred"], anew)
-            ]
-            shares = [
-                NONE if row is None else _percent(row, name) for name in COUNTED for row in (rows["transferred"], anew)
-            ]
-            lines.append([axis, f"{setting['value']}{' (study)' * bool(setting.get('is_study'))}", *fds, *shares])
+            rows, is_study = setting["rows"], bool(setting.get("is_study"))
+            edited = (rows["transferred"], None if is_study else rows["recalibrated"])
+            fds = [NONE if row is None else _discrepancy(row) for row in (rows["original"], *edited)]
+            shares = [NONE if row is None else _share(row, name) for name in COUNTED for row in edited]
+            lines.append([axis, f"{setting['value']}{' (study)' * is_study}", *fds, *shares])
     header = ["varied", "to", "FD hard, no edit", "FD hard", "calibrated there", "class reached", "calibrated there"]
     return Grid([*header, "nothing else changed", "calibrated there"], lines, numbers=7)
 
 
-def _ended(value: float | None, row: Json, name: str) -> str:
-    low, high = (row.get(f"{name}_{end}") for end in ("low", "high"))
+def _discrepancy(row: Json) -> str:
+    low, high = row.get("fd_low"), row.get("fd_high")
     ends = f" ({number(low, 3)}–{number(high, 3)})" if known(low) and known(high) else ""
-    return f"{number(value, 3)}{ends}"
+    return f"{number(fairness(row, FD.key), 3)}{ends}"
 
 
-def _percent(row: Json, name: str) -> str:
-    low, high = (row.get(f"{name}_{end}") for end in ("low", "high"))
-    ends = f" ({number(100 * low, 1)}–{number(100 * high, 1)})" if known(low) and known(high) else ""
-    return f"{percent(row.get(name))}{ends}"
+def _share(row: Json, name: str) -> str:
+    return interval({"share": row.get(name), "low": row.get(f"{name}_low"), "high": row.get(f"{name}_high")})
+
+
+TRANSFERRED = (
+    ("original", "without an edit", {"color": FAINT, "marker": "o", "markerfacecolor": "white", "ls": ":"}),
+    ("transferred", "the study's own strength", {"color": OKABE_ITO[0], "marker": "o"}),
+    ("recalibrated", "calibrated there", {"color": OKABE_ITO[1], "marker": "s", "ls": "--"}),
+)
+"""The curves of `draw_transfer`."""
+
+PANELS = (
+    ("FD hard", 1, FD.key, "fd"),
+    ("class reached (%)", 100, "reached", "reached"),
+    ("nothing else changed (%)", 100, "nothing_else", "nothing_else"),
+)
+"""Its rows: the title, what the number is shown times, its key, and the beginning of its ends' keys."""
+
+
+def transfer_size(data: Json) -> tuple[float, float]:
+    """The size of the plot of `draw_transfer` in inches: a column for each axis."""
+    return max(5.2, 1.2 + 2.7 * len(axes_of(data))), 7.0
+
+
+def draw_transfer(figure: Figure, data: Json) -> None:
+    """FD, reach and what is left alone, with 95 % intervals, over each setting that was varied; dotted: the study's own."""
+    axes = axes_of(data)
+    panels = figure.subplots(len(PANELS), len(axes), squeeze=False, sharex="col", sharey="row")
+    for column, (name, settings) in enumerate(axes.items()):
+        # By place: guidance 1 to 12 and 10 to 50 steps are as good as words, evenly apart.
+        places = np.arange(len(settings), dtype=float)
+        for line, (title, scale, key, ends) in enumerate(PANELS):
+            panel = panels[line, column]
+            for number_of, (edit, label, style) in enumerate(TRANSFERRED):
+                rows = [setting["rows"].get(edit) for setting in settings]
+                middle = scale * series([None if row is None else fairness(row, key) for row in rows])
+                if edit == "original" and key == "reached":
+                    # Who was to be pushed is known of the edit's row alone.
+                    middle = scale * inner([setting["rows"]["transferred"] for setting in settings], "reached_unedited")
+                low, high = (scale * inner(rows, f"{ends}_{end}") for end in ("low", "high"))
+                # Such as what changes without an edit.
+                if np.isnan(middle).all():
+                    continue
+                error = np.nan_to_num(np.stack([middle - low, high - middle])).clip(0)
+                # Beside each other, so that no interval hides another.
+                panel.errorbar(places + 0.08 * (number_of - 1), middle, yerr=error, capsize=2.5, label=label, **style)
+            panel.axvline(
+                next(i for i, each in enumerate(settings) if each.get("is_study")), color=FAINT, ls=":", lw=1.4
+            )
+            if column == 0:
+                panel.set_ylabel(title)
+        panels[-1, column].set_xticks(places, [f"{setting['value']}" for setting in settings])
+        panels[-1, column].set_xlabel(name)
+        panels[-1, column].margins(x=0.12)
+    for panel in panels[1:, 0]:
+        panel.set_ylim(-4, 104)
+    panels[0, 0].set_ylim(bottom=-0.02)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3)

@@ -9,9 +9,8 @@ from omegaconf import DictConfig
 from difflens.methods.base import Window
 from difflens.models.load import choose_scheduler
 from difflens.models.model import DiffusionModel
-from difflens.report.figures import draw_transfer, transfer_size
 from difflens.report.sweep import as_csv
-from difflens.report.transfer import PROMPTS, sentence, tidy_settings
+from difflens.report.transfer import PROMPTS, draw_transfer, sentence, tidy_settings, transfer_size
 from difflens.stages.calibrate import Prepared, prepare, slot_names
 from difflens.stages.examine import examine
 from difflens.stages.generate import generate_pairs

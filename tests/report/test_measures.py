@@ -21,10 +21,8 @@ SHARPNESS = {"key": "sharpness", "label": "sharpness", "unit": "dB", "digits": 1
 FD = {"key": "fd_hard", "label": "FD hard", "unit": "", "digits": 3, "better": -1, "meaning": "0 is fair"}
 
 
-def change(path: Path, **changes: Any) -> dict[str, Any]:
-    data = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps(data))
-    return data
+def change(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from difflens.report.figures import EDITED
 from difflens.report.images import cell_size, draw_grid, embed, select_pairs
 from difflens.report.run_folder import Edit
 
-EDITS = {5: Edit(5, "male", "female"), 2: Edit(2, "male", "female")}
+EDITS = dict.fromkeys((5, 2), Edit("male", "female"))
 
 
 def colour(image_id: int, method: str) -> tuple[int, int, int]:
@@ -38,9 +38,7 @@ def test_pairs_stand_side_by_side_with_edited_ones_first(images: Path) -> None:
     pairs = select_pairs(images, EDITS, method="difflens")
     assert [pair.id for pair in pairs] == [2, 5, 0, 1, 3, 4, 6, 7]
     grid = np.asarray(draw_grid(pairs, method="DiffLens", columns=3))
-    boxes = {
-        pair.id: (box(grid, colour(pair.id, "original")), box(grid, colour(pair.id, "difflens"))) for pair in pairs
-    }
+    boxes = {pair.id: [box(grid, colour(pair.id, method)) for method in ("original", "difflens")] for pair in pairs}
     for before, after in boxes.values():
         assert (before[2] - before[0], before[3] - before[1]) == (64, 64)
         assert (after[1], after[3]) == (before[1], before[3]) and 0 < after[0] - before[2] < 10
@@ -68,15 +66,12 @@ def test_small_images_grow_by_whole_squares(tmp_path: Path) -> None:
     grid = np.asarray(draw_grid(select_pairs(tmp_path, {}, method="difflens"), method="DiffLens"))
     enlarged = pixels.repeat(2, 0).repeat(2, 1)
     windows = np.lib.stride_tricks.sliding_window_view(grid, (64, 64, 3))[..., 0, :, :, :]
-    found = [
-        (y, x)
-        for y, x in np.argwhere((windows[:, :, 0, 0] == pixels[0, 0]).all(-1))
-        if (windows[y, x] == enlarged).all()
-    ]
+    corners = np.argwhere((windows[:, :, 0, 0] == pixels[0, 0]).all(-1))
+    found = [(y, x) for y, x in corners if (windows[y, x] == enlarged).all()]
     assert len(found) == 2 and found[0][0] == found[1][0]
 
 
-def test_large_images_shrink_to_the_cell(images: Path) -> None:
+def test_large_images_shrink_to_the_cell() -> None:
     assert cell_size((256, 256)) == (128, 128) and cell_size((512, 256)) == (128, 64)
     assert cell_size((32, 32)) == (64, 64) and cell_size((20, 20)) == (60, 60) and cell_size((100, 100)) == (100, 100)
 
@@ -89,16 +84,11 @@ def test_pairs_need_both_images_and_are_limited(images: Path) -> None:
 
 
 def test_small_images_are_embedded_as_they_are_and_large_ones_reduced(tmp_path: Path) -> None:
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)).save(
-        tmp_path / "large.png"
-    )
+    noise = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
     Image.new("RGB", (32, 32), "red").save(tmp_path / "small.png")
     large, small = embed(tmp_path / "large.png", longest=128), embed(tmp_path / "small.png", longest=128)
     assert small is not None and small.pixelated and small.uri.startswith("data:image/png;base64,")
-    assert (
-        large is not None
-        and not large.pixelated
-        and (large.width, large.height) == (128, 128)
-        and len(large.uri) < 40_000
-    )
+    assert large is not None and not large.pixelated
+    assert (large.width, large.height) == (128, 128) and len(large.uri) < 40_000
     assert embed(tmp_path / "absent.png", longest=128) is None

@@ -38,14 +38,9 @@ def compared(*, n: int = 100, there: dict[str, Any] | None = None, **here: Any) 
         "protocol": {**ALIKE, "reference": {"name": "celeba", "n": 30, "sha256": "abc"}, "seed": 5, **here},
         "measures": MEASURES,
         "rows": HERE,
-        "published": {
-            "source": "a paper",
-            "protocol": {key: value for key, value in stated.items() if value is not None},
-            "rows": THERE,
-        },
+        "published": {"protocol": {key: value for key, value in stated.items() if value is not None}, "rows": THERE},
     }
-    folder = RunFolder(path=Path(), metrics=metrics, unseen={}, report={}, manifest={}, status={}, config="", edits={})
-    found = beside_published(folder)
+    found = beside_published(RunFolder(Path(), metrics, {}, {}, {}, {}, config="", edits={}))
     assert found is not None
     return dict(found)
 
@@ -78,11 +73,7 @@ def test_what_decides_every_number_bars_every_difference(differing: dict[str, An
 def test_the_assignment_decides_nothing_about_the_original() -> None:
     found = compared(assignment="iid")
     assert gaps(found) == {"FD, soft": (FD_GAPS[0], "–"), "FID": (FID_GAPS[0], "–"), CLIP_I: NONE}
-    assert found["barred"] == [
-        "FD, soft, DiffLens: assignment",
-        "FID, DiffLens: assignment",
-        f"{CLIP_I}, DiffLens: assignment",
-    ]
+    assert found["barred"] == [f"{measure}, DiffLens: assignment" for measure in ("FD, soft", "FID", CLIP_I)]
 
 
 @pytest.mark.parametrize(
@@ -117,5 +108,4 @@ def test_a_reference_is_compared_by_what_was_published_of_it() -> None:
 
 
 def test_a_run_that_compares_with_nothing_has_no_such_section() -> None:
-    folder = RunFolder(path=Path(), metrics={}, unseen={}, report={}, manifest={}, status={}, config="", edits={})
-    assert beside_published(folder) is None
+    assert beside_published(RunFolder(Path(), {}, {}, {}, {}, {}, config="", edits={})) is None

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from sweep_folder import MEASURES
+from sweep_folder import run_metrics
 
 from difflens.report import summary_markdown, summary_table
 from difflens.report.measures import fairness
@@ -13,55 +13,11 @@ from difflens.report.page import chance_sentence, result_sentence
 from difflens.report.tables import summary_lines
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
-LEAKAGE = {
-    "age": {"flip_rate": 0.0213, "flip_rate_edited": 0.1061},
-    "glasses": {"flip_rate": 0.004, "flip_rate_edited": None},
-}
 
 
 @pytest.fixture
 def metrics() -> dict[str, Any]:
-    shares = {"female": {"share": 0.3412, "low": 0.3014, "high": 0.3833}}
-    original = {
-        "method": "original",
-        "edited": 0,
-        "fd": 0.2263,
-        "fd_hard": 0.2251,
-        "fd_chance": 0.0249,
-        "fd_max": 0.7071,
-    }
-    after = {
-        "method": "difflens",
-        "edited": 82,
-        "fd": 0.0061,
-        "fd_hard": 0.0055,
-        "fd_chance": 0.0249,
-        "leakage": LEAKAGE,
-    }
-    return {
-        "model": "mini_ddpm",
-        "attribute": "gender",
-        "classes": ["female", "male"],
-        "target": {"female": 0.5, "male": 0.5},
-        "n": 512,
-        "protocol": {
-            "judge": "second_judge",
-            "extractor": "mini_clip",
-            "reference": {"name": "renders", "n": 4096, "sha256": "ab" * 32},
-        },
-        "measures": MEASURES,
-        "rows": [
-            {**original, "shares": shares, "leakage": {}, "fid": 3.214, "clip_i": None, "fd_squared_unbiased": 0.0501},
-            {
-                **after,
-                "kid": 0.00114,
-                "kid_sd": 0.0002,
-                "clip_i": 0.97123,
-                "clip_i_paper": 0.98561,
-                "fd_squared_unbiased": -0.0021,
-            },
-        ],
-    }
+    return run_metrics()
 
 
 def printed(metrics: dict[str, Any], width: int = 100) -> str:
@@ -77,14 +33,18 @@ def test_cells_are_the_numbers_of_the_json(metrics: dict[str, Any]) -> None:
         "FD, hard ↓": ("0.225", "0.005"),
         "FD by chance": ("0.025", "0.025"),
         "FD², unbiased ↓": ("0.0501", f"{MINUS}0.0021"),
-        "female (target 50 %)": (f"34.1 % (30.1{DASH}38.3)", DASH),
-        "FID ↓": ("3.21", DASH),
+        "female (target 50 %)": (f"34.0 % (30.0{DASH}38.0)", f"50.3 % (46.3{DASH}54.3)"),
+        "male (target 50 %)": (f"66.0 % (62.0{DASH}70.0)", f"49.7 % (45.7{DASH}53.7)"),
+        "intersectional FD ↓": ("0.400", "0.400"),
+        "FID ↓": ("3.21", "3.05"),
         "KID ↓": (DASH, "0.0011 ± 0.0002"),
         "CLIP-I ↑": (DASH, "0.9712"),
         "CLIP-I, (cos + 1) / 2": (DASH, "0.9856"),
         "leakage into age, all / edited": (DASH, "2.1 % / 10.6 %"),
         "leakage into glasses, all / edited": (DASH, f"0.4 % / {DASH}"),
         "images changed": ("0", "82"),
+        "editing precision ↑": (DASH, "5.10"),
+        "images without a face": ("0", "0"),
         "leakage, worst ↓": (DASH, "2.1 %"),
     }
 

@@ -5,8 +5,9 @@ import io
 import json
 import subprocess
 import sys
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
@@ -20,6 +21,13 @@ from difflens.report.sweep_page import cells_of, compare, costs, points_of, resp
 from difflens.report.tables import Grid
 
 FID = next(each for each in measures_of({"rows": [{"fid": 1.0}], "measures": MEASURES}) if each.key == "fid")
+
+
+def change(job: Path, row: dict[str, Any], **changes: Any) -> None:
+    """Give a job's metrics.json and its row of edited images other numbers."""
+    metrics = {**json.loads((job / "metrics.json").read_text()), **changes}
+    metrics["rows"][1] |= row
+    (job / "metrics.json").write_text(json.dumps(metrics))
 
 
 @pytest.fixture
@@ -115,34 +123,24 @@ def test_every_seed_is_pooled_and_the_caption_says_what_its_spread_covers(tmp_pa
     assert ("does not cover" in grid.caption) is (seed != "metric.base_seed")
     assert f"<caption>{grid.caption}</caption>" in grid.html()
     assert f"% {grid.caption}\n" in grid.latex() and grid.markdown().endswith(f"\n{grid.caption}\n")
-    page = write_sweep(tmp_path, read_jobs(tmp_path)).read_text()
-    assert page.count(grid.caption) == 1
 
 
 def test_of_prompts_the_mean_of_their_own_fd_is_compared_and_the_pooled_one_beside_it(tmp_path):
     write_job(tmp_path / "0", ["attribute=gender"], fd=0.01)
-    path = tmp_path / "0" / "metrics.json"
-    metrics = json.loads(path.read_text())
-    metrics["rows"][1]["prompts"] = {"a nurse": {"fd_hard": 0.2}, "a doctor": {"fd_hard": 0.4}}
-    path.write_text(json.dumps(metrics))
+    change(tmp_path / "0", {"prompts": {"a nurse": {"fd_hard": 0.2}, "a doctor": {"fd_hard": 0.4}}})
     grid = compare(read_jobs(tmp_path))
     shown = dict(zip(grid.header, grid.rows[1], strict=True))
     assert shown["FD, hard, mean over prompts ↓"] == "0.300" and shown["FD, hard, prompts pooled ↓"] == "0.010"
 
 
-def test_a_sweeps_tables_name_what_nobody_validated(tmp_path):
-    write_job(tmp_path / "0", ["attribute=gender"], fd=0.01)
-    assert "validated" not in compare(read_jobs(tmp_path)).caption
-    path = tmp_path / "0" / "metrics.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "protocol": {"not_validated": "race, hair"}}))
+def test_a_sweeps_tables_say_that_one_seed_has_no_spread_and_name_what_nobody_validated(tmp_path):
+    write_job(tmp_path / "0", ["seed=1", "attribute=gender"], fd=0.01)
+    caption = compare(read_jobs(tmp_path)).caption
+    assert caption.startswith("One seed per setting, so no spread is known") and "validated" not in caption
+    change(tmp_path / "0", {}, protocol={"not_validated": "race, hair"})
     jobs = read_jobs(tmp_path)
     assert compare(jobs).caption.endswith("Read by a judge that was not validated on it: race, hair.")
     assert {row["not_validated"] for row in tidy_rows(jobs)} == {"race, hair"}
-
-
-def test_one_seed_has_no_spread_and_says_so(tmp_path):
-    write_job(tmp_path / "0", ["seed=1", "attribute=gender"], fd=0.1)
-    assert compare(read_jobs(tmp_path)).caption.startswith("One seed per setting, so no spread is known")
 
 
 @pytest.mark.parametrize(
@@ -161,20 +159,15 @@ def test_a_strength_is_read_as_the_command_line_writes_it(written, number):
 )
 def test_a_swept_strength_is_one_line_and_a_response(tmp_path, key, values):
     """Two widths by three strengths by two seeds, the strongest first: a line each, weakest to strongest."""
-    number = 0
-    for width in (4, 8):
-        for index in (2, 0, 1):
-            for seed in (0, 1):
-                asked = [f"{key}={values[index]}", f"sae.expansion={width}", f"seed={seed}"]
-                fd = 0.3 - 0.1 * index + 0.02 * seed
-                write_job(tmp_path / str(number), asked, fd=fd, female=0.3 + 0.1 * index)
-                number += 1
+    for number, (width, index, seed) in enumerate(product((4, 8), (2, 0, 1), (0, 1))):
+        asked = [f"{key}={values[index]}", f"sae.expansion={width}", f"seed={seed}"]
+        write_job(tmp_path / str(number), asked, fd=0.3 - 0.1 * index + 0.02 * seed, female=0.3 + 0.1 * index)
     jobs = read_jobs(tmp_path)
     lines = groupby((p for p in points_of(jobs, FID) if not p.original), key=lambda point: point.line)
     assert [[round(p.x, 2) for p in line] for _, line in lines] == [[0.31, 0.21, 0.11]] * 2
     responses = responses_of(jobs)
-    assert [response.title for response in responses] == [f"gender, DiffLens, sae.expansion={w}" for w in (4, 8)]
-    data = responses[0].data
+    assert [title for title, _ in responses] == [f"gender, DiffLens, sae.expansion={w}" for w in (4, 8)]
+    data = responses[0][1]
     assert data["axis"] == key and [row["dose"] for row in data["rows"]] == [0, 0.5, 2]
     assert [row["shares"]["female"]["share"] for row in data["rows"]] == pytest.approx([0.3, 0.4, 0.5])
     figure = Figure()
@@ -195,7 +188,7 @@ def test_a_calibrated_strength_is_no_point_of_the_line_and_one_strength_no_respo
     jobs = read_jobs(tmp_path)
     lines = {name: len(list(line)) for name, line in groupby(points_of(jobs, FID), key=lambda point: point.line)}
     assert lines == {("auto", "difflens"): 1, ("difflens",): 2, ("–", "original"): 1}
-    assert [len(response.data["rows"]) for response in responses_of(jobs)] == [2]
+    assert [len(data["rows"]) for _, data in responses_of(jobs)] == [2]
     assert responses_of(jobs[:2]) == []
 
 
@@ -217,24 +210,19 @@ def test_the_front_holds_what_no_other_point_beats(sweep):
     assert front(points, better=1) == points[:1]
     line = [p for p in points_of(read_jobs(*sweep), FID) if not p.original]
     assert [(p.strength, round(p.x, 3), round(p.y, 2)) for p in line] == [(1, 0.15, 3.1), (2, 0.01, 3.6)]
-    assert line[0].line == line[1].line
 
 
 def dosed(folder: Path, methods: dict[str, float], attributes: tuple[str, ...]) -> list[Job]:
     """Jobs of `difflens experiment=rivals strength=half,calibrated,double`: method → what of the others one dose changes."""
-    number = 0
-    for attribute in attributes:
-        for method, changed in methods.items():
-            for word, times in (("half", 0.5), ("calibrated", 1.0), ("double", 2.0)):
-                job = folder / str(number)
-                write_job(
-                    job, [f"attribute={attribute}", f"mitigation={method}", f"strength={word}"], fd=0.3 - 0.1 * times
-                )
-                metrics = json.loads((job / "metrics.json").read_text())
-                metrics["attribute"] = attribute
-                metrics["rows"][1] |= {"method": method, "nothing_else": 1 - changed * times}
-                (job / "metrics.json").write_text(json.dumps(metrics))
-                number += 1
+    doses = {"half": 0.5, "calibrated": 1.0, "double": 2.0}
+    for number, (attribute, method, word) in enumerate(product(attributes, methods, doses)):
+        asked = [f"attribute={attribute}", f"mitigation={method}", f"strength={word}"]
+        write_job(folder / str(number), asked, fd=0.3 - 0.1 * doses[word])
+        change(
+            folder / str(number),
+            {"method": method, "nothing_else": 1 - methods[method] * doses[word]},
+            attribute=attribute,
+        )
     return read_jobs(folder)
 
 
@@ -252,14 +240,15 @@ def test_every_method_is_a_line_of_fd_and_leakage_over_the_dose(tmp_path: Path) 
     drawn = [line.get_ydata() for line in figure.axes[0].lines if len(line.get_ydata())]
     assert [list(map(round, ys)) for ys in drawn] == [[5, 10, 20], [20, 40, 80]]
     assert figure.axes[0].get_ylabel() == "something else changed ↓ (%)"
-    keys = {plot.key for plot in trade_plots(jobs)}
-    assert "pareto_something_else" in keys and "pareto_nothing_else" not in keys
 
 
-def test_several_methods_have_a_plot_for_each_attribute_and_one_has_a_single_plot(tmp_path: Path) -> None:
+def test_several_methods_have_a_plot_for_each_attribute_and_one_has_a_single_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("difflens.report.sweep_page.inline_svg", lambda *_, name, **about: name)
     both = dosed(tmp_path / "both", {"difflens": 0.1, "h_direction": 0.4}, ("gender", "age"))
-    keys = [plot.key for plot in trade_plots(both) if "something_else" in plot.key]
-    assert keys == ["pareto_something_else_gender", "pareto_something_else_age"]
+    keys = [plot.key for plot in trade_plots(both) if "thing_else" in plot.key]
+    assert keys == ["pareto_something_else_gender", "pareto_something_else_age"], "and none of nothing else"
     alone = dosed(tmp_path / "alone", {"difflens": 0.1}, ("gender", "age"))
     assert [plot.key for plot in trade_plots(alone) if "something_else" in plot.key] == ["pareto_something_else"]
     assert {point.name for point in points_of(alone, SOMETHING_ELSE)} == {"gender", "age"}
@@ -281,20 +270,12 @@ def test_the_task_reads_what_hydra_wrote_and_imports_no_torch(sweep, tmp_path):
     done = subprocess.run([sys.executable, "-c", AGGREGATE, str(folder)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "job 5: not started" in " ".join(done.stdout.split())
-    names = {
-        "results.csv",
-        "table.md",
-        "table.tex",
-        "table.html",
-        "report.html",
-        "pareto_fid.svg",
-        "pareto_worst_leakage.svg",
-        "response_0.svg",
-    }
-    assert names <= {path.name for path in folder.iterdir()}
+    names = {*(f"table.{kind}" for kind in ("md", "tex", "html")), "results.csv", "report.html", "response_0.svg"}
+    assert names | {"pareto_fid.svg", "pareto_worst_leakage.svg"} <= {path.name for path in folder.iterdir()}
     page = (folder / "report.html").read_text()
     assert 'href="0/report.html"' in page and 'href="3/report.html"' not in page and "the loss is NaN" in page
     assert page.count("<svg") == 5 and 'src="http' not in page
+    assert page.count(compare(read_jobs(*sweep)).caption) == 1
 
 
 def test_a_folder_without_jobs_is_refused(tmp_path):
@@ -310,15 +291,11 @@ def test_what_methods_cost_stands_beside_them_where_the_sweep_varies_them(tmp_pa
     for number, (method, reused) in enumerate((("difflens", False), ("prompt", True))):
         job = folder / str(number)
         write_job(job, [f"mitigation={method}"], fd=0.1)
-        metrics = json.loads((job / "metrics.json").read_text())
-        metrics["rows"][-1]["compute"] = 1.5
-        (job / "metrics.json").write_text(json.dumps(metrics))
+        change(job, {"compute": 1.5})
         artifacts = [{"kind": "fit", "reused": reused}, {"kind": "steered", "reused": False}]
         (job / "manifest.json").write_text(json.dumps({"seconds": {"fit": 3.4, "steer": 60.2}, "artifacts": artifacts}))
     found = costs(read_jobs(folder))
-    assert found is not None and [list(row[2:]) for row in found.rows] == [
-        ["1.50", "3", "–", "60"],
-        ["1.50", "reused", "–", "60"],
-    ]
+    assert found is not None
+    assert [list(row[2:]) for row in found.rows] == [["1.50", "3", "–", "60"], ["1.50", "reused", "–", "60"]]
     write_sweep(folder, read_jobs(folder))
     assert (folder / "costs.tex").is_file() and "What the methods cost" in (folder / "report.html").read_text()

@@ -4,8 +4,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from difflens.report.figures import draw_transfer
-from difflens.report.transfer import axes_of, sentence, setting_table, tidy_settings
+from difflens.report.transfer import axes_of, draw_transfer, sentence, setting_table, tidy_settings
 
 
 def row(fd: float, reached: float | None = None) -> dict[str, Any]:
