@@ -108,16 +108,14 @@ def _draw_top(prepared: Prepared, store: ActivationStore, card: Card, folder: Pa
     latent = torch.tensor([card.latent])
     maps = store.at_step(step)
     # In pieces, since maps are stored in half precision and become twice as large.
-    codes = torch.cat(
-        [prepared.located.autoencoder.codes_of_latents(part.float(), latent)[:, 0] for part in maps.split(256)]
-    )
+    encode = prepared.located.autoencoder.codes_of_latents
+    codes = torch.cat([encode(part.float(), latent)[:, 0] for part in maps.split(256)])
     top = codes.sum((-1, -2)).argsort(descending=True)[:SHOWN]
     images = store.images[top]
     heat = torch.nn.functional.interpolate(codes[top][:, None], size=images.shape[-2:], mode="bilinear")[:, 0]
     # One scale for all images of a card, so that their colours compare; a silent latent divides by no zero.
-    _save(
-        torch.stack([images, _overlay(images, heat / heat.amax().clamp_min(1e-12))]), folder / f"{card.latent}_top.png"
-    )
+    overlaid = _overlay(images, heat / heat.amax().clamp_min(1e-12))
+    _save(torch.stack([images, overlaid]), folder / f"{card.latent}_top.png")
 
 
 def _draw_effects(
@@ -129,13 +127,13 @@ def _draw_effects(
     """
     whole, classes = prepared.own, bench.attribute.classes
     assert isinstance(whole, FeatureEdit)
-    statistics = whole.statistics
+    latents = whole.statistics.latents
     labels = judged_labels(bench, store, bench.attribute)
-    owner = torch.zeros(len(statistics.latents), dtype=torch.int64)
+    owner = torch.zeros(len(latents), dtype=torch.int64)
     free = torch.ones(len(labels), dtype=torch.bool)
     rows, targets = [], []
     for card in cards:
-        slot = int((statistics.latents == card.latent).nonzero())
+        slot = int((latents == card.latent).nonzero())
         owner[slot] = classes.index(card.name)
         # Negative labels are images without a face, of which no class can be told.
         rows.append(((labels != owner[slot]) & (labels >= 0) & free).nonzero()[:SHOWN, 0])

@@ -63,8 +63,8 @@ def evaluate(bench: Workbench, steered: "Steered", *, unseen: bool = False) -> d
     """Write `metrics.json`: the row of the originals and that of the mitigation; of unseen prompts `metrics_unseen.json`."""
     artifact, metrics = measured(bench, steered, unseen=unseen)
     bench.run.write_json("metrics_unseen.json" if unseen else "metrics.json", metrics)
-    # Image by image, for methods of a sweep that are compared in pairs.
     if not bench.run.rank:
+        # Image by image, for methods of a sweep that are compared in pairs.
         name = "outcomes_unseen.safetensors" if unseen else "outcomes.safetensors"
         shutil.copyfile(artifact.folder / "outcomes.safetensors", bench.run.folder / name)
     if not unseen:
@@ -121,9 +121,12 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
     after = _read_after(before, steered, study, title=f"measuring {method}")
     prompts, edited = steered.plan.prompts, steered.edited
     own, pieces = partial(measure_own, metrics_of(bench), study=study, prompts=prompts), float_pieces
-    pooled = study.goals.pooled(prompts)
-    target = pooled.tolist()
+    target = study.goals.pooled(prompts).tolist()
     outcomes = outcomes_of(before, after, study, steered)
+    described = None
+    if reference is not None:
+        statistics = reference.statistics
+        described = {"name": bench.cfg.metric.reference_name, "n": statistics.n, "sha256": statistics.sha256}
     # Images that one call couples are no independent draws: intervals count the groups (METHOD section 7).
     group = bench.model.micro_batch if bench.method.couples else 1
     metrics = {
@@ -135,9 +138,7 @@ def measure(bench: Workbench, steered: "Steered", *, unseen: bool) -> tuple[dict
         "protocol": {
             **protocol(study),
             **smaller_subsets(study, reference, len(steered.image_ids)),
-            "reference": None
-            if reference is None
-            else _described(reference.statistics, bench.cfg.metric.reference_name),
+            "reference": described,
             "assignment": bench.cfg.mitigation.assignment,
             "images_coupled": group,
             "class_of_its_own": bench.method.assigns,
@@ -199,10 +200,6 @@ def _oddness(bench: Workbench, steered: "Steered", before: Reading, study: Study
     return float(oddness(errors, steered.targets[rows], usual, own).mean())
 
 
-def _described(statistics: ReferenceStatistics, name: str) -> dict[str, Any]:
-    return {"name": name, "n": statistics.n, "sha256": statistics.sha256}
-
-
 def study_of(bench: Workbench) -> Study:
     """What the configuration asks to be measured."""
     return Study(
@@ -221,7 +218,7 @@ def study_of(bench: Workbench) -> Study:
 def read_reference(bench: Workbench) -> Reference:
     """Features of the reference images: of a folder they are kept for other runs, in memory they are read anew."""
     extractor = bench.extractor
-    images: ImageFolder | Tensor = _reference_images(bench)
+    images = _reference_images(bench)
     if isinstance(images, ImageFolder):
         return collect_reference(images, extractor, store=bench.run.store)
     features = torch.cat([extractor(piece).cpu() for piece in float_pieces(images)])
@@ -231,13 +228,13 @@ def read_reference(bench: Workbench) -> Reference:
 
 
 def _reference_images(bench: Workbench) -> ImageFolder | Tensor:
-    # Looked at once per run: a folder's hash takes every file of it.
     def look() -> ImageFolder | Tensor:
         images: ImageFolder | Tensor = built(bench.cfg, "metric.reference")
         if isinstance(images, ImageFolder):
             bench.run.say(f"reference: {images.describe()}")
         return images
 
+    # Once per run: a folder's hash takes every file of it.
     return bench.once("reference images", look)
 
 

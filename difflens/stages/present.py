@@ -62,8 +62,8 @@ def present(
             pictures = lambda _, names: [n for n in names if not n.endswith(".png")]  # noqa: E731
             shutil.copytree(cards.folder, folder / "features", ignore=pictures)
         # Before the page, which is drawn from the folder's files and from nothing else.
-        bench.run.write_json("images/edited.json", edits(bench, steered))
-        bench.run.write_json("report.json", {**contents(bench, prepared, features), **examined})
+        bench.run.write_json("images/edited.json", _edits(bench, steered))
+        bench.run.write_json("report.json", {**_contents(bench, prepared, features), **examined})
         path = write_report(bench.run.folder)
         track_pictures(bench, features)
     for about, metrics in measured.items():
@@ -81,17 +81,14 @@ def write_images(folder: Path, image_ids: Tensor, images: Tensor) -> None:
         Image.fromarray(np.asarray(image.permute(1, 2, 0))).save(folder / f"{image_id}.png")
 
 
-def edits(bench: Workbench, steered: Steered) -> list[dict[str, Any]]:
+def _edits(bench: Workbench, steered: Steered) -> list[dict[str, Any]]:
     """Which images were pushed, from which class to which."""
-    classes = bench.attribute.classes
-    rows = zip(
-        steered.image_ids[steered.edited], steered.labels[steered.edited], steered.targets[steered.edited], strict=True
-    )
-    names = {**dict(enumerate(classes)), NO_FACE: "no face", EVERY_CLASS: "all classes"}
-    return [{"id": int(i), "from": names[int(a)], "to": names[int(b)]} for i, a, b in rows]
+    columns = (each[steered.edited].tolist() for each in (steered.image_ids, steered.labels, steered.targets))
+    names = {**dict(enumerate(bench.attribute.classes)), NO_FACE: "no face", EVERY_CLASS: "all classes"}
+    return [{"id": i, "from": names[before], "to": names[after]} for i, before, after in zip(*columns, strict=True)]
 
 
-def contents(bench: Workbench, prepared: Prepared, features: list[dict[str, Any]]) -> dict[str, Any]:
+def _contents(bench: Workbench, prepared: Prepared, features: list[dict[str, Any]]) -> dict[str, Any]:
     """What the report shows besides metrics and pictures."""
     classes = bench.attribute.classes
     found: dict[str, Any] = {

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 AT_ONCE = 4096
 """Images whose features are in float64 at once."""
 
+DISCREPANCIES = ("fd", "fd_hard", "fd_chance", "fd_squared_unbiased")
+"""What is kept of every result of FD, under the same names."""
+
 
 def build_row(
     method: str,
@@ -81,7 +84,7 @@ def fairness(reading: Reading, study: Study, target: Tensor) -> dict[str, Any]:
         **_summary(single, target),
         "fd_max": single.fd_maximum,
         "fd_corrected": _corrected(single, study, target),
-        **_official(reading, study, torch.ones(len(reading.image_ids), dtype=torch.bool)),
+        **_official(reading, study),
         **_parts(reading, study, target),
         **_intersectional(reading, study, target),
     }
@@ -102,14 +105,14 @@ def _intersectional(reading: Reading, study: Study, target: Tensor) -> dict[str,
     """FD over the product classes of `Study.crossed`, from `crossed_target`."""
     names = [attribute.name for attribute in study.crossed]
     if not names:
-        return {"intersectional_fd": None, "intersectional_attributes": names, "intersectional": None}
+        return {"intersectional_fd": None, "intersectional_attributes": [], "intersectional": None}
     classes = [" × ".join(classes) for classes in product(*(attribute.classes for attribute in study.crossed))]
     metric = FairnessDiscrepancy(classes, crossed_target(study, target).flatten(), missing=study.missing)
     # Soft FD takes the judge's answers as independent given the image.
     answers = [reading.logits(study.judge, attribute).double().softmax(-1) for attribute in study.crossed]
     metric.update(product_probabilities(answers), probabilities=True)
     found = metric.compute()
-    kept = {name: getattr(found, name) for name in ("fd", "fd_hard", "fd_chance", "fd_squared_unbiased")}
+    kept = {name: getattr(found, name) for name in DISCREPANCIES}
     summary = {"n": found.n, "missing_faces": found.missing, **kept, "fd_max": found.fd_maximum}
     return {"intersectional_fd": found.fd_hard, "intersectional_attributes": names, "intersectional": summary}
 
@@ -134,25 +137,23 @@ def crossed_target(study: Study, target: Tensor) -> Tensor:
 
 def _parts(reading: Reading, study: Study, target: Tensor) -> dict[str, Any]:
     """The discrepancy of each part of a product, from what the product's target asks of it."""
-    parts, joint = study.attribute.parts, target.view([len(part.classes) for part in study.attribute.components])
+    joint = target.view([len(part.classes) for part in study.attribute.components])
     found: dict[str, Any] = {}
-    for axis, part in enumerate(parts):
+    for axis, part in enumerate(study.attribute.parts):
         share = joint.movedim(axis, 0).flatten(1).sum(1)
-        found[part.name] = _summary(
-            _discrepancy(reading.logits(study.judge, part), part, share, missing=study.missing), share
-        )
-    return {"parts": found} if parts else {}
+        single = _discrepancy(reading.logits(study.judge, part), part, share, missing=study.missing)
+        found[part.name] = _summary(single, share)
+    return {"parts": found} if found else {}
 
 
 def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str, Any]:
     """The discrepancy under every prompt, their means (METHOD section 7: not the pooled one), obedience, and CLIP-T."""
-    order = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    which = torch.tensor([order[prompt] for prompt in prompts])
+    names, which = _numbered(prompts)
     logits = reading.logits(study.judge, study.attribute)
-    obeyed = _obeyed(reading, study, list(order), which)
+    obeyed = _obeyed(reading, study, names, which)
     by_prompt: dict[str, dict[str, Any]] = {}
     # Under each prompt by itself: pooled, biases in opposite directions would cancel.
-    for prompt, number in order.items():
+    for number, prompt in enumerate(names):
         rows, target = which == number, study.goals.of(prompt)
         found = _discrepancy(logits[rows], study.attribute, target, missing=study.missing)
         goal = dict(zip(study.attribute.classes, target.tolist(), strict=True))
@@ -163,12 +164,18 @@ def prompted(reading: Reading, study: Study, prompts: Sequence[str]) -> dict[str
             by_prompt[prompt]["obeyed"] = float(obeyed[rows].nanmean())
     similarity = PromptSimilarity()
     # Every prompt is encoded once, not once per image.
-    similarity.update(reading.embeddings, study.extractor.embed_texts(list(order))[which])  # type: ignore[attr-defined]
+    similarity.update(reading.embeddings, study.extractor.embed_texts(names)[which])  # type: ignore[attr-defined]
     clip = similarity.compute()
     measured = [key for key in ("fd", "fd_hard", "fd_official") if key in next(iter(by_prompt.values()))]
     means = {f"{key}_prompt_mean": fmean(row[key] for row in by_prompt.values()) for key in measured}
     share = None if obeyed is None else float(obeyed.nanmean())
     return {**means, "prompts": by_prompt, "obeyed": share, "clip_t": clip.cosine, "clip_t_paper": clip.paper}
+
+
+def _numbered(prompts: Sequence[str]) -> tuple[list[str], Tensor]:
+    """Each prompt once, and the number there of every image's own [N]."""
+    order = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    return list(order), torch.tensor([order[prompt] for prompt in prompts])
 
 
 def _obeyed(reading: Reading, study: Study, prompts: Sequence[str], which: Tensor) -> Tensor | None:
@@ -206,8 +213,7 @@ def quality(reading: Reading, study: Study, reference: Reference) -> dict[str, A
 
 def smaller_subsets(study: Study, reference: Reference | None, n: int) -> dict[str, str]:
     """What to say of KID's random subsets where there are too few images for the size that was asked for."""
-    size = n if reference is None else min(n, len(reference.features))
-    if reference is None or study.kid_subset <= size:
+    if reference is None or study.kid_subset <= (size := min(n, len(reference.features))):
         return {}
     return {"kid_subset": f"{size} images, of which there are no {study.kid_subset}"}
 
@@ -218,9 +224,10 @@ def pairs(before: Reading, after: Reading, study: Study, edited: Tensor | None) 
     similarity = ClipSimilarity(before.embeddings, before.image_ids)
     similarity.update(after.embeddings, ids)
     clip = similarity.compute()
-    # Untouched images have a cosine of 1, which would hide what the edit costs (METHOD section 7).
-    changed = edited if edited is not None and bool(edited.any()) else None
-    own = None if changed is None else float(paired_cosine(before.embeddings, after.embeddings)[changed].mean())
+    own = None
+    if edited is not None and bool(edited.any()):
+        # Untouched images have a cosine of 1, which would hide what the edit costs (METHOD section 7).
+        own = float(paired_cosine(before.embeddings, after.embeddings)[edited].mean())
     return {
         "clip_i": clip.cosine,
         "clip_i_paper": clip.paper,
@@ -275,8 +282,8 @@ def targets_of(study: Study, prompts: Sequence[str] | None) -> tuple[Tensor, Ten
     """The target [C] and None; with prompts every prompt's own [P, C], and which prompt each image is of [N]."""
     if prompts is None:
         return study.goals.shared, None
-    order = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    return torch.stack([study.goals.of(prompt) for prompt in order]), torch.tensor([order[each] for each in prompts])
+    names, which = _numbered(prompts)
+    return torch.stack([study.goals.of(prompt) for prompt in names]), which
 
 
 def with_intervals(found: Outcomes, study: Study, prompts: Sequence[str] | None, *, group: int) -> dict[str, Any]:
@@ -315,48 +322,37 @@ def agreement(reading: Reading, study: Study, steered: "Steered") -> dict[str, A
     """The share of the unedited images in which both judges see the same class, of all and by prompt.
 
     Where the judges differ on images that no edit touches, no strength brings the measured shares to the target.
-
-    Args:
-        reading: what the scoring judge read off the images without mitigation.
-        study: what is measured.
-        steered: has the labelling judge's classes.
-
-    Returns:
-        `judges_agree`, None where no image has a face for both, and `judges_agree_by_prompt` if there are prompts.
+    `judges_agree` is None where no image has a face for both; `judges_agree_by_prompt` is there if there are prompts.
     """
     logits = reading.logits(study.judge, study.attribute)
     known = faces_found(logits) & (steered.labels != NO_FACE)
     same = logits.argmax(-1) == steered.labels
     found: dict[str, Any] = {"judges_agree": _share(same[known])}
     if steered.plan.prompts:
-        rows = {prompt: torch.tensor([p == prompt for p in steered.plan.prompts]) for prompt in steered.plan.prompts}
-        found["judges_agree_by_prompt"] = {prompt: _share(same[known & own]) for prompt, own in rows.items()}
+        names, which = _numbered(steered.plan.prompts)
+        found["judges_agree_by_prompt"] = {name: _share(same[known & (which == i)]) for i, name in enumerate(names)}
     return found
 
 
-NOWHERE: dict[str, float | None] = dict.fromkeys(
-    (
-        *("reached", "reached_low", "reached_high", "reached_unedited"),
-        *("moved", "reached_moved", "nothing_else_moved", "clip_i_moved"),
-    )
-)
+NOWHERE: dict[str, float | None] = {
+    **dict.fromkeys(("reached", "reached_low", "reached_high", "reached_unedited")),
+    **dict.fromkeys(("moved", "reached_moved", "nothing_else_moved", "clip_i_moved")),
+}
 """What is said of arrival where no image has a class of its own."""
 
 
 def arrival(
     before: Reading, after: Reading, study: Study, steered: "Steered", *, group: int
 ) -> dict[str, float | None]:
-    """The share of the images pushed towards a class that show it to the scoring judge; None if none was.
+    """`reached`, the share of the images pushed towards a class that show it to the scoring judge, with its interval.
 
-    Returns:
-        `reached` with its interval, and `reached_unedited`, the share of the same images that show it without the edit.
+    `reached_unedited` is the share of the same images that show it without the edit; all are None if none was pushed.
     """
-    first, second = (shown(reading, study, study.attribute) for reading in (before, after))
     # EVERY_CLASS is negative: such images are pushed towards no single class.
     pushed = steered.targets >= 0
     # An image that shows no face shows no class either: left out, an edit that destroys faces would count for more.
-    hits = (second == steered.targets)[pushed]
-    return _with_ends("reached", hits, group=group) | {"reached_unedited": _share((first == steered.targets)[pushed])}
+    first, second = ((shown(of, study, study.attribute) == steered.targets)[pushed] for of in (before, after))
+    return _with_ends("reached", second, group=group) | {"reached_unedited": _share(first)}
 
 
 def obedience(
@@ -367,20 +363,20 @@ def obedience(
     Args:
         logits: the scoring judge's [N, C].
         prompts: of each image.
-        named: prompt → the class it names.
+        named: prompt → the class of `attribute` it names.
         attribute: whose classes these are.
 
     Returns:
         `named_obeyed`, None where no image has a face, and `named`: prompt → class, images with a face and share.
     """
-    known = faces_found(logits)
-    shown = logits.argmax(-1) == torch.tensor([named[prompt] for prompt in prompts])
+    known, (names, which) = faces_found(logits), _numbered(prompts)
+    obeyed = logits.argmax(-1) == torch.tensor([named[prompt] for prompt in prompts])
     by_prompt = {}
-    for prompt in dict.fromkeys(prompts):
-        seen = known & torch.tensor([each == prompt for each in prompts])
+    for number, prompt in enumerate(names):
+        seen = known & (which == number)
         name = attribute.classes[named[prompt]]
-        by_prompt[prompt] = {"class": name, "n": int(seen.sum()), "obeyed": _share(shown[seen])}
-    return {"named_obeyed": _share(shown[known]), "named": by_prompt}
+        by_prompt[prompt] = {"class": name, "n": int(seen.sum()), "obeyed": _share(obeyed[seen])}
+    return {"named_obeyed": _share(obeyed[known]), "named": by_prompt}
 
 
 def cost(steered: "Steered") -> dict[str, float | None]:
@@ -418,16 +414,13 @@ def _discrepancy(logits: Tensor, attribute: Attribute, target: Tensor, *, missin
 
 def _summary(found: FairnessResult, target: Tensor) -> dict[str, Any]:
     return {
-        "fd": found.fd,
-        "fd_hard": found.fd_hard,
-        "fd_chance": found.fd_chance,
-        "fd_squared_unbiased": found.fd_squared_unbiased,
+        **{name: getattr(found, name) for name in DISCREPANCIES},
         "shares": {name: share._asdict() for name, share in found.shares.items()},
         **share_measures(torch.tensor([share.share for share in found.shares.values()]), target),
     }
 
 
-def _official(reading: Reading, study: Study, rows: Tensor) -> dict[str, float]:
+def _official(reading: Reading, study: Study, rows: Tensor | slice = slice(None)) -> dict[str, float]:
     """The released code's discrepancy of some images, where the judge follows its protocol."""
     if reading.outputs is None or study.attribute.name not in OfficialDiscrepancies._fields:
         return {}

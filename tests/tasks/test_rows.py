@@ -18,7 +18,7 @@ from difflens.methods.assignment import Goals, read_goals
 from difflens.metrics.functional import paired_cosine
 from difflens.report.measures import Measure, measures_of, prices
 from difflens.stages.generate import Steered
-from difflens.stages.reading import Study, protocol, read_images, read_judge
+from difflens.stages.reading import Reading, Study, protocol, read_images, read_judge
 from difflens.stages.rows import (
     NOWHERE,
     agreement,
@@ -49,11 +49,8 @@ class Judge:
         level = images.mean((2, 3))
         race = 50 * torch.nn.functional.one_hot((level[:, 0] * 3).long().clamp(max=2), 3).float()
         gender = 50 * torch.nn.functional.one_hot((level[:, 1] > 0.5).long(), 2).float()
-        black = level.sum(1) == 0
-        return {
-            "race": race.masked_fill(black[:, None], torch.nan),
-            "gender": gender.masked_fill(black[:, None], torch.nan),
-        }
+        black = (level.sum(1) == 0)[:, None]
+        return {"race": race.masked_fill(black, torch.nan), "gender": gender.masked_fill(black, torch.nan)}
 
 
 class Extractor(SimpleNamespace):
@@ -81,19 +78,23 @@ def painted(*colours: tuple[int, int, int]) -> Tensor:
 
 WHITE, BLACK, REST, NOBODY = (60, 200, 10), (120, 200, 20), (250, 10, 30), (0, 0, 0)
 IMAGES = painted(WHITE, BLACK, BLACK, REST, NOBODY, BLACK)
-IDS = torch.arange(6)
+WHITE_WOMAN, BLACK_WOMAN = (60, 10, 10), (120, 10, 20)
 
 
-def reference() -> Reference:
-    features = torch.rand(16, 3, generator=torch.Generator().manual_seed(0))
-    return Reference(features, ReferenceStatistics.from_features(features, extractor="colours", resize="none"))
+def read(images: Tensor, asked: Study | None = None) -> Reading:
+    return read_images(partial(float_pieces, images), torch.arange(len(images)), asked or study(), title="x")
 
 
 def row(images: Tensor, **settings: Any) -> dict[str, Any]:
     asked = settings.pop("study", study())
-    return build_row(
-        "x", read_images(partial(float_pieces, images), IDS, asked, title="x"), asked, reference(), **settings
-    )
+    features = torch.rand(16, 3, generator=torch.Generator().manual_seed(0))
+    statistics = ReferenceStatistics.from_features(features, extractor="colours", resize="none")
+    return build_row("x", read(images, asked), asked, Reference(features, statistics), **settings)
+
+
+def steered(before: Tensor, after: Tensor, targets: Tensor, labels: Tensor, *, prompts: Any = None) -> Steered:
+    plan, stored = GenerationPlan(0, torch.arange(len(before)), prompts=prompts), Artifact("images", "", Path(), {}, {})
+    return Steered(plan, before, after, targets, labels, (stored, stored))
 
 
 def test_missing_faces_and_others_are_counted_and_leave_the_shares_whole() -> None:
@@ -123,12 +124,11 @@ def test_nothing_depends_on_the_pieces_that_images_come_in(monkeypatch: pytest.M
 
 def test_pairs_without_a_face_are_told_and_not_taken_for_flips() -> None:
     after = painted(WHITE, BLACK, WHITE, REST, BLACK, NOBODY)
-    before = read_images(partial(float_pieces, IMAGES), IDS, study(), title="x")
+    before = read(IMAGES)
     found = row(after, original=before, edited=torch.tensor([False, False, True, False, True, True]))
     assert (found["edited"], found["pairs_without_face"]) == (3, 2)
     assert found["leakage"]["gender"]["flip_rate"] == 0
-    alone = study(others=())
-    assert row(after, study=alone, original=before)["leakage"] == {}
+    assert row(after, study=study(others=()), original=before)["leakage"] == {}
 
 
 def test_the_official_discrepancy_stands_beside_the_mapped_one() -> None:
@@ -147,7 +147,7 @@ def test_the_official_discrepancy_stands_beside_the_mapped_one() -> None:
 def test_a_product_is_measured_whole_and_in_its_parts() -> None:
     both = product([RACE, GENDER])
     goals = Goals(both.target({"race": {"Black": 0.75, "White": 0.25}}))
-    images = painted(WHITE, BLACK, BLACK, (120, 10, 20), BLACK, (60, 10, 10))  # the second channel tells gender
+    images = painted(WHITE, BLACK, BLACK, BLACK_WOMAN, BLACK, WHITE_WOMAN)
     found = row(images, study=study(attribute=both, goals=goals, others=()))
     counts = torch.tensor([1, 3, 1, 1]) / 6 - torch.tensor([0.375, 0.375, 0.125, 0.125])
     assert found["fd_hard"] == pytest.approx(float(counts.norm()))
@@ -171,13 +171,8 @@ def test_every_prompt_is_held_to_its_own_target_and_to_what_it_names() -> None:
 
 def test_product_classes_are_held_to_the_target_that_was_asked_for() -> None:
     goals = Goals(torch.tensor([0.75, 0.25], dtype=torch.float64))
-    images = painted(BLACK, BLACK, BLACK, (120, 10, 20), (120, 10, 20), (120, 10, 20), WHITE, (60, 10, 10))
-    ids = torch.arange(8)
-
-    def measured(asked: Study) -> dict[str, Any]:
-        return build_row("x", read_images(partial(float_pieces, images), ids, asked, title="x"), asked, reference())
-
-    found, equal = measured(study(goals=goals)), measured(study())
+    images = painted(*[BLACK] * 3, *[BLACK_WOMAN] * 3, WHITE, WHITE_WOMAN)
+    found, equal = row(images, study=study(goals=goals)), row(images)
     assert found["intersectional_fd"] == pytest.approx(0, abs=1e-12) == found["intersectional"]["fd_hard"]
     assert equal["intersectional_fd"] == pytest.approx(0.25)
     summary = equal["intersectional"]
@@ -187,59 +182,43 @@ def test_product_classes_are_held_to_the_target_that_was_asked_for() -> None:
 
 
 def test_the_target_of_product_classes_leaves_out_the_rest_and_what_is_not_crossed() -> None:
-    smile = Attribute("smile", ("yes", "no"))
-    race = Attribute("race", ("Black", "White", "other"))
-    both = product([race, smile])
+    both = product([Attribute("race", ("Black", "White", "other")), Attribute("smile", ("yes", "no"))])
     asked = torch.tensor([0.3, 0.1, 0.1, 0.1, 0.2, 0.2], dtype=torch.float64)
     target = crossed_target(study(attribute=both, others=(GENDER,)), asked)
-    assert torch.allclose(target, torch.tensor([[2 / 3, 1 / 3]]).double().mT / 2 @ torch.ones(1, 2).double())
-
-
-class Heavy(Judge):
-    """A judge that can give its memory back."""
-
-    def __init__(self) -> None:
-        self.log: list[str] = []
-
-    def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        self.log.append("read")
-        return super().__call__(images)
-
-    def free(self) -> None:
-        self.log.append("freed")
+    assert target.tolist() == [pytest.approx([1 / 3, 1 / 3]), pytest.approx([1 / 6, 1 / 6])]
 
 
 def test_a_network_that_can_give_its_memory_back_reads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    class Heavy(Judge):
+        def __call__(self, images: Tensor) -> dict[str, Tensor]:
+            log.append("read")
+            return super().__call__(images)
+
+        def free(self) -> None:
+            log.append("freed")
+
     monkeypatch.setattr("difflens.judges.faces.AT_ONCE", 2 * 4 * 4)
-    judge = Heavy()
-    asked = study(judge=judge)
-    found = read_images(partial(float_pieces, IMAGES), IDS, asked, title="x")
-    assert judge.log == ["read"] * 3 + ["freed"]
-    together = read_images(partial(float_pieces, IMAGES), IDS, study(), title="x")
-    assert all(
-        torch.equal(found.tensors()[name].nan_to_num(), kept.nan_to_num()) for name, kept in together.tensors().items()
-    )
+    found, together = read(IMAGES, study(judge=Heavy())).tensors(), read(IMAGES).tensors()
+    assert log == ["read"] * 3 + ["freed"]
+    assert all(torch.equal(found[name].nan_to_num(), kept.nan_to_num()) for name, kept in together.items())
 
 
 def test_judges_that_differ_and_images_that_reach_their_class_are_told() -> None:
-    asked = study()
-    reading = read_images(partial(float_pieces, IMAGES), IDS, asked, title="x")
-    plan = GenerationPlan(0, IDS, prompts=("a", "b") * 3)
+    asked, reading = study(), read(IMAGES)
     targets = torch.tensor([1, UNTOUCHED, 1, UNTOUCHED, 0, EVERY_CLASS])
-    stored = Artifact("images", "", Path(), {}, {})
-    labels = torch.tensor([1, 0, 1, NO_FACE, 0, 0])
-    steered = Steered(plan, IMAGES, IMAGES, targets, labels, (stored, stored))
-    assert agreement(reading, asked, steered) == {"judges_agree": 0.75, "judges_agree_by_prompt": {"a": 0.5, "b": 1.0}}
-    found = arrival(reading, reading, asked, steered, group=1)
+    pushed = steered(IMAGES, IMAGES, targets, torch.tensor([1, 0, 1, NO_FACE, 0, 0]), prompts=("a", "b") * 3)
+    assert agreement(reading, asked, pushed) == {"judges_agree": 0.75, "judges_agree_by_prompt": {"a": 0.5, "b": 1.0}}
+    found = arrival(reading, reading, asked, pushed, group=1)
     # Of a white one, a black one, and one without a face, which shows no class.
     assert found["reached"] == found["reached_unedited"] == pytest.approx(1 / 3)
     # Wilson's interval of one of three.
     assert (found["reached_low"], found["reached_high"]) == pytest.approx((0.0615, 0.7923), abs=1e-4)
     # Images that one call couples are one case.
-    coupled = arrival(reading, reading, asked, steered, group=2)
+    coupled = arrival(reading, reading, asked, pushed, group=2)
     assert coupled["reached_low"] < found["reached_low"]
-
-    nobody = replace(steered, plan=GenerationPlan(0, IDS), labels=torch.full((6,), NO_FACE), targets=targets * 0 - 1)
+    nobody = steered(IMAGES, IMAGES, targets * 0 - 1, torch.full((6,), NO_FACE))
     assert agreement(reading, asked, nobody) == {"judges_agree": None}
     found = arrival(reading, reading, asked, nobody, group=1)
     assert found.items() <= NOWHERE.items() and not any(found.values())
@@ -248,32 +227,28 @@ def test_judges_that_differ_and_images_that_reach_their_class_are_told() -> None
 def test_images_that_show_their_class_already_do_not_hide_what_a_change_costs() -> None:
     """Two show their class and stay as they are; of two that had to change one did, and lost its gender with it."""
     before, after = painted(WHITE, BLACK, BLACK, BLACK), painted(WHITE, BLACK, (60, 20, 10), BLACK)
-    ids, targets = torch.arange(4), torch.tensor([1, 0, 1, 1])
-    readings = [read_images(partial(float_pieces, images), ids, study(), title="x") for images in (before, after)]
-    stored = Artifact("images", "", Path(), {}, {})
-    steered = Steered(GenerationPlan(0, ids), before, after, targets, targets, (stored, stored))
-    outcomes = outcomes_of(*readings, study(), steered)
-    found = of_moved(readings[0], outcomes, study())
-    cosine = float(paired_cosine(readings[0].embeddings, readings[1].embeddings)[2:].mean())
+    targets = torch.tensor([1, 0, 1, 1])
+    first, second = read(before), read(after)
+    outcomes = outcomes_of(first, second, study(), steered(before, after, targets, targets))
+    found = of_moved(first, outcomes, study())
+    cosine = float(paired_cosine(first.embeddings, second.embeddings)[2:].mean())
     assert cosine < 0.99 and found.pop("clip_i_moved") == pytest.approx(cosine)
     assert found == {"moved": 2, "reached_moved": 0.5, "nothing_else_moved": 0.5}
     assert with_intervals(outcomes, study(), None, group=1)["nothing_else"] == 0.75
     nobody = replace(outcomes, target=torch.full((4,), UNTOUCHED))
-    assert [*of_moved(readings[0], nobody, study()).values()] == [0, None, None, None]
+    assert [*of_moved(first, nobody, study()).values()] == [0, None, None, None]
 
 
 def test_what_is_said_of_prompts_is_named_as_the_mean_over_them() -> None:
     """Opposite biases of two prompts: together their shares are even, and no number of one may pass for that of the other."""
-    prompts = ("a", "a", "b", "b")
-    images, ids = painted(BLACK, BLACK, WHITE, WHITE), torch.arange(4)
+    prompts, images = ("a", "a", "b", "b"), painted(BLACK, BLACK, WHITE, WHITE)
     known = study(recalls={"race": {"Black": 0.9, "White": 0.9}})
-    reading = read_images(partial(float_pieces, images), ids, known, title="x")
+    reading = read(images, known)
     found = build_row("x", reading, known, None, prompts=prompts)
-    stored = Artifact("images", "", Path(), {}, {})
     targets = torch.full((4,), UNTOUCHED)
-    steered = Steered(GenerationPlan(0, ids, prompts=prompts), images, images, targets, targets, (stored, stored))
-    outcomes = outcomes_of(reading, reading, known, steered)
-    found |= with_intervals(outcomes, known, prompts, group=1) | promised(reading, known, steered, prompts)
+    left = steered(images, images, targets, targets, prompts=prompts)
+    outcomes = outcomes_of(reading, reading, known, left)
+    found |= with_intervals(outcomes, known, prompts, group=1) | promised(reading, known, left, prompts)
     assert found["fd_perfect_prompt_mean"] == pytest.approx(0.5**0.5) and found["fd_low_prompt_mean"] > 0
     assert not found.keys() & {"fd_low", "fd_high", "fd_perfect"}, "of all images together it is another number"
     listed = [{"key": key, "label": key} for key in (*SHARES, "fd_low", "fd_perfect")]
