@@ -57,11 +57,7 @@ def guard_hydra() -> None:
 
 
 def check_encoding(path: Path) -> None:
-    """Check that a file of the configuration is plain UTF-8: behind a byte-order mark its first line would go unread.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Check that a file is plain UTF-8: behind a byte-order mark its first line would go unread; else UserError."""
     data = path.read_bytes() if path.is_file() else b""
     if data.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{path}, line 1: begins with a byte-order mark; save the file as plain UTF-8.")
@@ -73,11 +69,7 @@ def check_encoding(path: Path) -> None:
 
 
 def check_places(config: DictConfig) -> None:
-    """Refuse names and folders that lead out of the outputs, before Hydra makes the run's folder of them.
-
-    Raises:
-        UserError: with the key and the value.
-    """
+    """Refuse with a UserError names and folders that lead out of the outputs, before Hydra makes the run's folder of them."""
     for key in ("task.name", "model.name", "attribute.name", "name", "paths.outputs", "paths.artifacts"):
         try:
             value = OmegaConf.select(config, key, default="absent")
@@ -90,11 +82,7 @@ def check_places(config: DictConfig) -> None:
 
 
 def check_hydra(settings: DictConfig) -> None:
-    """Check Hydra's part of a composed configuration.
-
-    Raises:
-        UserError: it names an object that is none of Hydra's own, or sets what the user's environment alone may say.
-    """
+    """Check Hydra's part of a composed configuration; else UserError."""
     # A configuration that lets in packages for itself would make the list of targets no fence.
     if EXTRA_VARIABLE in (settings.job.env_set or {}):
         raise UserError(f"hydra.job.env_set may not name {EXTRA_VARIABLE}: set it before difflens is started.")

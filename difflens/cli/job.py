@@ -8,8 +8,9 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +21,6 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from difflens.cli.automatic import WITHOUT_A_SITE, left_open
 from difflens.cli.guard import guard_hydra
 from difflens.cli.products import register_products
 from difflens.cli.sweeps import close_sweep, job_to_do, sweep_ending, sweep_name
@@ -52,11 +52,7 @@ def flags_first(arguments: list[str]) -> list[str]:
 
 
 def readable(argument: str, groups: Collection[str] = ()) -> str:
-    """One argument as Hydra can read it, given the names of the config groups.
-
-    Raises:
-        UserError: it cannot be made so.
-    """
+    """One argument as Hydra can read it, given the names of the config groups (UserError: it cannot be made so)."""
     key, equals, value = argument.partition("=")
     if not equals or argument.startswith("-"):
         return argument
@@ -86,10 +82,9 @@ DEBUG = "DIFFLENS_DEBUG"
 
 
 def check_preset(chosen: str | None, overrides: list[str], folders: tuple[Path, ...]) -> None:
-    """Refuse a preset that no file gives: the group is optional, since most models have none for most attributes.
+    """Refuse with a UserError a preset of the command line that no file gives.
 
-    Raises:
-        UserError: the command line names one that there is not.
+    Hydra does not: the group is optional, since most models have none for most attributes.
     """
     named = any(override.startswith("preset=") for override in overrides)
     known = sorted(path.stem for folder in folders for path in (folder / "preset").glob("*.yaml"))
@@ -98,10 +93,9 @@ def check_preset(chosen: str | None, overrides: list[str], folders: tuple[Path, 
 
 
 def check_mappings(overrides: list[str], classes: list[Any]) -> None:
-    """Refuse mappings that Hydra would merge into what is there, where the user means them to take its place.
+    """Refuse with a UserError an empty mapping, and words for some classes only.
 
-    Raises:
-        UserError: one is empty, or gives words to some classes only.
+    Hydra would merge them into what is there, where the user means them to take its place.
     """
     for override in OverridesParser.create().parse_overrides(overrides):
         value = override.value()
@@ -109,6 +103,28 @@ def check_mappings(overrides: list[str], classes: list[Any]) -> None:
             raise UserError(f"{override.key_or_group} must be a group of settings, got {{}}, which changes nothing.")
         if override.key_or_group == "attribute.words" and set(map(str, value or ())) != set(classes):
             raise UserError(f"attribute.words must name each of {classes}, got {override.value()!r}.")
+
+
+MEANWHILE: Mapping[str, Mapping[str, Any]] = {
+    "data.site": {"_target_": "difflens.vocabulary.Site", "module": "mid_block", "tensor": "output", "branch": "none"},
+    "mitigation.window": {"_target_": "difflens.methods.base.Window", "start": 0.0, "stop": 1.0},
+}
+"""What may be left open, and what stands there until it is found, so that all else can be checked at once."""
+
+WITHOUT_A_SITE = frozenset(
+    ("aggregate", "audit", "convert", "dashboard", "doctor", "evaluate", "localise", "miniature")
+)
+"""Tasks that edit at no configured site: nothing is found for them."""
+
+
+def left_open(cfg: DictConfig) -> tuple[DictConfig, frozenset[str]]:
+    """A configuration that resolves, with a value wherever it says `auto`, and the keys that do."""
+    asked = frozenset(key for key in MEANWHILE if OmegaConf.select(cfg, key) == "auto")
+    if asked:
+        cfg = deepcopy(cfg)
+        for key in asked:
+            OmegaConf.update(cfg, key, dict(MEANWHILE[key]), force_add=True)
+    return cfg, asked
 
 
 def run_task(cfg: DictConfig, folder: Path, overrides: list[str], *, sweep: bool, key: str | None) -> None:

@@ -8,8 +8,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,18 +185,27 @@ class ArtifactStore:
             if found := self.find(kind, spec):
                 return found, True
         what = f"{kind} {folder.name}"
-        with self._trouble_told(what, resumable=resumable), exclusive(self.lock(folder), what):
-            # Now that nobody else makes or removes it: another process may have made it meanwhile.
-            try:
-                found = self.find(kind, spec)
-            except ArtifactError as error:
-                log.warning("%s is made anew: %s", what, error)
-                remove(folder)
-                found = None
-            if found is None:
-                self._make(folder, spec, make, resumable=resumable)
-            # What this process has just hashed and sealed is opened without being hashed again.
-            return found or self._open(kind, folder.name), found is not None
+        try:
+            with exclusive(self.lock(folder), what):
+                # Now that nobody else makes or removes it: another process may have made it meanwhile.
+                try:
+                    found = self.find(kind, spec)
+                except ArtifactError as error:
+                    log.warning("%s is made anew: %s", what, error)
+                    remove(folder)
+                    found = None
+                if found is None:
+                    self._make(folder, spec, make, resumable=resumable)
+                # What this process has just hashed and sealed is opened without being hashed again.
+                return found or self._open(kind, folder.name), found is not None
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            kept = " What is finished is kept." if resumable else ""
+            raise ArtifactError(
+                f"the disk of {self.root} is full ({human_size(disk_space(self.root)[1])} free) while making {what}; "
+                f"free some space and run the same command again.{kept}"
+            ) from error
 
     def _make(self, folder: Path, spec: Mapping[str, Any], make: Callable[[Path], object], *, resumable: bool) -> None:
         # Beside its final place, for only on the same disk a rename is atomic.
@@ -219,19 +228,6 @@ class ArtifactStore:
             if not resumable:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-
-    @contextmanager
-    def _trouble_told(self, what: str, *, resumable: bool) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if not is_disk_full(error):
-                raise
-            kept = " What is finished is kept." if resumable else ""
-            raise ArtifactError(
-                f"the disk of {self.root} is full ({human_size(disk_space(self.root)[1])} free) while making {what}; "
-                f"free some space and run the same command again.{kept}"
-            ) from error
 
     def join(
         self,

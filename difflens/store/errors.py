@@ -10,7 +10,6 @@ from types import FrameType
 LONGEST = 600
 """Characters of an error's message that are shown; torch lists every weight that does not fit."""
 
-
 INTERRUPTED = "interrupted; run the same command again to go on"
 
 SECONDS_TO_ASK_AGAIN = 2.0

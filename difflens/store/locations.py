@@ -12,11 +12,7 @@ def place(path: str) -> Path:
 
 
 def locate(path: str) -> Path:
-    """The same, of something that is there.
-
-    Raises:
-        ValueError: there is nothing; the message says where it was looked for.
-    """
+    """The same, of something that is there (ValueError: there is nothing; the message says where it was looked for)."""
     found = place(path)
     if not found.exists():
         raise ValueError(f"nothing at {str(found)!r} (from {path!r}); put the files there or change the path.")

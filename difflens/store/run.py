@@ -27,10 +27,9 @@ from difflens.store.files import point_latest, write_json, write_text
 from difflens.store.fingerprints import fingerprint
 from difflens.store.locks import is_gone, this_process
 from difflens.store.ranks import TRACEBACK, check_launch, first_to_fail, process_rank, rank_prefix
-from difflens.store.targets import check_targets
+from difflens.store.targets import check_targets, entries
 
 log = logging.getLogger(__name__)
-
 
 REVISIONS = {
     "activations": 1,
@@ -51,7 +50,6 @@ REVISIONS = {
     "steered": 8,
 }
 """How often the code that makes a kind of artifact has changed its numbers; a raised one leaves older artifacts unused."""
-
 
 START_TOGETHER = 30.0
 """Seconds within which all ranks of a distributed run have started."""
@@ -158,11 +156,11 @@ class Run:
         return {}
 
     def at_end(self, close: Callable[[int], None]) -> None:
-        """Have `close(exit_code)` called when the run ends, however it does."""
+        """Have `close(exit_code)` called when the run ends, however it does; trouble in there ends no run."""
         self._endings.append(close)
 
     def close(self, exit_code: int) -> None:
-        """Call what was registered with `at_end`; trouble in there ends no run."""
+        """Call what was registered with `at_end`."""
         for close in self._endings:
             try:
                 close(exit_code)
@@ -244,12 +242,9 @@ def open_run(
 def recorded_status(run: Run, overrides: Sequence[str], key: str | None) -> Iterator[None]:
     """Keep status.json true: `running` at once, then `done`, or `failed` with one line and the traceback's file."""
     start = time.monotonic()
-    status = {
-        "status": "running",
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        **this_process(),
-    }
-    status |= {"overrides": list(overrides)} | ({} if key is None else {"key": key})
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    status = {"status": "running", "started": started, **this_process(), "overrides": list(overrides)}
+    status |= {} if key is None else {"key": key}
     if run.speaks:
         # That of an earlier attempt would make this run's first failure look like a second one.
         (run.folder / TRACEBACK).unlink(missing_ok=True)
@@ -312,17 +307,13 @@ def git_state() -> dict[str, Any]:
     return {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
 
 
-def seeds(node: Any, where: str = "") -> Iterator[tuple[str, int]]:
-    """Every seed in a configuration by dotted path: keys `seed` and `…_seed`."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            path = f"{where}.{key}".lstrip(".")
-            if isinstance(value, int) and (key == "seed" or str(key).endswith("_seed")):
-                yield path, value
-            yield from seeds(value, path)
-    elif isinstance(node, Sequence) and not isinstance(node, str):
-        for i, value in enumerate(node):
-            yield from seeds(value, f"{where}.{i}".lstrip("."))
+def seeds(config: Mapping[str, Any]) -> dict[str, int]:
+    """Every seed in a configuration by dotted key: those that end in `seed` or `…_seed`."""
+    return {
+        key: value
+        for key, value in entries(config)
+        if isinstance(value, int) and (key.rpartition(".")[2] == "seed" or key.endswith("_seed"))
+    }
 
 
 def main_memory() -> int:
@@ -351,5 +342,5 @@ def provenance(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str,
         "platform": platform.platform(),
         "command": list(sys.argv),
         "overrides": list(overrides),
-        "seeds": dict(seeds(config)),
+        "seeds": seeds(config),
     }

@@ -7,7 +7,7 @@ and factories, compared as text before anything is imported; a prefix would be n
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
@@ -16,7 +16,6 @@ from difflens.store.errors import BuildError, UserError
 
 EXTRA_VARIABLE = "DIFFLENS_ALLOW_TARGETS"
 """Environment variable with packages of one's own, comma-separated, whose classes are let into slots of their seam."""
-
 
 Kind = TypeVar("Kind")
 
@@ -153,11 +152,7 @@ read_environment()
 
 
 def saved_class(dotted: str, kind: type[Kind]) -> type[Kind]:
-    """The class that a saved object names: one of a kind, of this package or of one's own.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """The class that a saved object names: one of a kind, of this package or of one's own; else UserError."""
     module, _, name = dotted.rpartition(".")
     # The name comes out of a file, and importing a module already runs it: its package is checked first.
     known = dotted.startswith(("difflens.", *(f"{package}." for package in own_packages)))
@@ -180,25 +175,25 @@ def slot_of(key: str) -> Slot | None:
     return None
 
 
-def find_targets(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Every `_target_` of a resolved configuration with the dotted key of the node that holds it."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield where, node["_target_"]
-        for key, value in node.items():
-            yield from find_targets(value, f"{where}.{key}".lstrip("."))
-    elif isinstance(node, Sequence) and not isinstance(node, str):
-        for i, value in enumerate(node):
-            yield from find_targets(value, f"{where}.{i}".lstrip("."))
+def entries(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Every group, list and value inside a resolved configuration with its dotted key, what holds it first."""
+    inside = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list | tuple) else ()
+    for name, value in inside:
+        key = f"{where}.{name}".lstrip(".")
+        yield key, value
+        yield from entries(value, key)
 
 
-def check_targets(config: Any, where: str = "") -> None:
-    """Check every `_target_` of a resolved configuration; nothing is imported.
+def find_targets(config: Any) -> Iterator[tuple[str, Any]]:
+    """Every `_target_` of a resolved configuration with the dotted key of the group that holds it."""
+    for key, value in (("", config), *entries(config)):
+        if isinstance(value, Mapping) and "_target_" in value:
+            yield key, value["_target_"]
 
-    Raises:
-        UserError: one stands where none may, or is none of its slot's.
-    """
-    for key, target in find_targets(config, where):
+
+def check_targets(config: Any) -> None:
+    """Check every `_target_` of a resolved configuration, else UserError; nothing is imported."""
+    for key, target in find_targets(config):
         check_target(target, key)
 
 
@@ -222,11 +217,7 @@ def _is_own(target: Any) -> bool:
 
 
 def resolve_target(target: Any, key: str) -> Callable[..., Any]:
-    """The class or function that fills a slot: what the name leads to must itself come from the package that was let in.
-
-    Raises:
-        UserError: the slot may not be filled with it, or there is nothing of that name.
-    """
+    """The class or function that fills a slot, which must itself come from the package that was let in; else UserError."""
     check_target(target, key)
     module, _, name = target.rpartition(".")
     try:
@@ -250,7 +241,6 @@ def resolve_target(target: Any, key: str) -> Callable[..., Any]:
 
 
 def _check_seam(made: Any, key: str, target: str) -> None:
-    """Check that an object, or a class, of one's own is of the slot's seam."""
     slot = slot_of(key)
     if slot is None or not slot.seam:
         return
@@ -300,7 +290,6 @@ def build(described: Mapping[str, Any], key: str, *args: Any, **more: Any) -> An
 
 
 def _inside(value: Any, key: str) -> Any:
-    """A setting with the objects that it describes built."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             return build(value, key)

@@ -1,7 +1,5 @@
 """`task=audit`: which biases a generator or a folder of images shows, before anything is trained or edited."""
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,6 +23,7 @@ from difflens.judges.protocol import (
 from difflens.metrics.fairness import FairnessDiscrepancy
 from difflens.metrics.paired import fd_interval
 from difflens.report.audit_page import brief_grid, write_audit
+from difflens.report.sweep import as_csv
 from difflens.stages.plans import groups, originals
 from difflens.stages.present import write_images
 from difflens.stages.reading import CROSSED
@@ -72,7 +71,7 @@ def audit(cfg: DictConfig, run: Run) -> None:
         "rows": rows,
     }
     run.write_json("audit.json", data)
-    (run.folder / "audit.csv").write_text(as_csv(rows), encoding="utf-8")
+    (run.folder / "audit.csv").write_text(as_csv(by_class(rows)), encoding="utf-8")
     page = write_audit(run.folder, data)
     Console().print(brief_grid(data, most=12).terminal(f"{images.name}: what is most skewed"))
     run.say(f"report: {page}")
@@ -191,13 +190,10 @@ def ranked(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["fd_squared_unbiased"] if row["n"] > 1 else float("inf"))
 
 
-def as_csv(rows: list[dict[str, Any]]) -> str:
-    """One line for every class of every row."""
-    kept = [key for key in rows[0] if key != "shares"] if rows else []
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, [*kept, "class", "share", "low", "high"], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        for name, share in row["shares"].items():
-            writer.writerow({**{key: row[key] for key in kept}, "class": name, **share})
-    return stream.getvalue()
+def by_class(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for every class of every row."""
+    return [
+        {key: value for key, value in row.items() if key != "shares"} | {"class": name, **share}
+        for row in rows
+        for name, share in row["shares"].items()
+    ]

@@ -26,16 +26,8 @@ def convert(cfg: DictConfig, run: Run) -> None:
     unet = convert_unet(read_state_dict(checkpoint, part=cfg.task.get("weights")), **settings)
     pipeline = DDIMPipeline(unet=unet, scheduler=built(cfg, "task.scheduler"))
     with run.stage("convert"):
-        write_pipeline(
-            pipeline,
-            export_to,
-            {
-                "checkpoint": checkpoint.name,
-                "weights": cfg.task.get("weights"),
-                "sha256": sha256_of(checkpoint),
-                **settings,
-            },
-        )
+        origin = {"checkpoint": checkpoint.name, "weights": cfg.task.get("weights"), "sha256": sha256_of(checkpoint)}
+        write_pipeline(pipeline, export_to, origin | settings)
     parameters = sum(parameter.numel() for parameter in unet.parameters())
     run.say(f"{checkpoint.name} ({parameters / 1e6:.1f} million parameters) converted to {export_to}")
 

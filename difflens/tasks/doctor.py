@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,8 +19,10 @@ from difflens.judges.weights import find_weights
 from difflens.models.devices import check_device
 from difflens.models.load import find_pipeline
 from difflens.store.errors import NotReadyError, one_line
+from difflens.store.files import disk_space
 from difflens.store.locations import locate
-from difflens.store.run import Run
+from difflens.store.run import Run, main_memory
+from difflens.store.targets import entries
 from difflens.tasks.forecast import describe_forecast, forecast
 
 PACKAGES = {
@@ -35,21 +36,13 @@ SHOWN = 4
 
 
 class Need(NamedTuple):
-    """Something an experiment needs.
+    """Something an experiment needs."""
 
-    Attributes:
-        key: where the configuration names it.
-        what: the file, folder, package or device, and where it is looked for.
-        sha256: that the file must have, None where none was published.
-        found: where it is, None if it is missing or another file.
-        remedy: how to get it, empty if it is found.
-    """
-
-    key: str
-    what: str
-    sha256: str | None
-    found: Path | None
-    remedy: str
+    key: str  # where the configuration names it
+    what: str  # the file, folder, package or device, and where it is looked for
+    sha256: str | None  # that the file must have, None where none was published
+    found: Path | None  # where it is, None if it is missing or another file
+    remedy: str  # how to get it, empty if it is found
 
 
 def doctor(cfg: DictConfig, run: Run) -> None:
@@ -90,13 +83,7 @@ def foretell(cfg: DictConfig) -> tuple[list[str], dict[str, Any] | None]:
 
 
 def ask(experiment: str, given: Sequence[str], *, model: str) -> list[Need]:
-    """What an experiment needs, with the command line's folders, and with its settings of the model where that is the same.
-
-    Args:
-        experiment: its name.
-        given: the command line.
-        model: the name of the model that it asks for.
-    """
+    """What an experiment needs, with the command line's folders, and its settings of `model` where that is the same."""
     overrides = [f"experiment={experiment}", *(each for each in given if each.startswith("paths."))]
     cfg = compose("config", overrides=overrides)
     # A setting such as `model.source` means one model; another may not even have it.
@@ -118,16 +105,10 @@ def missing(wanted: list[Need]) -> list[str]:
 
 def needs(cfg: DictConfig) -> Iterator[Need]:
     """Everything outside of the program that the model, the judges and the measures of a configuration use."""
-    for part in ("model", "judge", "metric"):
-        yield from _needs(OmegaConf.to_container(cfg[part], resolve=True), part)
-
-
-def _needs(node: Any, key: str) -> Iterator[Need]:
-    if not isinstance(node, Mapping):
-        return
-    yield from _own(node, key)
-    for name, child in node.items():
-        yield from _needs(child, f"{key}.{name}")
+    parts = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in ("model", "judge", "metric")}
+    for key, node in entries(parts):
+        if isinstance(node, Mapping):
+            yield from _own(node, key)
 
 
 def _own(node: Mapping[str, Any], key: str) -> Iterator[Need]:
@@ -138,14 +119,12 @@ def _own(node: Mapping[str, Any], key: str) -> Iterator[Need]:
         module, extra = PACKAGES[name]
         spec = importlib.util.find_spec(module)
         where = Path(spec.origin) if spec is not None and spec.origin else None
-        yield Need(
-            f"{key}._target_", f"package {module}", None, where, "" if where else f"pip install 'difflens[{extra}]'"
-        )
+        remedy = "" if where else f"pip install 'difflens[{extra}]'"
+        yield Need(f"{key}._target_", f"package {module}", None, where, remedy)
     for word in ("weights", "file", "detector", "landmarks"):
         if obtain and node.get(word) is not None:
-            find = partial(
-                find_weights, node[word], obtain=obtain, sha256=node.get("sha256"), package=node.get("package")
-            )
+            told = {"sha256": node.get("sha256"), "package": node.get("package")}
+            find = partial(find_weights, node[word], obtain=obtain, **told)
             yield _look(key, word, node[word], node.get("sha256"), find)
     if "pretrained" in node:
         model, tag, folder = (str(node[word]) for word in ("model", "pretrained", "folder"))
@@ -153,18 +132,12 @@ def _own(node: Mapping[str, Any], key: str) -> Iterator[Need]:
         yield _look(key, "pretrained", what, node.get("sha256"), lambda: Path(find_pretrained(model, tag, folder)))
     elif "folder" in node:
         folder = str(node["folder"])
-        yield _look(
-            key, "folder", folder, None, lambda: find_pipeline(folder, obtain=obtain) if obtain else locate(folder)
-        )
+        find = partial(find_pipeline, folder, obtain=obtain) if obtain else partial(locate, folder)
+        yield _look(key, "folder", folder, None, find)
     if "source" in node and node.get("weights") != "random":
         source = str(node["source"])
-        yield _look(
-            key,
-            "source",
-            source,
-            None,
-            lambda: find_pipeline(source, obtain=f"hf download {source}", key=f"{key}.source"),
-        )
+        find = partial(find_pipeline, source, obtain=f"hf download {source}", key=f"{key}.source")
+        yield _look(key, "source", source, None, find)
     if (device := str(node.get("device", "cpu"))) != "cpu":
         # A device is no file: any path that exists says that it was found.
         yield _look(key, "device", device, None, lambda: check_device(device) and Path("/dev"))
@@ -181,11 +154,8 @@ def machine(outputs: Path) -> Iterator[str]:
     """GPU, memory and disk."""
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     yield "GPU: " + (", ".join(f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus) or "none")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield f"memory: {memory / 2**30:.0f} GiB, {os.cpu_count()} CPU cores"
-    # The outputs need not exist yet, and only a folder that does has a disk.
-    there = next(folder for folder in (outputs.resolve(), *outputs.resolve().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
+    yield f"memory: {main_memory() / 2**30:.0f} GiB, {os.cpu_count()} CPU cores"
+    free = disk_space(outputs.resolve())[1]
     yield f"disk: {free / 2**30:.0f} GiB free for {outputs} (paths.outputs, environment variable DIFFLENS_OUTPUTS)"
 
 

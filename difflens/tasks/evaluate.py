@@ -60,11 +60,7 @@ def evaluate(cfg: DictConfig, run: Run) -> None:
 
 
 def read_places(cfg: DictConfig) -> dict[str, str]:
-    """The folders by their roles.
-
-    Raises:
-        ValueError: one is not given.
-    """
+    """The folders by their roles (ValueError: one is not given)."""
     places = {role: plain(cfg[role]) for role in ("images", "reference", "originals")}
     for role, place in places.items():
         if place in (None, "") and role != "originals":
@@ -96,11 +92,7 @@ def _pair(originals: ImageFolder, images: ImageFolder, pairs: str) -> Pairs:
 
 
 def read_study(cfg: DictConfig) -> Study:
-    """What is measured: by the scoring judge, on `judge.others` beside the attribute.
-
-    Raises:
-        ValueError: the judge does not read one of them.
-    """
+    """What the scoring judge is to read: the attribute and `judge.others` (ValueError: it does not read one of them)."""
     attribute, judge = read_attribute(plain(cfg.attribute)), built(cfg, "judge.scores")
     own = [part.name for part in attribute.components]
     if unknown := [name for name in cfg.judge.others if name not in judge.classes]:

@@ -34,11 +34,7 @@ OWN_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def explore(cfg: DictConfig, run: Run) -> None:
-    """Serve the explorer on `task.port` until Ctrl-C.
-
-    Raises:
-        ValueError: the port cannot be had.
-    """
+    """Serve the explorer on `task.port` until Ctrl-C (ValueError: the port cannot be had)."""
     bench = Workbench(cfg, run)
     prepared = prepare(bench)
     if run.rank:
@@ -84,11 +80,7 @@ class Explorer:
         )
 
     def strip(self, latent: int, kind: str) -> bytes:
-        """A card's strip as PNG.
-
-        Raises:
-            KeyError: there is no such card or strip.
-        """
+        """A card's strip as PNG (KeyError: there is no such card or strip)."""
         if self.folder is None or latent not in self._slots() or kind not in ("top", "effect"):
             raise KeyError(latent)
         return (self.folder / f"{latent}_{kind}.png").read_bytes()
@@ -101,11 +93,7 @@ class Explorer:
         return {latent: slot for slot, latent in enumerate(latents) if latent in shown}
 
     def _images(self, latent: int, strength: float) -> bytes:
-        """The images of the shown seeds with one latent moved by `strength` times its usual activity, side by side, as PNG.
-
-        Raises:
-            KeyError: there is no such card.
-        """
+        """The images of the shown seeds with one latent moved by `strength` times its usual activity (KeyError: no card)."""
         slot = self._slots()[latent]
         assert isinstance(self.edit, FeatureEdit)
         owner = torch.zeros(len(self.edit.statistics.latents), dtype=torch.int64)
@@ -114,11 +102,7 @@ class Explorer:
         return self._draw(SingleFeature(self.edit, owner, strength=strength), target=slot)
 
     def _pushed(self, name: str, strength: float) -> bytes:
-        """The images of the shown seeds pushed towards a class, `strength` away from the method's neutral one, as PNG.
-
-        Raises:
-            ValueError: the attribute has no such class.
-        """
+        """The images of the shown seeds pushed towards a class, `strength` away from the method's neutral one."""
         index, neutral = self.bench.attribute.index(name), self.edit.neutral
         table = torch.full((len(self.bench.attribute.classes),), neutral + strength)
         return self._draw(self.edit.with_strength(table), target=index)

@@ -54,97 +54,54 @@ P2_CELEBAHQ = unet_arguments(
 
 
 class Shape(NamedTuple):
-    """What the denoiser's configuration tells without its weights; counts are of one row of its batch.
+    """What the denoiser's configuration tells without its weights; counts are of one row of its batch."""
 
-    Attributes:
-        operations: floating-point operations of a call.
-        behind: the share of them that comes after the site.
-        site: channels, height and width there.
-        parameters: of the network.
-        kept: values that are alive at once, about: all skip connections and four times the largest map.
-        pixels: of the image.
-        rows: rows per image: 2 with guidance.
-    """
-
-    operations: float
-    behind: float
-    site: tuple[int, int, int]
-    parameters: int
-    kept: int
-    pixels: int
-    rows: int
+    operations: float  # floating-point operations of a call
+    behind: float  # the share of them that comes after the site
+    site: tuple[int, int, int]  # channels, height and width there
+    parameters: int  # of the network
+    kept: int  # values that are alive at once, about: all skip connections and four times the largest map
+    pixels: int  # of the image
+    rows: int  # rows per image: 2 with guidance
 
 
 @dataclass(frozen=True)
 class Work:
-    """How much of everything a study asks for.
+    """How much of everything a study asks for."""
 
-    Attributes:
-        images: that are learnt from.
-        evaluated: evaluation images.
-        unseen: evaluation images of unseen prompts.
-        calibrated: images of the calibration.
-        doses: how often they are sampled.
-        cards: images drawn for the cards.
-        reference: images that FID compares with.
-        moved: share of images that is edited.
-        edited: cost of an edited trajectory over a plain one.
-        steps: denoising steps.
-        micro_batch: images sampled at once.
-        held_out: images on which denoising loss recovered is measured.
-        attributes: studied and held ones.
-        located: images scored for each of them, and those whose usual activity is read.
-        iterations: of a probe.
-        tokens: that train the SAE, 0 where there is none.
-        per_image: tokens of an image at one step.
-        values: numbers of its map.
-        online: images sampled for the SAE alone.
-    """
-
-    images: int
-    evaluated: int
-    unseen: int
-    calibrated: int
-    doses: int
-    cards: int
-    reference: int
-    moved: float
-    edited: float
-    steps: int
-    micro_batch: int
-    held_out: int
-    attributes: int
-    located: int
-    iterations: int
-    tokens: int
-    per_image: int
-    values: int
-    online: int
+    images: int  # that are learnt from
+    evaluated: int  # evaluation images
+    unseen: int  # evaluation images of unseen prompts
+    calibrated: int  # images of the calibration
+    doses: int  # how often they are sampled
+    cards: int  # images drawn for the cards
+    reference: int  # images that FID compares with
+    moved: float  # share of images that is edited
+    edited: float  # cost of an edited trajectory over a plain one
+    steps: int  # denoising steps
+    micro_batch: int  # images sampled at once
+    held_out: int  # images on which denoising loss recovered is measured
+    attributes: int  # studied and held ones
+    located: int  # images scored for each of them, and those whose usual activity is read
+    iterations: int  # of a probe
+    tokens: int  # that train the SAE, 0 where there is none
+    per_image: int  # tokens of an image at one step
+    values: int  # numbers of its map
+    online: int  # images sampled for the SAE alone
 
 
 @dataclass(frozen=True)
 class Floor:
-    """Seconds on this machine.
+    """Seconds on this machine."""
 
-    Attributes:
-        step: per image and denoising step.
-        image: per image beside its steps.
-        train: per token of the SAE's training.
-        encode: per token that the SAE encodes and scores.
-        value: per number that is read once from memory.
-        label: per image that the labelling judge reads; 0 for a network that is not here.
-        score: per image that the scoring judge reads.
-        extract: per image whose features are extracted.
-    """
-
-    step: float
-    image: float
-    train: float
-    encode: float
-    value: float
-    label: float
-    score: float
-    extract: float
+    step: float  # per image and denoising step
+    image: float  # per image beside its steps
+    train: float  # per token of the SAE's training
+    encode: float  # per token that the SAE encodes and scores
+    value: float  # per number that is read once from memory
+    label: float  # per image that the labelling judge reads; 0 for a network that is not here
+    score: float  # per image that the scoring judge reads
+    extract: float  # per image whose features are extracted
 
 
 def seconds(work: Work, floor: Floor) -> dict[str, float]:
@@ -200,11 +157,7 @@ def memory(cfg: DictConfig, work: Work, shape: Shape, sae: tuple[int, int]) -> d
 
 
 def unet_config(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration of the denoiser, from its files or of the published architecture of that name.
-
-    Raises:
-        ValueError: neither is known.
-    """
+    """The denoiser's configuration, from its files or of the published architecture of that name (ValueError: neither)."""
     model = cfg.model
     source = model.get("source") or model.get("folder")
     if source and model.get("weights") != "random":
@@ -449,11 +402,7 @@ def _reading(cfg: DictConfig, key: str, images: int = 32) -> float:
 
 
 def forecast(cfg: DictConfig) -> dict[str, Any]:
-    """Seconds per stage, bytes of memory and disk, and how the floor was found.
-
-    Raises:
-        ValueError: the denoiser's architecture is not known.
-    """
+    """Seconds per stage, bytes of memory and disk, and how the floor was found (ValueError: no architecture is known)."""
     shape = read_shape(cfg)
     work, sae = read_work(cfg, shape)
     floor, how = measure_floor(cfg, shape, sae)

@@ -42,12 +42,14 @@ def paired(jobs: Sequence[Job]) -> Grid | None:
         own = [(i, pair) for i, pair in enumerate(pairs) if pair.setting == setting]
         tested = {(i, j): each.p for i, pair in own for j, each in enumerate(pair.differences) if each.p is not None}
         adjusted |= dict(zip(tested, holm([*tested.values()]), strict=True))
-    factors = [key for key in jobs_factors(jobs) if key != "mitigation"]
     rows = [
         [
             *pair.setting,
             METHOD_NAMES.get(pair.method, pair.method),
-            *(_shown(each, adjusted.get((i, j)), scale=100 if "%" in name else 1) for j, (name, each) in _named(pair)),
+            *(
+                _shown(each, adjusted.get((i, j)), scale=100 if "%" in name else 1)
+                for j, (name, each) in enumerate(zip(COMPARED, pair.differences, strict=True))
+            ),
         ]
         for i, pair in enumerate(pairs)
     ]
@@ -55,22 +57,18 @@ def paired(jobs: Sequence[Job]) -> Grid | None:
         f"Each method less {METHOD_NAMES.get(REFERENCE, REFERENCE)} on the same images [95 % interval]; p is "
         f"adjusted over all methods (Holm).{doubts_sentence(jobs)}"
     )
-    return Grid([*factors, "method", *COMPARED], rows, numbers=len(COMPARED), caption=caption)
+    return Grid([*_factors(jobs), "method", *COMPARED], rows, numbers=len(COMPARED), caption=caption)
 
 
-def _named(pair: Pair) -> list[tuple[int, tuple[str, Comparison]]]:
-    return [*enumerate(zip(COMPARED, pair.differences, strict=True))]
-
-
-def jobs_factors(jobs: Sequence[Job]) -> list[str]:
-    """The keys whose values differ between jobs; seeds among them, since only equal images are pairs."""
-    keys = dict.fromkeys(key for job in jobs for key in job.overrides)
+def _factors(jobs: Sequence[Job]) -> list[str]:
+    """The keys but for the method whose values differ between jobs; seeds among them, since only equal images are pairs."""
+    keys = dict.fromkeys(key for job in jobs for key in job.overrides if key != "mitigation")
     return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
 
 
 def _pairs(jobs: Sequence[Job]) -> list[Pair]:
     # Jobs that differ in nothing but the method are one setting.
-    factors = [key for key in jobs_factors(jobs) if key != "mitigation"]
+    factors = _factors(jobs)
     found: dict[tuple[str, ...], dict[str, Job]] = {}
     for job in jobs:
         if job.metrics and (job.folder / "outcomes.safetensors").is_file():

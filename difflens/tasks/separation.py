@@ -17,11 +17,7 @@ from difflens.tasks.experiment_files import keep
 
 
 def separation_task(cfg: DictConfig, run: Run) -> None:
-    """Score every latent on exact pairs of every factor; write `separation.json` and `separation.svg`.
-
-    Raises:
-        ValueError: the attribute is no factor of the renderer, whose pairs these are.
-    """
+    """Score every latent on exact pairs of every factor, of which the attribute must be one; write the numbers and a plot."""
     bench = Workbench(cfg, run)
     if bench.attribute.name not in FACTORS:
         raise ValueError(f"task=separation draws its pairs: attribute must be one of {list(FACTORS)}.")

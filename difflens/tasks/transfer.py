@@ -24,19 +24,12 @@ from difflens.tasks.experiment_files import keep
 
 
 class Setting(NamedTuple):
-    """A setting of the sampler, or the prompts that nothing was learnt on.
+    """A setting of the sampler, or the prompts that nothing was learnt on."""
 
-    Attributes:
-        axis: what differs from the study.
-        value: how.
-        bench: the study with that sampler; what was fitted is the study's own.
-        calibrating: the same, with the prompts that a calibration there would be made on.
-    """
-
-    axis: str
-    value: Any
-    bench: Workbench
-    calibrating: Workbench
+    axis: str  # what differs from the study
+    value: Any  # how
+    bench: Workbench  # the study with that sampler; what was fitted is the study's own
+    calibrating: Workbench  # the same, with the prompts that a calibration there would be made on
 
 
 def transfer(cfg: DictConfig, run: Run) -> None:
@@ -99,11 +92,7 @@ def varied(bench: Workbench) -> Iterator[Setting]:
 
 
 def resampled(bench: Workbench, axis: str, value: Any) -> DiffusionModel:
-    """The model under study with one setting of its sampler changed.
-
-    Raises:
-        ValueError: it has no such setting, or the edit cannot be made there.
-    """
+    """The study's model with one setting of its sampler changed (ValueError: it has none such, or the edit has no place)."""
     changes = {axis: value}
     if axis == "scheduler":
         changes = {axis: choose_scheduler(bench.model.pipeline.scheduler, value)}

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from hydra import compose, initialize_config_dir
+from composed import composed
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from difflens.main import conf_folder
 from difflens.store.exits import ending
 from difflens.tasks.doctor import needs
 
@@ -44,8 +43,7 @@ def test_an_absent_file_is_one_line_and_so_it_is_for_the_doctor(
     key: str, overrides: tuple[str, ...], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        cfg = compose("config", overrides=[*overrides, f"paths.weights={tmp_path}"])
+    cfg = composed(*overrides, f"paths.weights={tmp_path}")
     with pytest.raises(Exception) as caught:
         instantiate(OmegaConf.select(cfg, key))
     end = ending(caught.value, stage="metrics")

@@ -1,28 +1,21 @@
 """The published settings are complete and mean what they say."""
 
-from pathlib import Path
-
 import pytest
-from hydra import compose, initialize_config_dir
+from composed import GROUPS, composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from difflens.cli.usage import config_groups
 from difflens.config import check_settings
 from difflens.data.mixing import buffer_sizes
 from difflens.judges.faces import WholeImage
 from difflens.judges.fairface import FairFaceJudge
 from difflens.judges.inception import InceptionFeatures
+from difflens.main import conf_folder
 from difflens.store.run import resolve
 from difflens.study.checks import check_buffer
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
-
-
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+CONF = conf_folder()
 
 
 @pytest.mark.parametrize(
@@ -165,7 +158,7 @@ def test_a_table_is_measured_as_published_but_for_its_reference(table: str) -> N
     assert here == {**published, **calibrated}
 
 
-@pytest.mark.parametrize("experiment", config_groups(CONF)["experiment"])
+@pytest.mark.parametrize("experiment", GROUPS["experiment"])
 def test_every_experiment_is_a_table_of_a_published_model_or_a_sweep(experiment: str) -> None:
     small, large = (
         ("mini_sd", "sd15") if experiment.endswith("_sd") or "table_sd" in experiment else ("mini_ddpm", "p2_celebahq")
@@ -180,16 +173,15 @@ def test_every_experiment_is_a_table_of_a_published_model_or_a_sweep(experiment:
             assert ("miniature" in cfg.judge.labels["_target_"]) == (model == small)
             assert experiment.split("_")[2:] in ([], [cfg.attribute.name])
         return
-    if experiment == "transfer":
-        # A task of its own, which varies one thing after the other within one run.
+    if experiment in ("transfer", "photographs"):
         cfg = composed(f"experiment={experiment}")
-        assert not sweep and cfg.task.name == "transfer" and cfg.model.name == "mini_sd"
-        return
-    if experiment == "photographs":
-        # Training, of models that are judged by judges of photographs.
-        cfg = composed(f"experiment={experiment}")
-        assert not sweep and cfg.task.name == "miniature" and {*cfg.task.models} <= {*cfg.task.recipes}
-        assert cfg.judge.labels.name == "faceapi"
+        if experiment == "transfer":
+            # A task of its own, which varies one thing after the other within one run.
+            assert not sweep and cfg.task.name == "transfer" and cfg.model.name == "mini_sd"
+        else:
+            # Training, of models that are judged by judges of photographs.
+            assert not sweep and cfg.task.name == "miniature" and {*cfg.task.models} <= {*cfg.task.recipes}
+            assert cfg.judge.labels.name == "faceapi"
         return
     swept = OverridesParser.create().parse_overrides([f"{key}={values}" for key, values in sweep.items()])
     jobs = [f"{each.key_or_group}={value}" for each in swept for value in each.sweep_string_iterator()]

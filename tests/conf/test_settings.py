@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from hydra import compose, initialize_config_dir
+from composed import composed
 
-from difflens import config, vocabulary
-from difflens.cli.guard import guard_hydra
+from difflens import schema, vocabulary
+from difflens.cli.guard import check_places, guard_hydra
 from difflens.cli.job import check_mappings, readable
 from difflens.config import check_settings, check_top
-from difflens.main import conf_folder
 from difflens.methods import difflens as method
 from difflens.methods.assignment import Rule
 from difflens.store import targets
@@ -26,9 +25,10 @@ from difflens.study import checks
 def complaint(command: str) -> str:
     """What is said of a command line, as the program says it, but within this process."""
     guard_hydra()
-    with pytest.raises(UserError) as refused, initialize_config_dir(str(conf_folder()), version_base="1.3"):
+    with pytest.raises(UserError) as refused:
         overrides = [readable(argument) for argument in shlex.split(command)]
-        cfg = compose("config", overrides=overrides)
+        cfg = composed(*overrides)
+        check_places(cfg)
         check_settings(resolve(cfg))
         check_mappings(overrides, list(cfg.attribute.get("classes", ())))
     assert "\n" not in str(refused.value)
@@ -36,10 +36,7 @@ def complaint(command: str) -> str:
 
 
 def accepted(command: str) -> Any:
-    overrides = [readable(argument) for argument in shlex.split(command)]
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        cfg = compose("config", overrides=overrides)
-    return check_settings(resolve(cfg))
+    return check_settings(resolve(composed(*(readable(argument) for argument in shlex.split(command)))))
 
 
 WHOLE = "must be a whole number of at least"
@@ -197,10 +194,10 @@ def test_words_are_those_of_the_code() -> None:
     def told(group: type, name: str) -> set[str]:
         return {word for kind in (group.model_fields[name].annotation,) for word in get_args(kind)} - {type(None)}
 
-    assert set(get_args(vocabulary.Where)) == told(config.Site, "tensor")
-    assert told(config.Mitigation, "assignment") == set(get_args(Rule))
+    assert set(get_args(vocabulary.Where)) == told(schema.Site, "tensor")
+    assert told(schema.Mitigation, "assignment") == set(get_args(Rule))
     for name in ("mode", "unit", "places", "protocol"):
-        assert told(config.FeatureMethod, name) == set(get_args(getattr(method, name.title())))
+        assert told(schema.FeatureMethod, name) == set(get_args(getattr(method, name.title())))
 
 
 def test_class_names_that_yaml_reads_as_booleans_are_to_be_quoted(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def test_what_is_made_is_found_again_whatever_the_order_of_keys(store):
     assert reused and found == artifact == store.read("sae", artifact.fingerprint)
     assert store.find("sae", SPEC | {"lr": 2e-4}) is None and store.find("probe", SPEC) is None
     assert (artifact.folder / "inner" / "weights.bin").stat().st_mode & 0o777 == 0o644
+    assert {"spec.json", "inner/weights.bin"} == {*artifact.files}
+    assert json.loads((artifact.folder / "files.json").read_text()) == artifact.files
     assert [path.name for path in artifact.folder.parent.iterdir()] == [artifact.fingerprint]
 
 
@@ -251,9 +253,3 @@ def test_what_does_not_fit_is_refused_in_human_units(tmp_path, caplog):
 def test_torch_is_not_imported_for_the_store():
     code = "import sys, difflens.store.artifacts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_what_is_listed_is_all_that_a_folder_holds(store):
-    artifact, _ = store.get_or_create("sae", SPEC, make)
-    assert {"spec.json", "inner/weights.bin"} == {*artifact.files}
-    assert json.loads((artifact.folder / "files.json").read_text()) == artifact.files
