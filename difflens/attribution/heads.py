@@ -54,11 +54,6 @@ def mean_softmax_gradient(
 class Head(ABC):
     """Codes → class logits ℓ at one step: the probe after the decoder."""
 
-    @property
-    @abstractmethod
-    def classes(self) -> int:
-        """Number of classes."""
-
     @abstractmethod
     def logits(self, codes: Codes) -> Float[Tensor, "images classes"]:
         """Logits of the decoded codes."""
@@ -84,11 +79,6 @@ class AffineHead(Head):
     weight: Float[Tensor, "classes channels height width"]
     bias: Float[Tensor, "classes"]
 
-    @property
-    def classes(self) -> int:
-        """See `Head`."""
-        return len(self.bias)
-
     def zero_logits(self) -> Float[Tensor, "classes"]:
         """See `Head`."""
         return self.bias + torch.einsum("cdhw,d->c", self.weight, self.decoder_bias)
@@ -99,7 +89,7 @@ class AffineHead(Head):
         # Once per step. `cached_property` writes past the frozen dataclass, which refuses assignments.
         return torch.einsum("cdhw,md->cmhw", self.weight, self.decoder)
 
-    def logits(self, codes: Float[Tensor, "images latents height width"]) -> Float[Tensor, "images classes"]:
+    def logits(self, codes: Codes) -> Float[Tensor, "images classes"]:
         """Logits of the decoded codes; no map is decoded, which with few classes takes a fraction of the time."""
         # In this order neither side is copied: codes come as views of tokens, whose latents are innermost.
         flat, weight = (values.permute(0, 2, 3, 1).flatten(1) for values in (codes, self.latent_weight))
@@ -109,11 +99,8 @@ class AffineHead(Head):
         """See `Head`; the integral shrinks to that of a C-vector, and one vector–Jacobian product is left."""
         # Logits are affine along the path (METHOD section 4): its two ends suffice, nothing in between is decoded.
         start = self.zero_logits().expand(len(codes), -1) if baseline is None else self.logits(baseline)
-        return self.pullback(mean_softmax_gradient(start, self.logits(codes) - start, labels, nodes).to(codes.dtype))
-
-    def pullback(self, g: Float[Tensor, "images classes"]) -> Float[Tensor, "images latents height width"]:
-        """The vector–Jacobian product Σ_j g_j ∂ℓ_j/∂z at every latent and position."""
-        return torch.einsum("nc,cmhw->nmhw", g, self.latent_weight)
+        gradient = mean_softmax_gradient(start, self.logits(codes) - start, labels, nodes).to(codes.dtype)
+        return torch.einsum("nc,cmhw->nmhw", gradient, self.latent_weight)
 
 
 @dataclass(frozen=True)
@@ -124,12 +111,6 @@ class AutogradHead(Head):
     decoder_bias: Float[Tensor, "channels"]
     probe: Callable[[Tensor], Tensor]
     positions: tuple[int, ...]
-
-    @property
-    def classes(self) -> int:
-        """See `Head`."""
-        # The probe is any callable: only its answer tells how many classes it reads.
-        return len(self.zero_logits())
 
     def logits(self, codes: Codes) -> Float[Tensor, "images classes"]:
         """See `Head`."""

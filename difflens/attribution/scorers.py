@@ -119,6 +119,6 @@ class RandomScores:
     def __call__(self, head: Head, codes: Codes, labels: Labels, baseline: Codes | None = None) -> Scores:
         """See `Scorer`; the same scores for every image of a class."""
         # Seeded anew at each call and drawn per class: scores do not depend on how images are batched.
-        rows = torch.empty(head.classes, codes.shape[1], device=codes.device)
+        rows = torch.empty(len(head.zero_logits()), codes.shape[1], device=codes.device)
         rows.uniform_(generator=torch.Generator(codes.device).manual_seed(self.seed))
         return rows[labels]

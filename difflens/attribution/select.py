@@ -1,15 +1,12 @@
 """From scores to features: the top latents of each class apart from what drives others, and sets for a causal control."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from difflens.vocabulary import Attribute, FeatureScores, FeatureSet
-
-Rank = Literal["contrast", "plain"]
+from difflens.vocabulary import FeatureScores, FeatureSet
 
 
 def contrast(scores: Float[Tensor, "classes latents"]) -> Float[Tensor, "classes latents"]:
@@ -20,9 +17,7 @@ def contrast(scores: Float[Tensor, "classes latents"]) -> Float[Tensor, "classes
 
 
 def ranked(scores: Float[Tensor, "classes latents"], rank: str) -> Float[Tensor, "classes latents"]:
-    """What latents are ranked by: `contrast` of the scores, or the `plain` scores (ValueError: another word)."""
-    if rank not in get_args(Rank):
-        raise ValueError(f"attribution.rank must be one of {', '.join(get_args(Rank))}, got {rank!r}.")
+    """What latents are ranked by: `contrast` of the scores, or the `plain` scores."""
     return contrast(scores) if rank == "contrast" else scores
 
 
@@ -42,9 +37,8 @@ def select_features(
     both are shares of their attribute's strongest latent, so that the scales agree.
 
     Raises:
-        ValueError: `top` names an unknown class, lacks one, exceeds the width, or no latent is left for any class.
+        ValueError: no latent is left for any class.
     """
-    counts = _counts(top, scores.attribute, scores.scores.shape[-1])
     own = _relative(ranked(scores.total(), rank))
     worst = torch.zeros(own.shape[-1])
     for other in others:
@@ -52,7 +46,7 @@ def select_features(
     penalised = own - specificity * worst
     latents = {}
     for index, name in enumerate(scores.attribute.classes):
-        order = penalised[index].argsort(descending=True)[: counts[name]]
+        order = penalised[index].argsort(descending=True)[: top if isinstance(top, int) else top[name]]
         # A latent whose contrast is 0 or less drives the other classes as much or more: the list may stay short.
         latents[name] = tuple(int(i) for i in order if rank == "plain" or penalised[index, i] > 0)
     if not any(latents.values()):
@@ -66,18 +60,6 @@ def select_features(
 def _relative(scores: Tensor) -> Tensor:
     # Scores that are all zero stay zero, not NaN.
     return scores / scores.abs().amax().clamp_min(1e-12)
-
-
-def _counts(top: int | Mapping[str, int], attribute: Attribute, width: int) -> dict[str, int]:
-    counts = {name: top for name in attribute.classes} if isinstance(top, int) else dict(top)
-    for name in counts:
-        # Called for its refusal of a name that the attribute lacks.
-        attribute.index(name)
-    if set(counts) != set(attribute.classes):
-        raise ValueError(f"attribution.top must name each of {list(attribute.classes)}, got {list(counts)}.")
-    if max(counts.values()) > width or min(counts.values()) < 0:
-        raise ValueError(f"attribution.top must be 0 to {width} (the SAE's width), got {counts}.")
-    return counts
 
 
 def ablation_sets(
@@ -110,8 +92,8 @@ def ablation_sets(
             "random": others[torch.randperm(len(others), generator=generator)],
             "bottom": others[own[others].abs().argsort()],
         }
-        controls = {kind: as_tuple(_until(mass, order, wanted)) for kind, order in orders.items()}
-        found[name] = {"top": as_tuple(top), **controls}
+        chosen = {"top": top, **{kind: _until(mass, order, wanted) for kind, order in orders.items()}}
+        found[name] = {kind: tuple(latents.tolist()) for kind, latents in chosen.items()}
     return found
 
 
@@ -122,8 +104,3 @@ def _until(mass: Tensor, order: Tensor, wanted: float) -> Tensor:
     if count > 1 and wanted - float(reached[count - 2]) < float(reached[count - 1]) - wanted:
         count -= 1
     return order[:count]
-
-
-def as_tuple(latents: Tensor) -> tuple[int, ...]:
-    """Latent numbers as plain integers."""
-    return tuple(int(latent) for latent in latents)

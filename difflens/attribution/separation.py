@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from scipy.stats import rankdata
 from torch import Tensor
 
 
@@ -12,21 +13,12 @@ def paired_auc(
     first: Float[Tensor, "some latents"], second: Float[Tensor, "others latents"]
 ) -> Float[Tensor, "latents"]:
     """Per latent, how often a drawn value of `second` exceeds one of `first`, a tie counting half: 0.5 tells nothing."""
-    values, n = torch.cat([first, second]).double(), len(first)
-    ranks = _average_ranks(values)
+    n = len(first)
+    # Sparse codes tie at 0 in most images: did ties not share a rank, the order of the images would decide.
+    ranks = torch.from_numpy(rankdata(torch.cat([first, second]).double().numpy(), axis=0))
     # The rank sum less the smallest it can be: Mann and Whitney's U, without a table of all pairs.
     excess = ranks[n:].sum(0) - len(second) * (len(second) + 1) / 2
     return excess / (n * len(second))
-
-
-def _average_ranks(values: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """Ranks from 1 within each column, ties sharing their mean."""
-    # Sparse codes tie at 0 in most images: did ties not share a rank, the order of the images would decide.
-    # Contiguous, since `searchsorted` warns of anything else.
-    ordered = values.T.contiguous().sort(1).values
-    below = torch.searchsorted(ordered, values.T.contiguous())
-    up_to = torch.searchsorted(ordered, values.T.contiguous(), right=True)
-    return ((below + up_to + 1).double() / 2).T
 
 
 def separation(auc: Float[Tensor, "... latents"]) -> Float[Tensor, "... latents"]:

@@ -71,28 +71,21 @@ def fit_linear_probe(
     """
     classes = len(attribute.classes)
 
-    def fit_step(probe: LinearProbe, step: int, x: Tensor, known: Tensor) -> None:
-        probe.weight[step], probe.bias[step] = _softmax_regression(x, known, classes, l2=l2, iterations=iterations)
+    def fit_step(probe: LinearProbe, step: int, features: Tensor, known: Tensor) -> None:
+        x, mean, scale = standardised(features)
+        # The loss is convex: zeros are as good a start as any, and draw no random numbers.
+        weight = torch.zeros(classes, x.shape[1], requires_grad=True)
+        bias = torch.zeros(classes, requires_grad=True)
+
+        def loss() -> Tensor:
+            return nn.functional.cross_entropy(x @ weight.T + bias, known) + l2 / 2 * weight.square().sum()
+
+        minimise([weight, bias], loss, iterations=iterations)
+        # W (x − μ) / s + b = (W / s) x + (b − W μ / s): the probe takes activations as they were recorded.
+        raw = weight.detach() / scale
+        probe.weight[step], probe.bias[step] = raw, bias.detach() - raw @ mean
 
     new = partial(LinearProbe, steps, classes)
     return fit_each_step(
         new, fit_step, maps, labels, attribute, steps=steps, held_out=held_out, seed=seed, progress=progress
     )
-
-
-def _softmax_regression(
-    x: Tensor, labels: Tensor, classes: int, *, l2: float, iterations: int
-) -> tuple[Tensor, Tensor]:
-    """Weights and biases on raw features, fitted on standardised ones."""
-    x, mean, scale = standardised(x)
-    # The loss is convex: zeros are as good a start as any, and draw no random numbers.
-    weight = torch.zeros(classes, x.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-
-    def loss() -> Tensor:
-        return nn.functional.cross_entropy(x @ weight.T + bias, labels) + l2 / 2 * weight.square().sum()
-
-    minimise([weight, bias], loss, iterations=iterations)
-    # W (x − μ) / s + b = (W / s) x + (b − W μ / s): the probe takes activations as they were recorded.
-    raw = weight.detach() / scale
-    return raw, bias.detach() - raw @ mean

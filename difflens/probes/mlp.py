@@ -67,12 +67,24 @@ def fit_mlp_probe(
     """
     classes = len(attribute.classes)
 
-    def fit_step(probe: MlpProbe, step: int, x: Tensor, known: Tensor) -> None:
-        # The same first weights at every step: accuracies then differ by the activations alone.
-        start = torch.Generator().manual_seed(seed)
-        layers = _fitted_layers(x, known, classes, hidden, l2=l2, iterations=iterations, generator=start)
-        for buffer, layer in zip((probe.weight_in, probe.bias_in, probe.weight, probe.bias), layers, strict=True):
-            buffer[step] = layer
+    def fit_step(probe: MlpProbe, step: int, features: Tensor, known: Tensor) -> None:
+        x, mean, scale = standardised(features)
+        shapes = ((hidden, x.shape[1]), (classes, hidden))
+        # The same first weights at every step: accuracies then differ by the activations alone. Random ones, since from
+        # zeros, as in the linear probe, all hidden units would stay alike.
+        generator = torch.Generator().manual_seed(seed)
+        first, second = (torch.randn(shape, generator=generator) / math.sqrt(shape[1]) for shape in shapes)
+        layers = [values.requires_grad_() for values in (first, torch.zeros(hidden), second, torch.zeros(classes))]
+
+        def loss() -> Tensor:
+            size = layers[0].square().sum() + layers[2].square().sum()
+            return nn.functional.cross_entropy(_logits(x, *layers), known) + l2 / 2 * size
+
+        minimise(layers, loss, iterations=iterations)
+        first, bias_in, second, bias = (layer.detach() for layer in layers)
+        raw = first / scale
+        probe.weight_in[step], probe.bias_in[step] = raw, bias_in - raw @ mean
+        probe.weight[step], probe.bias[step] = second, bias
 
     new = partial(MlpProbe, steps, classes, hidden=hidden)
     return fit_each_step(
@@ -82,23 +94,3 @@ def fit_mlp_probe(
 
 def _logits(x: Tensor, weight_in: Tensor, bias_in: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return nn.functional.gelu(x @ weight_in.T + bias_in) @ weight.T + bias
-
-
-def _fitted_layers(
-    x: Tensor, labels: Tensor, classes: int, hidden: int, *, l2: float, iterations: int, generator: torch.Generator
-) -> tuple[Tensor, ...]:
-    """Both layers on raw features, fitted on standardised ones."""
-    x, mean, scale = standardised(x)
-    shapes = ((hidden, x.shape[1]), (classes, hidden))
-    # Random: from zeros, as in the linear probe, all hidden units would stay alike.
-    first, second = (torch.randn(shape, generator=generator) / math.sqrt(shape[1]) for shape in shapes)
-    layers = [values.requires_grad_() for values in (first, torch.zeros(hidden), second, torch.zeros(classes))]
-
-    def loss() -> Tensor:
-        size = layers[0].square().sum() + layers[2].square().sum()
-        return nn.functional.cross_entropy(_logits(x, *layers), labels) + l2 / 2 * size
-
-    minimise(layers, loss, iterations=iterations)
-    first, bias_in, second, bias = (layer.detach() for layer in layers)
-    raw = first / scale
-    return raw, bias_in - raw @ mean, second, bias

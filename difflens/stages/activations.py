@@ -20,36 +20,28 @@ def activations(cfg: DictConfig, run: Run) -> None:
     collect(Workbench(cfg, run))
 
 
-def collect(bench: Workbench) -> Artifact:
+def collect(bench: Workbench) -> tuple[Artifact, ActivationStore]:
     """The stored activations, images and ids of `data.images` images; goes on where an interrupted run stopped."""
     # Before anything of that size is made: a plan of a billion images alone fills the memory.
     room_for(bench.run.store.root, expected_bytes(bench.model, bench.site, bench.cfg.data.images), there=True)
-    return bench.once("activations", lambda: _collect(bench, learning_plan(bench)))
-
-
-def open_store(bench: Workbench) -> tuple[Artifact, ActivationStore]:
-    """The activations stage's result, made if need be."""
-    artifact = collect(bench)
+    artifact = bench.once("activations", lambda: _collect(bench, learning_plan(bench)))
     return artifact, ActivationStore(artifact.folder)
 
 
-def open_contrast(bench: Workbench) -> tuple[Artifact, ActivationStore]:
+def collect_contrast(bench: Workbench) -> tuple[Artifact, ActivationStore]:
     """Activations of the images that name a class, under prompts that name another one (see `contrast_plan`)."""
     artifact = bench.once("contrast", lambda: _collect(bench, contrast_plan(bench)))
     return artifact, ActivationStore(artifact.folder)
 
 
 def _collect(bench: Workbench, plan: GenerationPlan) -> Artifact:
-    images = len(plan.image_ids)
-    spec = {"model": bench.model.spec(), "site": bench.site_spec, "images": images, "base_seed": plan.base_seed}
-    spec |= plan_spec(plan)
+    spec = {"model": bench.model.spec(), "site": bench.site_spec, **plan_spec(plan)}
 
     def make(folder: Path) -> None:
         # Only what has to be made needs free space, and all ranks write to one disk: the first asks for all.
         if not bench.run.rank:
-            room_for(folder, expected_bytes(bench.model, bench.site, images))
-        trainer = bench.trainer("activations")
-        sample(trainer, bench.model, plan, Shards(folder, bench.site), record=bench.site)
+            room_for(folder, expected_bytes(bench.model, bench.site, len(plan.image_ids)))
+        sample(bench.trainer("activations"), bench.model, plan, Shards(folder, bench.site), record=bench.site)
 
     with bench.run.stage("activations"):
         # All ranks sample, each micro-batch goes to a shard at once: a kill costs the one in flight alone.

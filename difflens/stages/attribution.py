@@ -1,7 +1,6 @@
 """`task=attribution`: score every latent for every class at every step, and select the features."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +18,13 @@ from difflens.methods.difflens import selected_latents
 from difflens.sae.base import SparseAutoencoder
 from difflens.stages import probe as probe_task
 from difflens.stages import sae as sae_task
-from difflens.stages.activations import open_contrast, open_store
+from difflens.stages.activations import collect, collect_contrast
 from difflens.stages.plans import learning_labels, named_classes
-from difflens.stages.tracked import track_attribution
 from difflens.store.artifacts import Artifact
 from difflens.store.progress import progress
 from difflens.store.run import Run
-from difflens.study.values import built
-from difflens.study.workbench import Workbench, plain
+from difflens.study.values import built, plain
+from difflens.study.workbench import Workbench
 from difflens.training.attribution_module import AttributionModule, AttributionResult, LabelledMaps
 from difflens.vocabulary import Attribute, FeatureScores, FeatureSet
 
@@ -55,19 +53,18 @@ def attribution(cfg: DictConfig, run: Run) -> None:
 def locate_features(bench: Workbench) -> Located:
     """The features of the attribute under study; other attributes are scored too if selection asks for specificity."""
     settings = bench.cfg.attribution
-    artifact, result, autoencoder = sweep(bench, bench.attribute)
-    track_attribution(bench, result.completeness_gap)
+    swept = sweep(bench, bench.attribute)
+    scores = swept[1].scores
+    bench.tracker.scalars({"attribution/completeness_gap": swept[1].completeness_gap})
     # Every other attribute costs a probe and a sweep of its own, so only where selection weighs them.
     others: list[FeatureScores] = []
     if settings.specificity:
         others = [sweep(bench, other)[1].scores for other in bench.others()]
-    top = settings.top if isinstance(settings.top, int) else plain(settings.top)
-    rule = {"rank": settings.rank, "specificity": settings.specificity}
     # As released for Stable Diffusion, where the ranking sees the edited steps alone (METHOD section 9).
-    scores = within(result.scores, bench.method) if settings.within_window else result.scores
-    features = select_features(scores, top=top, others=others, **rule)
-    found, statistics = usual_activity(bench, artifact, autoencoder, features)
-    return Located(found, result, features, statistics, autoencoder)
+    if settings.within_window:
+        scores = within(scores, bench.method)
+    rule = {"rank": settings.rank, "specificity": settings.specificity}
+    return with_usual_activity(bench, *swept, select_features(scores, top=plain(settings.top), others=others, **rule))
 
 
 def within(scores: FeatureScores, method: Method) -> FeatureScores:
@@ -87,37 +84,43 @@ def within(scores: FeatureScores, method: Method) -> FeatureScores:
 
 def locate_held(bench: Workbench, attribute: Attribute, *, top: int) -> Located:
     """The features that drive an attribute to be held, so many per class."""
-    artifact, result, autoencoder = sweep(bench, attribute)
-    features = select_features(result.scores, top=top)
-    found, statistics = usual_activity(bench, artifact, autoencoder, features)
-    return Located(found, result, features, statistics, autoencoder)
+    swept = sweep(bench, attribute)
+    return with_usual_activity(bench, *swept, select_features(swept[1].scores, top=top))
 
 
-def usual_activity(
-    bench: Workbench, attribution: Artifact, autoencoder: SparseAutoencoder, features: FeatureSet
-) -> tuple[Artifact, CodeStatistics]:
-    """What the selected latents do in images of each class of their attribute."""
-    latents = selected_latents(features)
-    everything = [bench.attribute, *bench.others()]
+def with_usual_activity(
+    bench: Workbench, swept: Artifact, result: AttributionResult, autoencoder: SparseAutoencoder, features: FeatureSet
+) -> Located:
+    """What a sweep found, and what the selected latents do in images of each class of their attribute.
+
+    Raises:
+        ValueError: no image shows a class.
+    """
+    studied, latents = features.attribute, selected_latents(features)
     # All attributes together, the one of the features first: a class mean is to hold what the class does, not what
     # it happens to share with another attribute in these images.
-    studied = [features.attribute, *(other for other in everything if other != features.attribute)]
+    attributes = [studied, *(other for other in (bench.attribute, *bench.others()) if other != studied)]
     images = bench.cfg.attribution.statistics_images
     spec = {
-        "attribution": attribution.fingerprint,
+        "attribution": swept.fingerprint,
         "latents": latents.tolist(),
-        "attributes": [attribute.name for attribute in studied],
+        "attributes": [attribute.name for attribute in attributes],
         "images": images,
     }
 
     def make(folder: Path) -> None:
-        _, store = open_store(bench)
-        labels = torch.stack([learning_labels(bench, store, attribute) for attribute in studied], 1)
+        _, store = collect(bench)
+        labels = torch.stack([learning_labels(bench, store, attribute) for attribute in attributes], 1)
         # The fit has an effect for every attribute, so an image counts only where all of them are known.
         rows = (labels >= 0).all(1).nonzero()[:images, 0]
-        _require_every_class(labels[rows, 0], features.attribute)
-        batches = _Steps(store, labels, rows.tolist())
-        sizes = [len(attribute.classes) for attribute in studied]
+        counts = torch.bincount(labels[rows, 0], minlength=len(studied.classes))
+        if not counts.all():
+            raise ValueError(
+                f"none of the first {len(rows)} images is {studied.classes[int(counts.argmin())]!r} ({studied.name}); "
+                "raise attribution.statistics_images or data.images."
+            )
+        batches = _Steps(store, labels, rows)
+        sizes = [len(attribute.classes) for attribute in attributes]
         steps = progress(range(store.steps), "usual activity")
         parts = ((batch.maps, batch.labels, batch.step) for step in steps for batch in batches[step])
         found = code_statistics(autoencoder, latents, parts, sizes=sizes, steps=store.steps)
@@ -125,14 +128,15 @@ def usual_activity(
 
     with bench.run.stage("attribution"):
         artifact = bench.run.artifact("statistics", spec, make)
-    return artifact, CodeStatistics(**load_file(artifact.folder / "statistics.safetensors"))
+    statistics = CodeStatistics(**load_file(artifact.folder / "statistics.safetensors"))
+    return Located(artifact, result, features, statistics, autoencoder)
 
 
 def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, AttributionResult, SparseAutoencoder]:
     """Scores of every latent for one attribute."""
     sae_artifact, autoencoder = sae_task.train(bench)
     probe_artifact, probe, _ = probe_task.fit(bench, attribute)
-    _, store = open_store(bench)
+    _, store = collect(bench)
     settings = bench.cfg.attribution
     spec = {
         "sae": sae_artifact.fingerprint,
@@ -145,20 +149,19 @@ def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Attribution
     contrast = None
     # Prompts name classes of the attribute under study alone; all others start from zero codes.
     if settings.baseline == "contrast" and attribute == bench.attribute:
-        other, contrast = open_contrast(bench)
+        other, contrast = collect_contrast(bench)
         spec["baseline"] = other.fingerprint
 
     def make(folder: Path) -> None:
-        labels = learning_labels(bench, store, attribute)
         # Only images whose prompts name a class have a partner in the contrast; UNNAMED drops the others.
-        labels = labels if contrast is None else named_classes(bench)
+        labels = learning_labels(bench, store, attribute) if contrast is None else named_classes(bench)
         scorer = built(bench.cfg, "attribution.scorer")
         module = AttributionModule(autoencoder, probe, attribute, scorer, temperature=settings.temperature)
         # Lightning predicts in inference mode unless told otherwise, and scorers take gradients.
         trainer = bench.trainer(f"attribution of {attribute.name}", inference_mode=False)
-        rows = _first_of_each(labels, settings.images_per_class)
+        first = [(labels == index).nonzero()[: settings.images_per_class, 0] for index in range(int(labels.max()) + 1)]
         # An item is a whole step, so that no two ranks add to the same score.
-        steps = _Steps(store, labels, rows, contrast, at_least=trainer.world_size)
+        steps = _Steps(store, labels, torch.cat(first).sort().values, contrast, at_least=trainer.world_size)
         trainer.predict(module, DataLoader(steps, batch_size=None), return_predictions=False)
         # The ranks' sums are added up on each of them by now; one writes.
         if bench.run.rank:
@@ -168,7 +171,8 @@ def sweep(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Attribution
         if not result.scores.scores.isfinite().all():
             raise ValueError(f"scores for {attribute.name} are not finite; look at the SAE's health (sae.training.lr).")
         # safetensors refuses views that are not contiguous.
-        save_file({name: value.contiguous() for name, value in result.tensors().items()}, folder / "scores.safetensors")
+        found = {"scores": result.scores.scores.contiguous(), "activation": result.activation.contiguous()}
+        save_file(found, folder / "scores.safetensors")
         (folder / "completeness.json").write_text(json.dumps(result.completeness_gap))
 
     with bench.run.stage("attribution"):
@@ -189,13 +193,12 @@ class _Steps(Dataset[list[LabelledMaps]]):
         self,
         store: ActivationStore,
         labels: Tensor,
-        rows: Sequence[int],
+        rows: Tensor,
         contrast: ActivationStore | None = None,
         *,
-        batch: int = 64,
         at_least: int = 1,
     ) -> None:
-        self.store, self.labels, self.rows, self.batch = store, labels, torch.tensor(rows), batch
+        self.store, self.labels, self.rows = store, labels, rows
         self.contrast, self.count = contrast, max(store.steps, at_least)
 
     def __len__(self) -> int:
@@ -208,7 +211,7 @@ class _Steps(Dataset[list[LabelledMaps]]):
         maps = self.store.at_step(step)
         others = None if self.contrast is None else self.contrast.at_step(step)
         found = []
-        for rows in self.rows.split(self.batch):
+        for rows in self.rows.split(64):
             start = None if others is None else others[self._partners(rows)]
             found.append(LabelledMaps(maps[rows], self.labels[rows], step, start))
         return found
@@ -220,19 +223,3 @@ class _Steps(Dataset[list[LabelledMaps]]):
         # By id, not by row: the contrast lacks the images whose prompts name no class.
         order = ids.argsort()
         return order[torch.searchsorted(ids[order], self.store.image_ids[rows])]
-
-
-def _require_every_class(labels: Tensor, attribute: Attribute) -> None:
-    counts = torch.bincount(labels, minlength=len(attribute.classes))
-    if not counts.all():
-        name = attribute.classes[int(counts.argmin())]
-        raise ValueError(
-            f"none of the first {len(labels)} images is {name!r} ({attribute.name}); raise attribution.statistics_images "
-            "or data.images."
-        )
-
-
-def _first_of_each(labels: Tensor, per_class: int) -> list[int]:
-    """Positions of the first `per_class` images of each class."""
-    rows = [(labels == index).nonzero()[:per_class, 0] for index in range(int(labels.max()) + 1)]
-    return sorted(int(row) for row in torch.cat(rows))

@@ -17,16 +17,22 @@ from difflens.methods.assignment import assign_batches, assign_by_nearness, assi
 from difflens.methods.base import Steering
 from difflens.methods.calibration import Calibration, Dose, assigned_shares, read_dose
 from difflens.methods.calibration import calibrate as find_strength
+from difflens.models.devices import placed
+from difflens.stages import probe as probe_stage
 from difflens.stages.attribution import Located
 from difflens.stages.fit import fit
-from difflens.stages.plans import calibration_plan, groups, originals
-from difflens.stages.states import read_states
+from difflens.stages.plans import calibration_plan, groups, originals, plan_spec
 from difflens.stages.tracked import track_calibration
 from difflens.store.artifacts import Artifact, fingerprint, is_finished, read_shard, write_shard
+from difflens.store.progress import Progressing
 from difflens.store.run import Run
-from difflens.study.workbench import Workbench, plain
+from difflens.study.values import plain
+from difflens.study.workbench import Workbench
 from difflens.training.steering_module import sample
-from difflens.vocabulary import EVERY_CLASS, NO_FACE, UNTOUCHED, GenerationPlan
+from difflens.vocabulary import EVERY_CLASS, NO_FACE, UNTOUCHED, Attribute, GenerationPlan
+
+DRAWN = {"exact": assign_exact, "iid": assign_iid, "batch": assign_batches}
+"""Rules that look at nothing an image shows."""
 
 
 @dataclass(frozen=True)
@@ -64,39 +70,30 @@ def slot_names(bench: Workbench) -> list[str]:
 def prepare(bench: Workbench) -> Prepared:
     """The mitigation under test, its strength given by the configuration or calibrated."""
     fitted = fit(bench)
-    mitigation, spec = fitted.edit, dict(fitted.spec)
+    mitigation, spec, calibration = fitted.edit, dict(fitted.spec), None
     times, neutral = bench.cfg.mitigation.times, mitigation.neutral
     # Without a dial the edit acts fully or not at all: any strength but the neutral one stands for fully.
     if not bench.method.dial:
         strength = torch.full((len(bench.attribute.classes),), neutral + 1, dtype=torch.float64)
-        edit = mitigation.with_strength(strength)
-        return Prepared(edit, fitted.own, strength, None, spec, fitted.located, attached=times != 0)
-    if bench.fixed_strength is not None:
+    elif bench.fixed_strength is not None:
         # Multiples count from the strength that changes nothing, which is 1 for `scale`, not 0.
         strength = neutral + times * (bench.fixed_strength - neutral)
         spec["strength"] = strength.tolist()
-        edit = mitigation.with_strength(strength)
-        return Prepared(edit, fitted.own, strength, None, spec, fitted.located, attached=times != 0)
-    if bench.per_prompt:
-        mitigation = mitigation.for_prompts(bench.per_prompt)
-    artifact, calibration = _calibrated(bench, mitigation, spec)
-    track_calibration(bench, slot_names(bench), calibration)
-    strength = neutral + times * (calibration.strength - neutral)
-    for name, met in zip(slot_names(bench), calibration.met, strict=True):
-        if not met:
-            bench.run.say(
-                f"{name}: the requested share was not met at any strength tried; the one that came nearest is used"
-            )
-    return Prepared(
-        mitigation.with_strength(strength),
-        fitted.own,
-        strength,
-        calibration,
+    else:
+        if bench.per_prompt:
+            mitigation = mitigation.for_prompts(bench.per_prompt)
+        artifact, calibration = _calibrated(bench, mitigation, spec)
+        track_calibration(bench, slot_names(bench), calibration)
+        for name, met in zip(slot_names(bench), calibration.met, strict=True):
+            if not met:
+                bench.run.say(
+                    f"{name}: the requested share was not met at any strength tried; the one that came nearest is used"
+                )
+        strength = neutral + times * (calibration.strength - neutral)
         # Once is what the calibration itself says; other multiples make other images.
-        {**spec, "calibration": artifact.fingerprint, **({} if times == 1 else {"times": times})},
-        fitted.located,
-        attached=times != 0,
-    )
+        spec |= {"calibration": artifact.fingerprint, **({} if times == 1 else {"times": times})}
+    edit = mitigation.with_strength(strength)
+    return Prepared(edit, fitted.own, strength, calibration, spec, fitted.located, attached=times != 0)
 
 
 def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -117,22 +114,17 @@ def assign(bench: Workbench, images: Tensor, plan: GenerationPlan, *, seed: int)
         if bench.leaves_alone(prompt):
             continue
         target = bench.goals.of(prompt)
-        match rule:
-            case "exact":
-                # A shuffle of its own for every prompt, or the same places of all prompts would get the same class.
-                targets[rows] = assign_exact(target, len(rows), seed=seed + number)
-            case "early":
-                targets[rows] = assign_by_nearness(target, read[rows].argmax(-1), read[rows])
-            case "oracle":
-                # It sees finished images: FD then measures the quota, so tables never lead with it (METHOD section 6).
-                seen = rows[labels[rows] != NO_FACE]
-                targets[seen] = assign_by_nearness(target, labels[seen], logits[seen])
-            case "iid":
-                targets[rows] = assign_iid(target, len(rows), seed=seed + number)
-            case "batch":
-                targets[rows] = assign_batches(target, len(rows), seed=seed + number)
-            case "everyone":
-                targets[rows] = EVERY_CLASS
+        if rule == "everyone":
+            targets[rows] = EVERY_CLASS
+        elif rule == "early":
+            targets[rows] = assign_by_nearness(target, read[rows].argmax(-1), read[rows])
+        elif rule == "oracle":
+            # It sees finished images: FD then measures the quota, so tables never lead with it (METHOD section 6).
+            seen = rows[labels[rows] != NO_FACE]
+            targets[seen] = assign_by_nearness(target, labels[seen], logits[seen])
+        else:
+            # A shuffle of its own for every prompt, or the same places of all prompts would get the same class.
+            targets[rows] = DRAWN[rule](target, len(rows), seed=seed + number)
     return targets, labels
 
 
@@ -162,15 +154,52 @@ def aimed(
     return plan.towards(targets, shown).take((targets != UNTOUCHED).nonzero()[:, 0])
 
 
+def read_states(bench: Workbench, plan: GenerationPlan, attributes: list[Attribute]) -> dict[str, Tensor]:
+    """The probes' logits [N, C] of these attributes, by name, on the model's own states at a step of the plan's images."""
+    # Under `early` where classes are read, else at the last step of an unedited trajectory beside the edited one.
+    share = bench.cfg.mitigation.read if bench.cfg.mitigation.assignment == "early" else 1.0
+    # A share of 1 would be the step after the last.
+    wanted = min(int(share * bench.model.steps), bench.model.steps - 1)
+    # A sampler with fewer steps than were studied does not come by all of them.
+    step = min(bench.model.step_of.values(), key=lambda step: abs(step - wanted))
+    fitted = {attribute.name: probe_stage.fit(bench, attribute)[:2] for attribute in attributes}
+    spec = {
+        "model": bench.model.spec(),
+        "site": bench.site_spec,
+        **plan_spec(plan),
+        "step": step,
+        "probes": {name: artifact.fingerprint for name, (artifact, _) in fitted.items()},
+    }
+
+    def make(folder: Path) -> None:
+        found: dict[str, list[Tensor]] = {name: [] for name in fitted}
+        with Progressing("states", len(plan.image_ids)) as display:
+            for maps in bench.model.states(plan, bench.site, step):
+                for name, (_, probe) in fitted.items():
+                    # The logits alone are stored, less than a thousandth of the maps that they are read from.
+                    found[name].append(placed(probe, maps.device)(maps.float(), step).cpu())
+                display.advance(len(maps))
+        save_file({name: torch.cat(parts) for name, parts in found.items()}, folder / "states.safetensors")
+
+    with bench.run.stage("states"):
+        artifact = bench.run.artifact("states", spec, make)
+    return load_file(artifact.folder / "states.safetensors")
+
+
 def _calibrated(bench: Workbench, mitigation: Steering, spec: dict[str, Any]) -> tuple[Artifact, Calibration]:
     settings = plain(bench.cfg.mitigation.calibration)
     plan = calibration_plan(bench)
     source, images = originals(bench, plan, stage="calibrate")
-    full = {**spec, "originals": source.fingerprint, "calibration": settings, "seed": bench.cfg.seed}
     # What aims at the shares of all images together does so with one strength.
     together = not bench.method.assigns
-    full |= {"together": True} if together else {}
-    full |= left_alone(bench, plan)
+    full = {
+        **spec,
+        "originals": source.fingerprint,
+        "calibration": settings,
+        "seed": bench.cfg.seed,
+        **({"together": True} if together else {}),
+        **left_alone(bench, plan),
+    }
 
     def make(folder: Path) -> None:
         measure, assigned = dose_meter(bench, mitigation, images, plan, folder=folder / "doses")
@@ -190,7 +219,9 @@ def _calibrated(bench: Workbench, mitigation: Steering, spec: dict[str, Any]) ->
         # No two ranks may write the same file.
         if bench.run.rank:
             return
-        save_file(_tensors(found), folder / "calibration.safetensors")
+        columns = {"dose_strength": "strength", "success": "success", "shares": "shares", "held": "held"}
+        doses = {name: torch.stack([getattr(dose, field) for dose in found.doses]) for name, field in columns.items()}
+        save_file({"strength": found.strength, **doses}, folder / "calibration.safetensors")
         (folder / "met.json").write_text(json.dumps(found.met))
 
     with bench.run.stage("calibrate"):
@@ -215,7 +246,6 @@ def dose_meter(
     parts = torch.zeros_like(targets)
     for number, rows in enumerate(groups(plan) if bench.per_prompt else []):
         parts[rows] = number
-
     classes = len(bench.attribute.classes)
     # An edit of one image knows nothing of the other classes' strengths, unless images or classes are coupled.
     alone = bench.method.assigns and not bench.method.couples and not bool((targets == EVERY_CLASS).any())
@@ -263,16 +293,6 @@ def dose_meter(
         goals = [bench.goals.of(prompt) for prompt in bench.per_prompt] or [bench.goals.pooled(plan.prompts)]
         return recall, torch.cat(goals)
     return recall, assigned_shares(targets, labels, parts, classes=classes)
-
-
-def _tensors(found: Calibration) -> dict[str, Tensor]:
-    return {
-        "strength": found.strength,
-        "dose_strength": torch.stack([dose.strength for dose in found.doses]),
-        "success": torch.stack([dose.success for dose in found.doses]),
-        "shares": torch.stack([dose.shares for dose in found.doses]),
-        "held": torch.stack([dose.held for dose in found.doses]),
-    }
 
 
 def _list(values: Tensor) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from difflens.data.activations import ActivationStore
 from difflens.methods.difflens import FeatureEdit, SingleFeature
-from difflens.stages.activations import open_store
+from difflens.stages.activations import collect
 from difflens.stages.calibrate import Prepared
 from difflens.stages.plans import judged_labels, learning_plan
 from difflens.store.artifacts import Artifact
@@ -43,7 +43,7 @@ def draw_cards(bench: Workbench, prepared: Prepared) -> tuple[Artifact | None, l
     if prepared.located is None or not isinstance(prepared.own, FeatureEdit):
         return None, []
     chosen = choose(prepared, bench.cfg.metric.cards)
-    activations, store = open_store(bench)
+    activations, store = collect(bench)
     spec = {
         "activations": activations.fingerprint,
         "attribution": prepared.located.artifact.fingerprint,

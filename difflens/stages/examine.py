@@ -14,7 +14,7 @@ from difflens.data.activations import ActivationStore
 from difflens.methods.difflens import FeatureEdit, selected_latents
 from difflens.metrics.paired import compare_hits
 from difflens.sae.base import SparseAutoencoder
-from difflens.stages.activations import open_store
+from difflens.stages.activations import collect
 from difflens.stages.attribution import Located
 from difflens.stages.calibrate import Prepared
 from difflens.stages.generate import Steered
@@ -46,7 +46,7 @@ def told_apart(bench: Workbench, located: Located) -> dict[str, Any] | None:
     spec = {"statistics": located.artifact.fingerprint, "shares": list(SHARES)}
 
     def make(folder: Path) -> None:
-        _, store = open_store(bench)
+        _, store = collect(bench)
         attributes = [bench.attribute, *bench.others()]
         labels = {each.name: learning_labels(bench, store, each) for each in attributes}
         known = torch.stack([each >= 0 for each in labels.values()]).all(0)
@@ -59,8 +59,7 @@ def told_apart(bench: Workbench, located: Located) -> dict[str, Any] | None:
 
     with bench.run.stage("examine"):
         artifact = bench.run.artifact("separation", spec, make)
-    data: dict[str, Any] | None = json.loads((artifact.folder / "separation.json").read_text())
-    return data
+    return json.loads((artifact.folder / "separation.json").read_text())
 
 
 @torch.inference_mode()
@@ -80,19 +79,15 @@ def silenced(bench: Workbench, located: Located, pairs: Steered) -> dict[str, An
     A small form of `task=ablation`, on images that taught nothing and by the judge that labels; `unmeasured` says why there
     is none.
     """
-    attribute, activation = bench.attribute, located.result.activation.sum(1)
+    attribute, scores, activation = bench.attribute, located.result.scores, located.result.activation.sum(1)
     rule = {"seed": bench.cfg.seed, "rank": bench.cfg.attribution.rank}
     # Classes differ in how many latents were located, and the controls of each are to match its own.
     sizes = {name: len(group) for name, group in located.features.latents.items() if group}
     try:
-        sets = {
-            name: ablation_sets(located.result.scores, activation, size=size, **rule)[name]
-            for name, size in sizes.items()
-        }
+        sets = {name: ablation_sets(scores, activation, size=size, **rule)[name] for name, size in sizes.items()}
     except ValueError as error:
         return {"unmeasured": str(error)}
-    shown = [(pairs.labels == attribute.index(name)).nonzero()[:PER_CLASS, 0] for name in sets]
-    rows = torch.cat(shown)
+    rows = torch.cat([(pairs.labels == attribute.index(name)).nonzero()[:PER_CLASS, 0] for name in sets])
     if not len(rows):
         return {"unmeasured": f"no evaluation image shows a class of {attribute.name}."}
     spec = {
@@ -122,8 +117,7 @@ def silenced(bench: Workbench, located: Located, pairs: Steered) -> dict[str, An
 
     with bench.run.stage("examine"):
         artifact = bench.run.artifact("silencing", spec, make, together=True)
-    data: dict[str, Any] = json.loads((artifact.folder / "silencing.json").read_text())
-    return data
+    return json.loads((artifact.folder / "silencing.json").read_text())
 
 
 def silencer(bench: Workbench, located: Located, features: FeatureSet) -> FeatureEdit:

@@ -12,15 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from difflens.data.prompts import fill
-from difflens.judges.faces import float_pieces
-from difflens.methods.base import Given, LocatedFeatures, Method, SiteEdit, Steering, Window
+from difflens.methods.base import Given, LocatedFeatures, SiteEdit, Steering, Window
 from difflens.methods.holding import Holding, NullSpace
 from difflens.stages import probe as probe_stage
-from difflens.stages.activations import open_store
+from difflens.stages.activations import collect
 from difflens.stages.attribution import Located, locate_features, locate_held
 from difflens.stages.plans import learning_labels
 from difflens.store.artifacts import Artifact
-from difflens.study.workbench import Workbench, plain
+from difflens.study.workbench import Workbench
 from difflens.vocabulary import Attribute
 
 
@@ -48,11 +47,12 @@ def fit(bench: Workbench) -> Fitted:
 
 def _fit(bench: Workbench) -> Fitted:
     method, settings = bench.method, bench.cfg.mitigation
+    early = settings.assignment == "early"
     located = locate_features(bench) if "attribution" in method.needs else None
     artifact, given, learnt = _learn(bench, bench.attribute, located, gated="probe" in method.needs)
     own = method.edit(given, learnt)
     # The classes read must be those of an unedited trajectory, so no edit may begin before the read step.
-    if settings.assignment == "early":
+    if early:
         own = beginning_at(own, settings.read)
     edit = own
     held: dict[str, str] = {}
@@ -69,19 +69,16 @@ def _fit(bench: Workbench) -> Fitted:
         held[attribute.name] = other.fingerprint
     if holders and isinstance(own, SiteEdit):
         edit = Holding(own, holders, ratio=settings.hold.ratio)
-    # Who is moved is read by the probe, also for a method that itself asks for none.
-    early = settings.assignment == "early"
-    reader = {"read": settings.read, "reader": probe_stage.fit(bench)[0].fingerprint} if early else {}
     # What is asked for decides who is moved, and where a calibration ends.
-    goals = {prompt: q.tolist() for prompt, q in bench.goals.own.items()}
-    spec: dict[str, Any] = {
-        "fit": artifact.fingerprint,
-        "assignment": settings.assignment,
-        **reader,
-        "target": bench.goals.shared.tolist(),
-        **({"targets": goals} if goals else {}),
-        **({"hold": {"by": settings.hold.by, "ratio": settings.hold.ratio, "fit": held}} if held else {}),
-    }
+    target = bench.goals.shared.tolist()
+    spec: dict[str, Any] = {"fit": artifact.fingerprint, "assignment": settings.assignment, "target": target}
+    # Who is moved is read by the probe, also for a method that itself asks for none.
+    if early:
+        spec |= {"read": settings.read, "reader": probe_stage.fit(bench)[0].fingerprint}
+    if bench.goals.own:
+        spec["targets"] = {prompt: q.tolist() for prompt, q in bench.goals.own.items()}
+    if held:
+        spec["hold"] = {"by": settings.hold.by, "ratio": settings.hold.ratio, "fit": held}
     return Fitted(edit, own, located, spec)
 
 
@@ -132,8 +129,8 @@ def _learn(
     bench: Workbench, attribute: Attribute, located: Located | None, *, gated: bool
 ) -> tuple[Artifact, Given, Mapping[str, Any]]:
     """What the method learns of an attribute, as an artifact, and what it was given for that."""
-    activations, store = open_store(bench) if bench.method.needs else (None, None)
-    probe_artifact, probe = (None, None) if not gated else probe_stage.fit(bench, attribute)[:2]
+    activations, store = collect(bench) if bench.method.needs else (None, None)
+    probe_artifact, probe = probe_stage.fit(bench, attribute)[:2] if gated else (None, None)
     found = None if located is None else LocatedFeatures(located.autoencoder, located.features, located.statistics)
     given = Given(
         attribute,
@@ -154,10 +151,11 @@ def _learn(
         words=bench.words if attribute == bench.attribute else (),
         classify=lambda images: bench.labels(images, attribute)[0],
         clip=lambda: bench.clip,
-        embeddings=None if store is None else lambda: embed(bench, store.images),
+        embeddings=None if store is None else lambda: bench.embedded(store.images),
     )
+    kind = type(bench.method)
     spec = {
-        "method": described(bench.method, plain(bench.method_settings)),
+        "method": {"class": f"{kind.__module__}.{kind.__qualname__}", "settings": bench.method_settings},
         # A method may learn from the model itself, with no activations between.
         "model": bench.model.spec(),
         "site": bench.site_spec,
@@ -174,20 +172,9 @@ def _learn(
     }
 
     def make(folder: Path) -> None:
-        save_file(
-            {name: value.contiguous() for name, value in bench.method.learn(given).items()}, folder / "fit.safetensors"
-        )
+        learnt = {name: value.contiguous() for name, value in bench.method.learn(given).items()}
+        save_file(learnt, folder / "fit.safetensors")
 
     with bench.run.stage("fit"):
         artifact = bench.run.artifact("fit", spec, make)
     return artifact, given, load_file(artifact.folder / "fit.safetensors")
-
-
-def embed(bench: Workbench, images: Tensor) -> Tensor:
-    """CLIP's embeddings [N, E] of images (uint8 [N, 3, H, W])."""
-    return torch.cat([bench.clip.embed_images(piece).cpu() for piece in float_pieces(images)])
-
-
-def described(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's class and its settings, from which an equal one can be built."""
-    return {"class": f"{type(method).__module__}.{type(method).__qualname__}", "settings": dict(settings)}

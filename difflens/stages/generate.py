@@ -76,8 +76,8 @@ def _pairs(bench: Workbench, prepared: Prepared, plan: GenerationPlan) -> Steere
         targets, spec["attached"] = torch.full_like(targets, UNTOUCHED), False
 
     def make(folder: Path) -> None:
-        asked = aimed(bench, prepared.mitigation, plan, before, targets)
         edit = prepared.mitigation
+        asked = aimed(bench, edit, plan, before, targets)
         sample(bench.trainer("steer"), bench.model, asked, Shards(folder), edit=edit)
         # No two ranks may write the same file.
         if not bench.run.rank:

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from difflens.attribution.decodability import FOLDS, mean_recall, out_of_fold
-from difflens.data.prompts import neutral_plan
 from difflens.data.sampled import as_bytes
-from difflens.judges.faces import float_pieces
 from difflens.methods.assignment import assign_exact
 from difflens.methods.base import Window
 from difflens.methods.h_direction import DirectionEdit, directions_of
@@ -20,6 +18,7 @@ from difflens.metrics.functional import paired_cosine
 from difflens.metrics.paired import bootstrap, resamples
 from difflens.models.hooks import readable_modules
 from difflens.stages.oddness import denoising_errors, oddness
+from difflens.stages.plans import spread_plan
 from difflens.store.errors import UserError
 from difflens.store.progress import Progressing
 from difflens.study.values import plain
@@ -101,13 +100,12 @@ def localisation(
 
     with bench.run.stage("localise"):
         artifact = bench.run.artifact("localisation", spec, make)
-    found: dict[str, Any] = json.loads((artifact.folder / "localisation.json").read_text())
-    return {**found, "artifact": str(artifact)}
+    return {**json.loads((artifact.folder / "localisation.json").read_text()), "artifact": str(artifact)}
 
 
 def _localise(bench: Workbench, settings: Mapping[str, Any], site: Site | None) -> dict[str, Any]:
     sites = [Site(name, branch=bench.model.default_branch) for name in readable_modules(bench.model.unet)]
-    plan = _plan(bench, settings["images"], settings["base_seed"])
+    plan = spread_plan(bench, settings["images"], base_seed=settings["base_seed"])
     recall, labels = decodability(bench, plan, sites, pool=settings["pool"])
     # The most telling over all steps: what is read at the last ones alone comes too late to be changed.
     order = recall.mean(1).argsort(descending=True).tolist()
@@ -123,13 +121,6 @@ def _localise(bench: Workbench, settings: Mapping[str, Any], site: Site | None) 
         "recall": recall.tolist(),
         "trials": [asdict(trial) for trial in trials],
     }
-
-
-def _plan(bench: Workbench, images: int, base_seed: int) -> GenerationPlan:
-    if bench.prompts is None:
-        return GenerationPlan(base_seed, torch.arange(images))
-    prompts = bench.prompts.studied
-    return neutral_plan(prompts, -(-images // len(prompts)), base_seed=base_seed)
 
 
 def decodability(bench: Workbench, plan: GenerationPlan, sites: Sequence[Site], *, pool: int) -> tuple[Tensor, Tensor]:
@@ -205,8 +196,7 @@ def class_differences(
 
 def tried(bench: Workbench, settings: Mapping[str, Any], directions: Mapping[Site, Tensor]) -> list[Trial]:
     """Pushes at each site over all steps, then at the best two in each window; best first (see `ordered`)."""
-    plan = _plan(bench, settings["tried"], settings["base_seed"] + 1)
-    trying = _Trying(bench, plan)
+    trying = _Trying(bench, spread_plan(bench, settings["tried"], base_seed=settings["base_seed"] + 1))
     first, *later = (tuple(window) for window in settings["windows"])
     with Progressing("pushes", len(directions) + 2 * len(later)) as display:
         found = []
@@ -215,8 +205,8 @@ def tried(bench: Workbench, settings: Mapping[str, Any], directions: Mapping[Sit
             display.advance(1)
         by_name = {site.module: site for site in directions}
         for trial in ordered(found)[:2]:
+            site = by_name[trial.site]
             for window in later:
-                site = by_name[trial.site]
                 found.append(trying(site, directions[site], window))
                 display.advance(1)
     return ordered(found)
@@ -238,10 +228,10 @@ class _Trying:
     def __init__(self, bench: Workbench, plan: GenerationPlan) -> None:
         self.bench, self.plan = bench, plan
         self.before = self._made(plan)
-        self.shown, self.embedded = bench.answers(self.before), self._embedded(self.before)
+        self.shown, self.embedded = bench.answers(self.before), bench.embedded(self.before)
         self.usual = self._errors(self.before)
-        share = 1 / len(bench.attribute.classes)
-        even = torch.full((len(bench.attribute.classes),), share, dtype=torch.float64)
+        classes = len(bench.attribute.classes)
+        even = torch.full((classes,), 1 / classes, dtype=torch.float64)
         self.targets = assign_exact(even, len(plan.image_ids), seed=bench.cfg.seed)
         self.plan = plan.towards(self.targets)
 
@@ -260,7 +250,7 @@ class _Trying:
         changed = torch.zeros(len(hit), dtype=torch.bool)
         for other in bench.others():
             changed |= bench.classified(answers, other)[0] != bench.classified(self.shown, other)[0]
-        cosine = paired_cosine(self.embedded, self._embedded(after)).double()
+        cosine = paired_cosine(self.embedded, bench.embedded(after)).double()
         mean = float(cosine.mean())
         low, high = bootstrap(cosine[resamples(len(cosine))].mean(1), mean)
         reached, alone = float(hit.double().mean()), float((~changed).double().mean())
@@ -277,6 +267,3 @@ class _Trying:
 
     def _made(self, plan: GenerationPlan, edit: DirectionEdit | None = None) -> Tensor:
         return torch.cat([as_bytes(batch.images) for batch in self.bench.model.sample(plan, method=edit)])
-
-    def _embedded(self, images: Tensor) -> Tensor:
-        return torch.cat([self.bench.extractor.embed_images(piece).cpu() for piece in float_pieces(images)])  # type: ignore[attr-defined]

@@ -35,8 +35,8 @@ from difflens.stages.rows import (
 )
 from difflens.stages.tracked import track_metrics
 from difflens.store.artifacts import Artifact
-from difflens.study.values import built
-from difflens.study.workbench import Workbench, plain
+from difflens.study.values import built, plain
+from difflens.study.workbench import Workbench
 
 if TYPE_CHECKING:
     from difflens.stages.generate import Steered

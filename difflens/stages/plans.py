@@ -1,5 +1,6 @@
 """Which images a run asks its model for: those it learns from, those that choose a strength, those it is measured on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,20 @@ from difflens.vocabulary import UNNAMED, Attribute, GenerationPlan
 
 def learning_plan(bench: Workbench) -> GenerationPlan:
     """The `data.images` images whose activations are stored; half of them name a class where the model takes prompts."""
-    data = bench.cfg.data
     if bench.prompts is None:
-        return GenerationPlan(data.base_seed, torch.arange(data.images))
-    return study_plan(bench.prompts, bench.words, data.images, base_seed=data.base_seed)[0]
+        return GenerationPlan(bench.cfg.data.base_seed, torch.arange(bench.cfg.data.images))
+    return _prompted(bench, bench.words)[0]
+
+
+def named_classes(bench: Workbench) -> Tensor:
+    """The class that the prompt of each learning image names, `UNNAMED` where it names none."""
+    return _prompted(bench, bench.words)[1]
+
+
+def _prompted(bench: Workbench, words: Sequence[str]) -> tuple[GenerationPlan, Tensor]:
+    """The learning images of a model that takes prompts, which name classes by these words, and the class each names."""
+    assert bench.prompts is not None
+    return study_plan(bench.prompts, words, bench.cfg.data.images, base_seed=bench.cfg.data.base_seed)
 
 
 def contrast_plan(bench: Workbench) -> GenerationPlan:
@@ -32,19 +43,22 @@ def contrast_plan(bench: Workbench) -> GenerationPlan:
     if bench.prompts is None:
         raise ValueError(f"attribution.baseline=contrast needs prompts, and {bench.model.name} takes none; use zero.")
     # Only the words move on by one: ids and seed, and with them the noise, are those of the learning images.
-    words = (*bench.words[1:], bench.words[0])
-    data = bench.cfg.data
-    plan, labels = study_plan(bench.prompts, words, data.images, base_seed=data.base_seed)
+    plan, labels = _prompted(bench, (*bench.words[1:], bench.words[0]))
     return plan.take((labels != UNNAMED).nonzero()[:, 0])
 
 
 def calibration_plan(bench: Workbench) -> GenerationPlan:
-    """The images that choose the strength, and nothing else: about `calibration.images`, as many of every studied prompt."""
+    """The images that choose the strength, and nothing else: about `calibration.images`."""
     settings = bench.cfg.mitigation.calibration
+    return spread_plan(bench, settings.images, base_seed=settings.base_seed)
+
+
+def spread_plan(bench: Workbench, images: int, *, base_seed: int) -> GenerationPlan:
+    """So many images, or the next larger number of which every studied prompt has as many."""
     if bench.prompts is None:
-        return GenerationPlan(settings.base_seed, torch.arange(settings.images))
+        return GenerationPlan(base_seed, torch.arange(images))
     prompts = bench.prompts.studied
-    return neutral_plan(prompts, -(-settings.images // len(prompts)), base_seed=settings.base_seed)
+    return neutral_plan(prompts, -(-images // len(prompts)), base_seed=base_seed)
 
 
 def evaluation_plan(bench: Workbench, *, unseen: bool = False) -> GenerationPlan:
@@ -74,7 +88,7 @@ def naming_plan(bench: Workbench) -> GenerationPlan | None:
 def originals(bench: Workbench, plan: GenerationPlan, *, stage: str = "originals") -> tuple[Artifact, Tensor]:
     """The plan's images without mitigation, uint8 [N, 3, H, W]; shared by every attribute and method."""
     # Nothing of attribute or method: all rows of a table are compared with the same images.
-    spec = {"model": bench.model.spec(), "base_seed": plan.base_seed, "images": len(plan.image_ids), **plan_spec(plan)}
+    spec = {"model": bench.model.spec(), **plan_spec(plan)}
 
     def make(folder: Path) -> None:
         sample(bench.trainer(stage), bench.model, plan, Shards(folder))
@@ -85,19 +99,15 @@ def originals(bench: Workbench, plan: GenerationPlan, *, stage: str = "originals
 
 
 def plan_spec(plan: GenerationPlan) -> dict[str, Any]:
-    """What artifact specs say of a plan beside its seed and size: the prompts in order, and where ids do not begin at 0."""
+    """What artifact specs say of a plan: seed, size, the prompts in order, and where ids do not begin at 0."""
     # Where the ids begin depends on what else the study has prompts for: the same prompts may have other images.
     first = int(plan.image_ids[0]) if len(plan.image_ids) else 0
-    begins = {"first_id": first} if first else {}
-    return begins if plan.prompts is None else {"prompts": list(plan.prompts), **begins}
-
-
-def named_classes(bench: Workbench) -> Tensor:
-    """The class that each learning image's prompt names, `UNNAMED` where it names none."""
-    if bench.prompts is None:
-        return torch.full((bench.cfg.data.images,), UNNAMED)
-    data = bench.cfg.data
-    return study_plan(bench.prompts, bench.words, data.images, base_seed=data.base_seed)[1]
+    return {
+        "base_seed": plan.base_seed,
+        "images": len(plan.image_ids),
+        **({} if plan.prompts is None else {"prompts": list(plan.prompts)}),
+        **({"first_id": first} if first else {}),
+    }
 
 
 def learning_labels(bench: Workbench, store: ActivationStore, attribute: Attribute) -> Tensor:

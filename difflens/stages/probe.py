@@ -6,14 +6,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from difflens.probes.base import Probe, load_probe, save_probe
-from difflens.stages.activations import open_store
+from difflens.stages.activations import collect
 from difflens.stages.plans import learning_labels
-from difflens.stages.tracked import track_probe
 from difflens.store.artifacts import Artifact
 from difflens.store.progress import Progressing
 from difflens.store.run import Run
-from difflens.study.values import built
-from difflens.study.workbench import Workbench, plain
+from difflens.study.values import built, plain
+from difflens.study.workbench import Workbench
 from difflens.vocabulary import Attribute
 
 
@@ -32,7 +31,7 @@ def fit(bench: Workbench, attribute: Attribute | None = None) -> tuple[Artifact,
 
 
 def _fit(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Probe, Tensor]:
-    activations, store = open_store(bench)
+    activations, store = collect(bench)
     spec = {
         "activations": activations.fingerprint,
         **bench.attribute_spec(attribute),
@@ -61,5 +60,5 @@ def _fit(bench: Workbench, attribute: Attribute) -> tuple[Artifact, Probe, Tenso
         artifact = bench.run.artifact("probe", spec, make)
     fitted, accuracy = load_probe(artifact.folder)
     if attribute == bench.attribute:
-        track_probe(bench, accuracy)
+        bench.tracker.curve("probe/accuracy", accuracy.tolist())
     return artifact, fitted, accuracy

@@ -131,7 +131,7 @@ def read_images(
     """
     found: dict[str, list[Tensor]] = {}
     # `pieces` is a function, since every pass needs the images from the beginning.
-    passes = _passes(_readers(study))
+    passes = _passes(study)
     with Progressing(title, len(image_ids) * len(passes)) as display:
         for readers in passes:
             for piece in pieces():
@@ -153,16 +153,13 @@ def read_judge(images: UInt8[Tensor, "images 3 height width"], study: Study) -> 
     return read_classes(study.judge, study.attribute, answers)
 
 
-def _readers(study: Study) -> list[Reader]:
-    """The judge, and the extractor or each of its parts that has a network of its own."""
+def _passes(study: Study) -> list[list[Reader]]:
+    """The networks that stay in memory together, then each of the others alone."""
+    # The judge, and the extractor or each of its parts that has a network of its own.
     whole = {"extractor": (partial(_features, study.extractor), getattr(study.extractor, "free", None))}
-    parts = getattr(study.extractor, "parts", whole)
-    readers = [Reader(read, give_back) for read, give_back in parts.values()]
-    return [Reader(partial(_answers, study.judge), getattr(study.judge, "free", None)), *readers]
-
-
-def _passes(readers: list[Reader]) -> list[list[Reader]]:
-    """Those that stay in memory together, then each of the others alone."""
+    parts = getattr(study.extractor, "parts", whole).values()
+    judge = Reader(partial(_answers, study.judge), getattr(study.judge, "free", None))
+    readers = [judge, *(Reader(read, give_back) for read, give_back in parts)]
     staying = [reader for reader in readers if reader.free is None]
     return [*([staying] if staying else []), *([reader] for reader in readers if reader.free is not None)]
 

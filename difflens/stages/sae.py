@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -29,21 +29,20 @@ from difflens.models.devices import placed
 from difflens.models.model import DiffusionModel
 from difflens.sae.base import SparseAutoencoder, load_sae, read_spec, save_sae
 from difflens.sae.health import DENSITY_EDGES, HealthMeter, SaeHealth, denoising_loss_recovered
-from difflens.stages.activations import open_store
+from difflens.stages.activations import collect
 from difflens.stages.plans import learning_plan
 from difflens.stages.tracked import track_sae
 from difflens.store.artifacts import Artifact, require_equal
 from difflens.store.errors import UserError
 from difflens.store.progress import progress
 from difflens.store.run import Run
-from difflens.study.values import built
-from difflens.study.workbench import Workbench, plain
+from difflens.study.values import built, plain
+from difflens.study.workbench import Workbench
 from difflens.training.callbacks import HealthOverTraining
 from difflens.training.sae_module import SaeModule
 
 ONLINE_FIRST_ID = 1_000_000
 """Images sampled for online training get ids that no stored image has."""
-
 
 HEALTH_IMAGES = 8
 """Held-out images on which the SAE's health is followed while it trains."""
@@ -61,7 +60,7 @@ def train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
 
 def _train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
     given = given_sae(bench)
-    activations, store = open_store(bench)
+    activations, store = collect(bench)
     spec = {
         "activations": activations.fingerprint,
         "source": bench.cfg.data.source,
@@ -80,8 +79,7 @@ def _train(bench: Workbench) -> tuple[Artifact, SparseAutoencoder]:
         saved, workspace = folder / "autoencoder", folder / "training"
         # An interrupted run may have left a trained SAE without its health; that is no reason to train again.
         if not _is_saved(saved):
-            rows = (list(training), list(validation))
-            found = _fit(bench, store, *rows, workspace=workspace) if given is None else given[0]
+            found = _fit(bench, store, training, validation, workspace=workspace) if given is None else given[0]
             if not bench.run.rank:
                 save_sae(found, saved, spec={"made_from": spec, "trained_on": trained_on(bench.model, bench.site_spec)})
         # Only training is shared out; one rank measures the health.
@@ -148,17 +146,19 @@ class _Stream(IterableDataset[TokenBatch]):
 
 
 def _fit(
-    bench: Workbench, store: ActivationStore, training: list[int], validation: list[int], *, workspace: Path
+    bench: Workbench, store: ActivationStore, training: Sequence[int], validation: Sequence[int], *, workspace: Path
 ) -> SparseAutoencoder:
     # The SAE's first directions come from torch's global generator.
     torch.manual_seed(bench.cfg.seed)
-    module = build_module(bench, store)
-    source = _token_source(bench, store, training, module.sae.tokens_of_map)
+    module: SaeModule = built(bench.cfg, "sae.training")(
+        bench.new_autoencoder(), steps=store.steps, site=bench.site.module
+    )
+    tokenise = module.sae.tokens_of_map
+    source = _token_source(bench, store, training, tokenise)
     batch = int(module.hparams["batch"])
-    stream = {"batch": batch, "batches": module.updates, "seed": bench.cfg.seed}
     sizes = buffer_sizes(bench.cfg.data.buffer, batch=batch, dim=module.sae.dim)
     bench.run.say(f"sae: {sizes.describe()}")
-    stream["capacity"] = sizes.capacity
+    stream = {"batch": batch, "batches": module.updates, "seed": bench.cfg.seed, "capacity": sizes.capacity}
     # Mixed like the training's own tokens: mean and scale of one step or a few images would be others.
     sample = next(mixed_batches(source, **{**stream, "batch": sizes.sample, "batches": 1}))
     module.calibrate_input(sample.tokens, sample.steps)
@@ -172,7 +172,10 @@ def _fit(
     # With the counter Lightning would write `last-v1.ckpt` beside an older one, and a resume would read the older.
     keeper = ModelCheckpoint(workspace, filename="last", every_n_train_steps=interval, enable_version_counter=False)
     loader = DataLoader(_Stream(source, **stream, first=first), batch_size=None)
-    health = HealthOverTraining(*_held_out(store, validation, module.sae.tokens_of_map), bench.tracker)
+    # Tokens of a few held-out images at every step, and the step of each.
+    maps = [tokenise(store.at_step(step)[validation[:HEALTH_IMAGES]]) for step in range(store.steps)]
+    steps = torch.arange(store.steps).repeat_interleave(len(maps[0]))
+    health = HealthOverTraining(torch.cat(maps), steps, bench.tracker)
     trainer = bench.trainer(
         "SAE's training",
         max_epochs=1,
@@ -187,10 +190,17 @@ def _fit(
     return module.fold_scale().eval()
 
 
-def _held_out(store: ActivationStore, validation: list[int], tokenise: Tokenise) -> tuple[Tensor, Tensor]:
-    """Tokens of a few held-out images at every step, and the step of each."""
-    maps = [tokenise(store.at_step(step)[validation[:HEALTH_IMAGES]]) for step in range(store.steps)]
-    return torch.cat(maps), torch.arange(store.steps).repeat_interleave(len(maps[0]))
+def _token_source(bench: Workbench, store: ActivationStore, training: Sequence[int], tokenise: Tokenise) -> TokenSource:
+    if bench.cfg.data.source == "shards":
+        return StoredTokens(store, list(training), tokenise=tokenise)
+    return OnlineTokens(
+        bench.model,
+        bench.site,
+        base_seed=bench.cfg.data.base_seed,
+        first_id=ONLINE_FIRST_ID,
+        prompts=learning_plan(bench).prompts,
+        tokenise=tokenise,
+    )
 
 
 def updates_done(checkpoint: Path) -> int:
@@ -202,32 +212,12 @@ def updates_done(checkpoint: Path) -> int:
         return 0
 
 
-def build_module(bench: Workbench, store: ActivationStore) -> SaeModule:
-    """The untrained SAE of the site's size in its training module."""
-    training = built(bench.cfg, "sae.training")
-    module: SaeModule = training(bench.new_autoencoder(), steps=store.steps, site=bench.site.module)
-    return module
-
-
-def _token_source(bench: Workbench, store: ActivationStore, training: list[int], tokenise: Tokenise) -> TokenSource:
-    if bench.cfg.data.source == "shards":
-        return StoredTokens(store, training, tokenise=tokenise)
-    return OnlineTokens(
-        bench.model,
-        bench.site,
-        base_seed=bench.cfg.data.base_seed,
-        first_id=ONLINE_FIRST_ID,
-        prompts=learning_plan(bench).prompts,
-        tokenise=tokenise,
-    )
-
-
 @torch.inference_mode()
-def measure_health(autoencoder: SparseAutoencoder, store: ActivationStore, positions: Any) -> SaeHealth:
+def measure_health(autoencoder: SparseAutoencoder, store: ActivationStore, rows: Sequence[int]) -> SaeHealth:
     """FVU, L0, dead share and density on images that never trained the SAE."""
     meter = HealthMeter(store.steps, autoencoder.dim, autoencoder.width)
     for step in progress(range(store.steps), "SAE's health"):
-        tokens = autoencoder.tokens_of_map(store.at_step(step)[list(positions)].float())
+        tokens = autoencoder.tokens_of_map(store.at_step(step)[list(rows)].float())
         for chunk in torch.split(tokens, 4096):
             codes = autoencoder.encode(chunk)
             meter.update(chunk, autoencoder.decode(codes), codes, torch.full((len(chunk),), step))
@@ -235,7 +225,7 @@ def measure_health(autoencoder: SparseAutoencoder, store: ActivationStore, posit
 
 
 def loss_recovered(
-    bench: Workbench, autoencoder: SparseAutoencoder, store: ActivationStore, positions: Any
+    bench: Workbench, autoencoder: SparseAutoencoder, store: ActivationStore, positions: Sequence[int]
 ) -> dict[str, list[float]]:
     """Denoising loss recovered per step on held-out images, and its interval; the ablation puts in the site's mean."""
     rows = list(positions)[: bench.model.micro_batch // 2]

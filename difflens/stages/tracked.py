@@ -1,10 +1,8 @@
-"""What each stage tells the run's tracker, whichever that is."""
+"""What stages tell the run's tracker, whichever that is, beside single curves and figures."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from torch import Tensor
 
 from difflens.methods.calibration import Calibration
 from difflens.report.images import select_pairs
@@ -14,21 +12,10 @@ from difflens.study.workbench import Workbench
 
 def track_sae(bench: Workbench, health: Mapping[str, Any]) -> None:
     """The health of the trained SAE on held-out images."""
-    figures = {f"sae/held_out/{key}": health[key] for key in ("fvu", "l0", "dead_share")}
-    bench.tracker.scalars(figures)
-    bench.tracker.curve("sae/held_out/fvu_per_step", _known(health["fvu_per_step"]))
-    bench.tracker.curve("sae/held_out/loss_recovered_per_step", _known(health["loss_recovered_per_step"]))
+    bench.tracker.scalars({f"sae/held_out/{key}": health[key] for key in ("fvu", "l0", "dead_share")})
+    for key in ("fvu_per_step", "loss_recovered_per_step"):
+        bench.tracker.curve(f"sae/held_out/{key}", _known(health[key]))
     bench.tracker.histogram("sae/held_out/density", health["density_histogram"], health["density_edges"])
-
-
-def track_probe(bench: Workbench, accuracy: Tensor) -> None:
-    """The probe's held-out accuracy at every step."""
-    bench.tracker.curve("probe/accuracy", accuracy.tolist())
-
-
-def track_attribution(bench: Workbench, completeness_gap: float) -> None:
-    """How far the scores are from adding up to the probe's change of output."""
-    bench.tracker.scalars({"attribution/completeness_gap": completeness_gap})
 
 
 def track_calibration(bench: Workbench, names: Sequence[str], found: Calibration) -> None:
@@ -44,8 +31,8 @@ def track_calibration(bench: Workbench, names: Sequence[str], found: Calibration
 def track_metrics(bench: Workbench, metrics: Mapping[str, Any]) -> None:
     """Every number of metrics.json: shares with their intervals, FD, FID, KID, CLIP-I, leakage."""
     for row in metrics["rows"]:
-        numbers = {key: value for key, value in flat(row) if isinstance(value, int | float)}
-        bench.tracker.scalars({f"{row['method']}/{key}": value for key, value in numbers.items()})
+        numbers = {f"{row['method']}/{key}": value for key, value in flat(row) if isinstance(value, int | float)}
+        bench.tracker.scalars(numbers)
 
 
 def track_pictures(bench: Workbench, features: Sequence[Mapping[str, Any]]) -> None:

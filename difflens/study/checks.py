@@ -43,11 +43,7 @@ def check(bench: "Workbench") -> None:
 
 
 def check_gate(bench: "Workbench") -> None:
-    """Check that not every studied prompt is left alone for the class it names; say which are.
-
-    Raises:
-        ValueError: all are.
-    """
+    """Check that not every studied prompt is left alone for the class it names (ValueError: all are); say which are."""
     assert bench.prompts is not None
     texts = [fill(prompt) for prompt in (*bench.prompts.studied, *bench.prompts.unseen)]
     alone = [text for text in texts if bench.leaves_alone(text)]
@@ -61,11 +57,7 @@ def check_gate(bench: "Workbench") -> None:
 
 
 def check_streams(bench: "Workbench") -> None:
-    """Check that no two images of the study begin with the same noise: of 2^32 streams, 10,000 images may hit one twice.
-
-    Raises:
-        ValueError: two do.
-    """
+    """Check that no two images begin with the same noise (else ValueError): of 2^32 streams 10,000 may hit one twice."""
     cfg, prompts = bench.cfg, bench.prompts
     texts = 1 if prompts is None else len(prompts.studied) + len(prompts.unseen)
     calibration = cfg.mitigation.calibration
@@ -85,11 +77,7 @@ def check_streams(bench: "Workbench") -> None:
 
 
 def check_autoencoder(bench: "Workbench", *, held: bool) -> None:
-    """Check what trains and searches the SAE, where the method asks for one.
-
-    Raises:
-        ValueError: with the offending value and the remedy.
-    """
+    """Check what trains and searches the SAE, where the method asks for one; else ValueError."""
     cfg = bench.cfg
     # On a GPU it is the GPU's memory that counts, which torch tells when it runs out.
     if cfg.sae.saved is None and (cfg.trainer.accelerator or cfg.model.get("device") or "cpu") == "cpu":

@@ -31,8 +31,6 @@ from difflens.training.callbacks import OwnSigterm, StageProgress
 from difflens.training.loggers import RunIdentity, Tracker
 from difflens.vocabulary import NO_FACE, Attribute, Site
 
-__all__ = ["Workbench", "blaming", "plain"]
-
 SHARED = ("name", "strength", "times", "assignment", "read", "target", "hold", "calibration")
 """What all methods share: who is moved, how strongly, and what is held."""
 
@@ -87,8 +85,7 @@ class Workbench:
         with blaming(f"data.site.module={self.site.module}"):
             channels, height, width = self.model.site_shape(self.site)
         with blaming("sae"):
-            autoencoder: SparseAutoencoder = build(described, "sae", positions=height * width)(channels)
-        return autoencoder
+            return build(described, "sae", positions=height * width)(channels)
 
     @cached_property
     def model(self) -> DiffusionModel:
@@ -120,14 +117,11 @@ class Workbench:
         """
         described = self.cfg.get("prompt")
         wanted = self.model.default_branch != "none"
-        if wanted != bool(described):
-            raise ValueError(
-                f"{self.model.name} is given prompts: choose a list, such as prompt=workplace."
-                if wanted
-                else f"{self.model.name} takes no prompts: leave prompt out."
-            )
-        prompts: PromptSet | None = built(self.cfg, "prompt") if wanted else None
-        return prompts
+        if wanted and not described:
+            raise ValueError(f"{self.model.name} is given prompts: choose a list, such as prompt=workplace.")
+        if described and not wanted:
+            raise ValueError(f"{self.model.name} takes no prompts: leave prompt out.")
+        return built(self.cfg, "prompt") if wanted else None
 
     @cached_property
     def words(self) -> tuple[str, ...]:
@@ -199,14 +193,17 @@ class Workbench:
     @cached_property
     def extractor(self) -> FeatureExtractor:
         """The image features of FID and KID."""
-        extractor: FeatureExtractor = built(self.cfg, "metric.extractor")
-        return extractor
+        return built(self.cfg, "metric.extractor")
 
     @property
     def clip(self) -> Any:
         """The CLIP of the measures."""
         # An extractor with parts has a network of its own for embeddings.
         return getattr(self.extractor, "embeddings", self.extractor)
+
+    def embedded(self, images: Tensor) -> Tensor:
+        """CLIP's embeddings [N, E] of images (uint8 [N, 3, H, W])."""
+        return torch.cat([self.clip.embed_images(piece).cpu() for piece in float_pieces(images)])
 
     def labels(self, images: Tensor, attribute: Attribute | None = None) -> tuple[Tensor, Tensor]:
         """The class [N] of images (uint8 [N, 3, H, W]) by the labelling judge, and its logits [N, C].
@@ -221,16 +218,14 @@ class Workbench:
         Those of the last images are kept: who is to be moved and what is to be held are asked of the same ones in turn.
         """
         # By identity: stages hand on the same tensor, and comparing the pixels of thousands would take its time.
-        if self._answered is None or self._answered[0] is not images:
-            self._answered = images, self._read(images)
-        return self._answered[1]
-
-    def _read(self, images: Tensor) -> dict[str, Tensor]:
+        if self._answered is not None and self._answered[0] is images:
+            return self._answered[1]
         answers = read_all(self.labelling_judge, images, "labelling")
         # One attribute tells: an image without a face has a row of NaN in each.
         found = faces_found(answers[self.attribute.components[0].name])
         if missing := missing_faces(found, policy=self.cfg.missing_faces):
             self.run.say(f"no face in {missing} of {len(found)} images that were labelled; they count for no class")
+        self._answered = images, answers
         return answers
 
     def classified(self, answers: dict[str, Tensor], attribute: Attribute) -> tuple[Tensor, Tensor]:
@@ -281,8 +276,7 @@ class Workbench:
         """The result of a piece of work that several stages ask for; done, checked and said once per run."""
         if name not in self._made:
             self._made[name] = work()
-        result: Result = self._made[name]
-        return result
+        return self._made[name]
 
     def trainer(self, stage: str = "", *, alone: bool = False, **settings: Any) -> lightning.Trainer:
         """A Lightning trainer that shows how far the stage is, without logger and checkpoints unless `settings` ask.
@@ -358,8 +352,7 @@ def open_tracker(cfg: DictConfig, run: Run) -> Tracker:
         return Tracker()
     tags = [str(name) for name in (cfg.model.name, cfg.attribute.name, cfg.mitigation.name) if name]
     with blaming("logger"):
-        identity = RunIdentity(cfg.name, run.group, cfg.task.name, tags, plain(cfg), run.id)
-        tracker: Tracker = make(run.folder, identity)
+        tracker: Tracker = make(run.folder, RunIdentity(cfg.name, run.group, cfg.task.name, tags, plain(cfg), run.id))
 
     def close(exit_code: int) -> None:
         # Closed in any case: left open, wandb would give this run to the next job of a sweep.

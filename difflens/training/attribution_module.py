@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning
 import torch
@@ -32,6 +32,11 @@ class AttributionModule(lightning.LightningModule):
     batched. An item is all batches of one step: no two ranks add to the same score.
     """
 
+    score_sum: Tensor
+    activation_sum: Tensor
+    images: Tensor
+    gap: Tensor
+
     def __init__(
         self, sae: SparseAutoencoder, probe: Probe, attribute: Attribute, scorer: Scorer, *, temperature: float = 1.0
     ) -> None:
@@ -41,14 +46,8 @@ class AttributionModule(lightning.LightningModule):
         shape = (len(attribute.classes), probe.steps, sae.width)
         # Buffers follow the module to its device; not persistent, since they are results and no weights. In double, so
         # that it does not matter how images were batched.
-        self.register_buffer("score_sum", torch.zeros(shape, dtype=torch.float64), persistent=False)
-        self.register_buffer("activation_sum", torch.zeros(shape, dtype=torch.float64), persistent=False)
-        self.register_buffer("images", torch.zeros(shape[:2], dtype=torch.float64), persistent=False)
-        self.register_buffer("gap", torch.zeros(2, dtype=torch.float64), persistent=False)
-        self.score_sum: Tensor
-        self.activation_sum: Tensor
-        self.images: Tensor
-        self.gap: Tensor
+        for name, size in {"score_sum": shape, "activation_sum": shape, "images": shape[:2], "gap": (2,)}.items():
+            self.register_buffer(name, torch.zeros(size, dtype=torch.float64), persistent=False)
         self._last: tuple[tuple[int, torch.Size], Head] | None = None
 
     def head(self, step: int, positions: torch.Size) -> Head:
@@ -57,17 +56,18 @@ class AttributionModule(lightning.LightningModule):
         `positions` are those of the codes: the map's height and width, or 1 × 1 where a whole map is one token. Batches
         come step by step, so the last head is kept.
         """
-        if self._last is None or self._last[0] != (step, positions):
-            self._last = (step, positions), self._new_head(step, positions)
-        return self._last[1]
-
-    def _new_head(self, step: int, positions: torch.Size) -> Head:
+        if self._last is not None and self._last[0] == (step, positions):
+            return self._last[1]
         decoder, layer = (self.sae.decoder.detach(), self.sae.b_dec.detach()), self.probe.affine_layer(step)
+        head: Head
         if layer is None:
-            return AutogradHead(*decoder, lambda maps: self.probe(maps, step) / self.temperature, tuple(positions))
-        # Both divided: so are the logits, and the head stays affine.
-        weight, bias = (values / self.temperature for values in layer)
-        return AffineHead(*decoder, weight.reshape(-1, self.sae.dim, *positions), bias)
+            head = AutogradHead(*decoder, lambda maps: self.probe(maps, step) / self.temperature, tuple(positions))
+        else:
+            # Both divided: so are the logits, and the head stays affine.
+            weight, bias = (values / self.temperature for values in layer)
+            head = AffineHead(*decoder, weight.reshape(-1, self.sae.dim, *positions), bias)
+        self._last = (step, positions), head
+        return head
 
     def predict_step(self, batches: Iterable[LabelledMaps], batch_idx: int) -> None:
         """Add the batches of one step to the sums."""
@@ -87,17 +87,15 @@ class AttributionModule(lightning.LightningModule):
         scores = self.scorer(head, codes, labels, baseline).detach()
         with torch.no_grad():
             first = head.zero_logits().expand(len(maps), -1) if baseline is None else head.logits(baseline)
-            self._add_completeness(head.logits(codes), first, labels, scores)
+            # In double: a gap as small as rounding is what a complete scorer shows.
+            ends = (logits.double().softmax(-1) for logits in (head.logits(codes), first))
+            p, p_first = (shares.gather(1, labels[:, None])[:, 0] for shares in ends)
+            # Sum and count in one tensor, which ranks can add up.
+            self.gap += torch.stack([(scores.double().sum(1) - (p - p_first)).abs().sum(), torch.ones_like(p).sum()])
         own = torch.nn.functional.one_hot(labels, len(self.attribute.classes)).double().T
         self.score_sum[:, step] += own @ scores.double()
         self.activation_sum[:, step] += own @ codes.sum((-1, -2)).double()
         self.images[:, step] += own.sum(1)
-
-    def _add_completeness(self, last: Tensor, first: Tensor, labels: Tensor, scores: Tensor) -> None:
-        # In double: a gap as small as rounding is what a complete scorer shows.
-        p, p_first = (logits.double().softmax(-1).gather(1, labels[:, None])[:, 0] for logits in (last, first))
-        # Sum and count in one tensor, which ranks can add up.
-        self.gap += torch.stack([(scores.double().sum(1) - (p - p_first)).abs().sum(), torch.ones_like(p).sum()])
 
     def result(self) -> "AttributionResult":
         """The averages over images (ValueError: a class had no image)."""
@@ -125,7 +123,3 @@ class AttributionResult:
     scores: FeatureScores
     activation: Float[Tensor, "classes steps latents"]
     completeness_gap: float
-
-    def tensors(self) -> dict[str, Any]:
-        """As stored in an artifact."""
-        return {"scores": self.scores.scores, "activation": self.activation}

@@ -27,10 +27,6 @@ class StageProgress(ProgressBar):
         """Lightning asks for silence on all ranks but the first."""
         self._enabled = False
 
-    def enable(self) -> None:
-        """Speak again."""
-        self._enabled = True
-
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Count updates."""
         self._open(trainer.estimated_stepping_batches)

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,11 @@ class RunIdentity:
         id: the same for every attempt at a job of a sweep; None for a new one.
     """
 
-    name: str = "run"
-    group: str | None = None
-    task: str = "pipeline"
-    tags: Sequence[str] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
+    name: str
+    group: str | None
+    task: str
+    tags: Sequence[str]
+    config: Mapping[str, Any]
     id: str | None = None
 
 
@@ -88,7 +88,6 @@ def tensorboard_tracker(folder: Path, _: RunIdentity) -> Tracker:
 STEP = "denoising_step"
 SECONDS_TO_CONNECT = 20.0
 MODES = ("online", "offline", "disabled")
-"""How the service may be used."""
 
 log = logging.getLogger(__name__)
 
@@ -140,8 +139,8 @@ class WandbTracker(Tracker):
             # Specs name what they are made from by its fingerprint.
             others = [other for other, _ in last.values() if f'"{other.fingerprint}"' in words]
             about = {"spec": artifact.spec, "files": dict(artifact.files), "reused": reused}
-            about["made_from"] = [shown_name(other) for other in others]
-            entry = wandb.Artifact(shown_name(artifact), artifact.kind, metadata=about)
+            about["made_from"] = [f"{other.kind}-{other.fingerprint}" for other in others]
+            entry = wandb.Artifact(f"{artifact.kind}-{artifact.fingerprint}", artifact.kind, metadata=about)
             # Artifacts have hashes of their own: wandb need not read gigabytes once more.
             entry.add_reference(artifact.folder.resolve().as_uri(), checksum=False)
             is_input = reused and not self.run.settings._offline
@@ -152,11 +151,6 @@ class WandbTracker(Tracker):
         # The environment is put back even if wandb cannot end the run.
         with self.held:
             self.run.finish(exit_code=exit_code)
-
-
-def shown_name(artifact: Artifact) -> str:
-    """An artifact's name in Weights & Biases."""
-    return f"{artifact.kind}-{artifact.fingerprint}"
 
 
 def wandb_tracker(
@@ -182,16 +176,20 @@ def wandb_tracker(
         raise ValueError(f"logger.mode={mode!r} is not one of {', '.join(MODES)}.")
     if mode == "disabled":
         return Tracker()
-    about: dict[str, Any] = {"id": identity.id, "name": identity.name, "group": identity.group}
-    about |= {
+    about: dict[str, Any] = {
+        "id": identity.id,
+        "name": identity.name,
+        "group": identity.group,
         "job_type": identity.task,
         "tags": [*identity.tags, *tags],
         "config": dict(identity.config),
         "dir": str(folder),
+        "project": project,
+        "entity": entity,
     }
     with ExitStack() as held:
         held.enter_context(_surroundings(folder.resolve() / "wandb"))
-        run = _start(mode, {**about, "project": project, "entity": entity}, folder)
+        run = _start(mode, about, folder)
         # Taken out of the block: wandb reads this environment until the run is closed.
         return WandbTracker(run, images=images, held=held.pop_all())
 

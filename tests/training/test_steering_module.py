@@ -11,7 +11,7 @@ from difflens.data.activations import ActivationStore
 from difflens.data.sampled import Shards
 from difflens.models.base import Batch
 from difflens.models.model import DiffusionModel
-from difflens.training.steering_module import MicroBatches, generate, sample
+from difflens.training.steering_module import generate, micro_batches, sample
 from difflens.vocabulary import GenerationPlan, Site
 
 
@@ -29,11 +29,10 @@ def test_images_come_in_the_order_of_the_plan(model: DiffusionModel) -> None:
 
 def test_an_item_is_a_whole_micro_batch() -> None:
     plan = GenerationPlan(0, torch.arange(10) + 5, torch.arange(10))
-    items = list(MicroBatches(plan, 4))
-    assert [item.number for item in items] == [0, 1, 2]
+    items = micro_batches(plan, 4, at_least=1)
+    assert [item.number for item in items] == [0, 1, 2] and items[2].plan.targets.tolist() == [8, 9]
     assert [item.plan.image_ids.tolist() for item in items] == [[5, 6, 7, 8], [9, 10, 11, 12], [13, 14]]
-    assert items[2].plan.targets is not None and items[2].plan.targets.tolist() == [8, 9]
-    assert [len(item.plan.image_ids) for item in MicroBatches(plan, 8, at_least=4)] == [8, 2, 0, 0]
+    assert [len(item.plan.image_ids) for item in micro_batches(plan, 8, at_least=4)] == [8, 2, 0, 0]
 
 
 def test_what_is_there_is_not_sampled_again(model: DiffusionModel, tmp_path: Path) -> None:
