@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear, normalize, silu
 
-from difflens.methods.base import Given, Method, Need, Steering, Window
+from difflens.methods.base import Given, Method, Need, Steering, Window, class_counts
 from difflens.models.base import Batch
 from difflens.models.guidance import UNGUIDED
 from difflens.models.hooks import find_module, map_rows, unhooked
@@ -121,13 +121,8 @@ def class_directions(
     Raises:
         ValueError: no image shows a class.
     """
-    means = []
-    for index, name in enumerate(attribute.classes):
-        own = places[labels == index]
-        if not len(own):
-            raise ValueError(f"no learning image is {name!r} ({attribute.name}); raise data.images.")
-        means.append(own.mean(0))
-    found = torch.stack(means)
+    class_counts(attribute, labels, key="data.images")
+    found = torch.stack([places[labels == index].mean(0) for index in range(len(attribute.classes))])
     # The mean of the classes, not of the images: a rare class pulls as much as a common one.
     return normalize(found - found.mean(0), dim=1)
 

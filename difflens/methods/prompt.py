@@ -73,6 +73,7 @@ class PromptEdit(Steering):
         named: neutral prompt → the same naming each class [C].
     """
 
+    # It must know a call's prompts before the call is made, so it cannot act inside one that a user makes.
     before_call = True
 
     def __init__(self, attribute: Attribute, named: Mapping[str, Sequence[str]]) -> None:
