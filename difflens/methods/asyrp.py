@@ -240,15 +240,7 @@ def delta_block(
 
 
 class BlockEdit(MapEdit):
-    """Adds what the network of the target class makes of the activations, times its strength.
-
-    Args:
-        attribute: whose classes the networks are of.
-        learnt: see `Asyrp.learn`.
-        site: where they read and write.
-        update: see `SiteEdit`.
-        window: see `SiteEdit`.
-    """
+    """Adds what the network of the target class makes of the activations, times its strength; `learnt` by `Asyrp.learn`."""
 
     def __init__(
         self, attribute: Attribute, learnt: Mapping[str, Tensor], *, site: Site, update: str, window: Window

@@ -99,13 +99,7 @@ def first_of(modules: Iterable[str]) -> str:
 
 
 class HeadEdit(Steering):
-    """Projects all classes' directions out of the conditional heads and adds the image's own.
-
-    Args:
-        attribute: whose classes these are.
-        learnt: see `EquiSteer.learn`.
-        window: the edited steps.
-    """
+    """Projects all classes' directions out of the conditional heads and adds the image's own (see `EquiSteer.learn`)."""
 
     def __init__(self, attribute: Attribute, learnt: Mapping[str, Tensor], *, window: Window) -> None:
         super().__init__(attribute, window=window)

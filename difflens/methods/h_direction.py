@@ -114,13 +114,8 @@ def directions_of(
 class DirectionEdit(MapEdit):
     """Adds the direction of the target class, times its strength.
 
-    Args:
-        attribute: whose classes the directions are.
-        directions: [classes, steps, D, H, W].
-        site: where they were measured.
-        update: see `SiteEdit`.
-        window: see `SiteEdit`.
-        gate: where it reads the target class with probability p, the edit shrinks by 1 − p.
+    The directions were measured at the site. Where the gate reads the target class with probability p, the edit shrinks by
+    1 − p.
     """
 
     def __init__(

@@ -71,13 +71,7 @@ class HDistribution(Method):
 class GradientEdit(MapEdit):
     """Moves all images of a micro-batch that have a class along the gradient of the distribution's loss.
 
-    Args:
-        attribute: whose classes are balanced.
-        probe: linear.
-        factors: of every step [steps].
-        site: where the probe reads.
-        update: see `SiteEdit`.
-        window: see `SiteEdit`.
+    The probe is linear and reads at the site; `factors` are those of every step [steps].
     """
 
     def __init__(

@@ -17,11 +17,7 @@ Same = TypeVar("Same", bound="Around")
 
 
 class Around(SiteEdit):
-    """An edit around another one, which keeps its strengths and its coordinates.
-
-    Args:
-        edit: of the attribute under study.
-    """
+    """An edit around another one, which keeps its strengths and its coordinates."""
 
     def __init__(self, edit: SiteEdit) -> None:
         super().__init__(edit.attribute, site=edit.site, update=edit.update, window=edit.window)

@@ -125,13 +125,7 @@ def normal_of(x: Float[Tensor, "images dim"], member: Bool[Tensor, "images"]) ->
 
 
 class AttentionEdit(Steering):
-    """Adds each image's direction at every position of several modules.
-
-    Args:
-        attribute: whose classes the directions are.
-        directions: module → [classes, steps, D].
-        window: the edited steps.
-    """
+    """Adds each image's direction at every position of several modules; `directions`: module → [classes, steps, D]."""
 
     def __init__(self, attribute: Attribute, directions: Mapping[str, Tensor], *, window: Window) -> None:
         super().__init__(attribute, window=window)

@@ -66,12 +66,7 @@ def texts_of(named: Mapping[str, Sequence[str]], batch: Batch) -> list[str]:
 
 
 class PromptEdit(Steering):
-    """Exchanges the prompts of a call before it is made.
-
-    Args:
-        attribute: whose classes are named.
-        named: neutral prompt → the same naming each class [C].
-    """
+    """Exchanges the prompts of a call before it is made; `named`: neutral prompt → the same naming each class [C]."""
 
     # It must know a call's prompts before the call is made, so it cannot act inside one that a user makes.
     before_call = True
