@@ -17,7 +17,7 @@ from torch.nn.functional import cosine_similarity, group_norm, silu
 
 from difflens.data.prompts import SLOT, fill
 from difflens.judges.protocol import Clip
-from difflens.methods.base import Given, Method, SiteEdit, Window, check_update
+from difflens.methods.base import Given, MapEdit, Method, Window, check_update
 from difflens.models.hooks import SiteHooks
 from difflens.models.model import DiffusionModel
 from difflens.models.sampling import ddim_step, estimate, image_generator, normal
@@ -239,16 +239,8 @@ def delta_block(
     return (weights["second"] @ z + weights["second_bias"][..., None]).view_as(h)
 
 
-class BlockEdit(SiteEdit):
-    """Adds what the network of the target class makes of the activations, times its strength.
-
-    Args:
-        attribute: whose classes the networks are of.
-        learnt: see `Asyrp.learn`.
-        site: where they read and write.
-        update: see `SiteEdit`.
-        window: see `SiteEdit`.
-    """
+class BlockEdit(MapEdit):
+    """Adds what the network of the target class makes of the activations, times its strength; `learnt` by `Asyrp.learn`."""
 
     def __init__(
         self, attribute: Attribute, learnt: Mapping[str, Tensor], *, site: Site, update: str, window: Window
@@ -257,16 +249,7 @@ class BlockEdit(SiteEdit):
         self.times = learnt[TIMES]
         self.weights = {name: value for name, value in learnt.items() if name != TIMES}
 
-    def read(self, h: Float[Tensor, "images channels height width"]) -> Tensor:
-        """The activations themselves."""
-        return h.float()
-
     def change(self, z: Tensor, step: int, target: Tensor, strength: Tensor, shown: Tensor | None = None) -> Tensor:
         """See `SiteEdit.change`."""
         weights = {name: value.to(z)[target] for name, value in self.weights.items()}
         return strength.to(z)[:, None, None, None] * delta_block(z, self.times[step].to(z), weights)
-
-    def write(self, h: Tensor, delta: Tensor, touched: Tensor) -> Float[Tensor, "images channels height width"]:
-        """See `SiteEdit.write`."""
-        moved = touched & (delta != 0).flatten(1).any(1)
-        return torch.where(moved[:, None, None, None], (h.float() + delta).to(h.dtype), h)

@@ -5,18 +5,17 @@ under one class's prompt and switches to another's, at a τ found by a transitio
 prompt, so that every rule of assignment applies, and the calibration finds the latest τ that suffices.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from difflens.methods.base import Given, Method, Steering, Window
-from difflens.methods.prompt import named_prompts, texts_of
+from difflens.methods.base import Given, Method
+from difflens.methods.prompt import PromptEdit, named_prompts, texts_of
 from difflens.models.base import Batch
 from difflens.models.model import DiffusionModel
 from difflens.models.text import TextStates, encode_prompts, exchanged_text
-from difflens.vocabulary import Attribute
 
 
 class AttributeSwitching(Method):
@@ -33,20 +32,8 @@ class AttributeSwitching(Method):
         return SwitchedPrompt(given.attribute, named_prompts(given))
 
 
-class SwitchedPrompt(Steering):
-    """Exchanges the text that the denoiser is given from each image's step on.
-
-    Args:
-        attribute: whose classes are named.
-        named: neutral prompt → the same naming each class [C].
-    """
-
-    # It must know a call's prompts before the call is made, so it cannot act inside one that a user makes.
-    before_call = True
-
-    def __init__(self, attribute: Attribute, named: Mapping[str, Sequence[str]]) -> None:
-        super().__init__(attribute, window=Window())
-        self.named = dict(named)
+class SwitchedPrompt(PromptEdit):
+    """Exchanges the text that the denoiser is given from each image's step on."""
 
     @contextmanager
     def attach(self, model: DiffusionModel, batch: Batch) -> Iterator[None]:

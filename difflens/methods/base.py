@@ -50,21 +50,14 @@ class Window:
 
 
 def check_switch(key: str, value: object) -> None:
-    """Check a switch: YAML and the command line read `off`, `no` and `maybe` as words, which Python takes for true.
-
-    Raises:
-        ValueError: it is neither true nor false.
-    """
+    """Check that a switch is true or false; else ValueError."""
+    # YAML and the command line read `off`, `no` and `maybe` as words, which Python takes for true.
     if not isinstance(value, bool):
         raise ValueError(f"{key} must be true or false, got {value!r}.")
 
 
 def check_focus(focus: float, release: float, update: str) -> None:
-    """Check the share of places that follow the unedited trajectory, and that of the steps from which they are let go.
-
-    Raises:
-        ValueError: one is no share, or the update knows no such trajectory.
-    """
+    """Check that `focus` and `release` are shares, and that the update knows an unedited trajectory; else ValueError."""
     if not 0 <= release <= 1:
         raise ValueError(f"mitigation.release must lie in [0, 1], got {release}.")
     if not 0 <= focus < 1 or (focus and update != "asymmetric"):
@@ -74,13 +67,22 @@ def check_focus(focus: float, release: float, update: str) -> None:
 
 
 def check_update(update: str) -> None:
-    """Check the word for the update.
-
-    Raises:
-        ValueError: it is unknown.
-    """
+    """Check the word for the update; else ValueError."""
     if update not in ("asymmetric", "symmetric"):
         raise ValueError(f"mitigation.update must be asymmetric or symmetric, got {update!r}.")
+
+
+def class_counts(attribute: Attribute, labels: Int[Tensor, "images"], *, key: str) -> Int[Tensor, "classes"]:
+    """How many images show each class; labels of unknown class are negative.
+
+    Raises:
+        ValueError: no image shows a class, and `key` of the configuration asks for more images.
+    """
+    counts = torch.bincount(labels[labels >= 0], minlength=len(attribute.classes))
+    if not counts.all():
+        name = attribute.classes[int(counts.argmin())]
+        raise ValueError(f"no learning image is {name!r} ({attribute.name}), of {len(labels)}; raise {key}.")
+    return counts
 
 
 class LocatedFeatures(NamedTuple):
@@ -348,3 +350,19 @@ class SiteEdit(Steering):
         self, h: Float[Tensor, "images channels height width"], delta: Tensor, touched: Tensor
     ) -> Float[Tensor, "images channels height width"]:
         """The activations with Δz; those of images that are not `touched` [n], and where Δz is zero, bit for bit."""
+
+
+class MapEdit(SiteEdit):
+    """A change of the activations themselves, with nothing read off them."""
+
+    def read(self, h: Float[Tensor, "images channels height width"]) -> Tensor:
+        """The activations themselves."""
+        return h.float()
+
+    def write(
+        self, h: Float[Tensor, "images channels height width"], delta: Tensor, touched: Tensor
+    ) -> Float[Tensor, "images channels height width"]:
+        """See `SiteEdit.write`."""
+        # Only where something changes: adding zero would already lose the sign of -0.0.
+        moved = touched & (delta != 0).flatten(1).any(1)
+        return torch.where(moved[:, None, None, None], (h.float() + delta).to(h.dtype), h)

@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear, normalize, silu
 
-from difflens.methods.base import Given, Method, Need, Steering, Window
+from difflens.methods.base import Given, Method, Need, Steering, Window, class_counts
 from difflens.models.base import Batch
 from difflens.models.guidance import UNGUIDED
-from difflens.models.hooks import find_module, map_rows, unhooked
+from difflens.models.hooks import SiteReachedError, find_module, map_rows, unhooked
 from difflens.models.model import DiffusionModel
 from difflens.store.progress import progress
 from difflens.vocabulary import Attribute, Site
@@ -121,13 +121,8 @@ def class_directions(
     Raises:
         ValueError: no image shows a class.
     """
-    means = []
-    for index, name in enumerate(attribute.classes):
-        own = places[labels == index]
-        if not len(own):
-            raise ValueError(f"no learning image is {name!r} ({attribute.name}); raise data.images.")
-        means.append(own.mean(0))
-    found = torch.stack(means)
+    class_counts(attribute, labels, key="data.images")
+    found = torch.stack([places[labels == index].mean(0) for index in range(len(attribute.classes))])
     # The mean of the classes, not of the images: a rare class pulls as much as a common one.
     return normalize(found - found.mean(0), dim=1)
 
@@ -171,18 +166,10 @@ def placed_by(
     return normalize(linear(hidden, weights["second"], weights["second_bias"]), dim=-1)
 
 
-class _ReachedError(Exception):
-    """Ends a pass at the site: what lies behind it does not matter to the gradient."""
-
-
 class GuidedByPlaces(Steering):
     """Moves the predicted clean image of every image that has a class.
 
-    Args:
-        attribute: whose classes the directions are of.
-        learnt: see `DebiasAnything.learn`.
-        site: where the adaptor reads.
-        sigmas: least and most noise σ of the edited steps.
+    `learnt` by `DebiasAnything.learn`; the adaptor reads at `site`; `sigmas` are least and most noise σ of the edited steps.
     """
 
     def __init__(
@@ -247,7 +234,8 @@ def gradient(
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
         found.append(output[0] if isinstance(output, tuple) else output)
-        raise _ReachedError
+        # What lies behind the site does not matter to the gradient.
+        raise SiteReachedError
 
     # Sampling keeps no graph, and tensors made in inference mode can have none: copies can.
     with torch.inference_mode(False), torch.enable_grad(), unhooked():
@@ -257,7 +245,7 @@ def gradient(
         try:
             # By forward, past the hooks on the denoiser itself, which would take this for a call of the pipeline.
             model.unet.forward(*args, **kwargs)
-        except _ReachedError:
+        except SiteReachedError:
             pass
         finally:
             handle.remove()

@@ -11,7 +11,6 @@ from torch import Tensor
 from difflens.attribution.statistics import CodeStatistics
 from difflens.methods.base import (
     Given,
-    LocatedFeatures,
     Method,
     Need,
     SiteEdit,
@@ -351,14 +350,3 @@ def membership(
 ) -> Tensor:
     """Which of the selected latents belong to each class, bool [C, selected]."""
     return torch.stack([torch.isin(union, torch.tensor(latents[name], dtype=torch.int64)) for name in classes])
-
-
-__all__ = [
-    "DiffLens",
-    "FeatureEdit",
-    "LocatedFeatures",
-    "SingleFeature",
-    "check_mode",
-    "membership",
-    "selected_latents",
-]

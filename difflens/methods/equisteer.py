@@ -17,7 +17,7 @@ from difflens.data.prompts import fill
 from difflens.methods.base import Given, Method, Steering, Window
 from difflens.models.base import Batch
 from difflens.models.model import DiffusionModel
-from difflens.models.taps import attention_modules, tapped
+from difflens.models.taps import attention_modules, sampled_taps, tapped
 from difflens.vocabulary import Attribute, GenerationPlan
 
 FIRST_ID = 4_000_000
@@ -78,24 +78,13 @@ class EquiSteer(Method):
     ) -> dict[str, Float[Tensor, "steps values"]]:
         """The mean over images of what is read off each attention's heads at every step, under prompts of one kind."""
         assert given.model is not None
-        model, texts, sums = given.model, given.prompts, dict.fromkeys(modules, torch.zeros(()))
+        texts, sums = given.prompts, dict.fromkeys(modules, torch.zeros(()))
         word = "" if kind is None else given.words[kind]
         prompts = tuple(fill(texts[i % len(texts)], word) for i in range(self.images))
-        for start in range(0, self.images, model.micro_batch):
-            plan = GenerationPlan(self.seed, torch.arange(self.images) + FIRST_ID, None, prompts)
-            part = plan.part(start, start + model.micro_batch)
-            kept: dict[str, list[Tensor]] = {name: [] for name in modules}
-
-            # `kept` is bound here, since the loop gives its name to another dictionary.
-            def keep(name: str, step: int, values: Tensor, kept: dict[str, list[Tensor]] = kept) -> None:
-                kept[name].append(read(name, step, values.float()).cpu())
-
-            with tapped(model, model.micro_batch, modules, keep, inputs=True):
-                # For what the taps see: the images are of no use.
-                list(model.sample(part))
-            for name, steps in kept.items():
-                # The last micro-batch is padded by repetition, and copies must not count.
-                sums[name] = sums[name] + torch.stack(steps)[:, : len(part.image_ids)].sum(1) / self.images
+        plan = GenerationPlan(self.seed, torch.arange(self.images) + FIRST_ID, None, prompts)
+        for _, found in sampled_taps(given.model, plan, modules, read, inputs=True):
+            for name, values in found.items():
+                sums[name] = sums[name] + values.sum(1) / self.images
         return sums
 
     def edit(self, given: Given, learnt: Mapping[str, Tensor]) -> "HeadEdit":
@@ -110,13 +99,7 @@ def first_of(modules: Iterable[str]) -> str:
 
 
 class HeadEdit(Steering):
-    """Projects all classes' directions out of the conditional heads and adds the image's own.
-
-    Args:
-        attribute: whose classes these are.
-        learnt: see `EquiSteer.learn`.
-        window: the edited steps.
-    """
+    """Projects all classes' directions out of the conditional heads and adds the image's own (see `EquiSteer.learn`)."""
 
     def __init__(self, attribute: Attribute, learnt: Mapping[str, Tensor], *, window: Window) -> None:
         super().__init__(attribute, window=window)

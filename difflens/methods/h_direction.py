@@ -8,10 +8,20 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from difflens.methods.base import Given, Method, Need, SiteEdit, Window, check_focus, check_switch, check_update
+from difflens.methods.base import (
+    Given,
+    MapEdit,
+    Method,
+    Need,
+    Window,
+    check_focus,
+    check_switch,
+    check_update,
+    class_counts,
+)
 from difflens.probes.base import Probe
 from difflens.vocabulary import Attribute, Site
 
@@ -58,34 +68,26 @@ class HDirection(Method):
         """
         assert given.maps is not None and given.labels is not None
         labels = given.labels()
-        counts = torch.bincount(labels[labels >= 0], minlength=len(given.attribute.classes))
-        if not counts.all():
-            name = given.attribute.classes[int(counts.argmin())]
-            raise ValueError(f"no learning image is {name!r} ({given.attribute.name}); raise data.images.")
+        counts = class_counts(given.attribute, labels, key="data.images")
         # Step by step: maps of all steps would not fit into memory.
         steps = [class_directions(given.maps(step), labels, counts) for step in range(given.steps)]
         return {DIRECTIONS: torch.stack(steps, 1)}
 
     def edit(self, given: Given, learnt: Mapping[str, Tensor]) -> "DirectionEdit":
         """See `Method.edit`."""
-        gate = given.probe if self.gate else None
-        edit = DirectionEdit(
-            given.attribute, learnt[DIRECTIONS], site=given.site, update=self.update, window=self.window, gate=gate
-        )
+        edit = self._gated(given, learnt, given.probe if self.gate else None)
         edit.focus, edit.release = self.focus, self.release
         return edit
 
-    def holder(self, given: Given, learnt: Mapping[str, Tensor]) -> SiteEdit:
+    def holder(self, given: Given, learnt: Mapping[str, Tensor]) -> "DirectionEdit":
         """See `Method.holder`: the held attribute's own direction, as far as its probe reads that the class has left."""
-        edit = DirectionEdit(
-            given.attribute,
-            learnt[DIRECTIONS],
-            site=given.site,
-            update=self.update,
-            window=self.window,
-            gate=given.probe,
+        return self._gated(given, learnt, given.probe).with_strength(torch.ones(len(given.attribute.classes)))
+
+    def _gated(self, given: Given, learnt: Mapping[str, Tensor], gate: Probe | None) -> "DirectionEdit":
+        directions = learnt[DIRECTIONS]
+        return DirectionEdit(
+            given.attribute, directions, site=given.site, update=self.update, window=self.window, gate=gate
         )
-        return edit.with_strength(torch.ones(len(given.attribute.classes)))
 
 
 def class_directions(
@@ -109,16 +111,11 @@ def directions_of(
     return (means - rest).float()
 
 
-class DirectionEdit(SiteEdit):
+class DirectionEdit(MapEdit):
     """Adds the direction of the target class, times its strength.
 
-    Args:
-        attribute: whose classes the directions are.
-        directions: [classes, steps, D, H, W].
-        site: where they were measured.
-        update: see `SiteEdit`.
-        window: see `SiteEdit`.
-        gate: where it reads the target class with probability p, the edit shrinks by 1 − p.
+    The directions were measured at the site. Where the gate reads the target class with probability p, the edit shrinks by
+    1 − p.
     """
 
     def __init__(
@@ -145,18 +142,10 @@ class DirectionEdit(SiteEdit):
                 f"the directions are of maps {list(self.directions.shape[2:])}, this site gives {list(h.shape[1:])}; "
                 "use the model and site they were fitted on."
             )
-        return h.float()
+        return super().read(h)
 
     def change(self, z: Tensor, step: int, target: Tensor, strength: Tensor, shown: Tensor | None = None) -> Tensor:
         """See `SiteEdit.change`."""
         if shown is not None:
             strength = strength * (1 - shown.to(strength).gather(1, target[:, None])[:, 0])
         return strength.to(z)[:, None, None, None] * self.directions[:, step].to(z)[target]
-
-    def write(
-        self, h: Float[Tensor, "images channels height width"], delta: Tensor, touched: Bool[Tensor, "images"]
-    ) -> Float[Tensor, "images channels height width"]:
-        """See `SiteEdit.write`."""
-        # Only where something changes: adding zero would already lose the sign of -0.0.
-        moved = touched & (delta != 0).flatten(1).any(1)
-        return torch.where(moved[:, None, None, None], (h.float() + delta).to(h.dtype), h)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from difflens.methods.base import Given, Method, Need, SiteEdit, Window, check_update
+from difflens.methods.base import Given, MapEdit, Method, Need, Window, check_update
 from difflens.probes.base import Probe
 from difflens.vocabulary import Attribute, PerImage, Site
 
@@ -68,16 +68,10 @@ class HDistribution(Method):
         )
 
 
-class GradientEdit(SiteEdit):
+class GradientEdit(MapEdit):
     """Moves all images of a micro-batch that have a class along the gradient of the distribution's loss.
 
-    Args:
-        attribute: whose classes are balanced.
-        probe: linear.
-        factors: of every step [steps].
-        site: where the probe reads.
-        update: see `SiteEdit`.
-        window: see `SiteEdit`.
+    The probe is linear and reads at the site; `factors` are those of every step [steps].
     """
 
     def __init__(
@@ -104,18 +98,9 @@ class GradientEdit(SiteEdit):
         # The loss is one for the whole micro-batch: no class has a part of it that a strength could scale.
         return float(self.strength.double().mean())
 
-    def read(self, h: Float[Tensor, "images channels height width"]) -> Tensor:
-        """The activations themselves."""
-        return h.float()
-
     def change(self, z: Tensor, step: int, target: Tensor, strength: Tensor, shown: Tensor | None = None) -> Tensor:
         """No image's change is its own: see `delta`."""
         raise NotImplementedError
-
-    def write(self, h: Tensor, delta: Tensor, touched: Tensor) -> Float[Tensor, "images channels height width"]:
-        """See `SiteEdit.write`."""
-        moved = touched & (delta != 0).flatten(1).any(1)
-        return torch.where(moved[:, None, None, None], (h.float() + delta).to(h.dtype), h)
 
 
 def distribution_gradient(

@@ -1,7 +1,9 @@
 """Edits of one attribute that hold the others where they are, whatever method makes the edits."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -11,8 +13,48 @@ from difflens.methods.base import SiteEdit
 from difflens.probes.base import Probe
 from difflens.vocabulary import UNTOUCHED, Attribute, PerImage
 
+Same = TypeVar("Same", bound="Around")
 
-class Holding(SiteEdit):
+
+class Around(SiteEdit):
+    """An edit around another one, which keeps its strengths and its coordinates."""
+
+    def __init__(self, edit: SiteEdit) -> None:
+        super().__init__(edit.attribute, site=edit.site, update=edit.update, window=edit.window)
+        self.edit, self.neutral, self.focus, self.release = edit, edit.neutral, edit.focus, edit.release
+
+    @property
+    def strength(self) -> Float[Tensor, "slots"]:
+        """That of the edit."""
+        return self.edit.strength
+
+    def for_prompts(self: Same, prompts: Sequence[str]) -> Same:
+        """See `Steering.for_prompts`."""
+        return self._around(self.edit.for_prompts(prompts))
+
+    def with_strength(self: Same, strength: Float[Tensor, "slots"]) -> Same:
+        """See `Steering.with_strength`."""
+        return self._around(self.edit.with_strength(strength))
+
+    def _around(self: Same, edit: SiteEdit) -> Same:
+        other = copy(self)
+        other.edit = edit
+        return other
+
+    def read(self, h: Tensor) -> Tensor:
+        """The coordinates of the edit."""
+        return self.edit.read(h)
+
+    def change(self, z: Tensor, step: int, target: Tensor, strength: Tensor, shown: Tensor | None = None) -> Tensor:
+        """The edit's own."""
+        return self.edit.change(z, step, target, strength, shown)
+
+    def write(self, h: Tensor, delta: Tensor, touched: Tensor) -> Tensor:
+        """The edit's own."""
+        return self.edit.write(h, delta, touched)
+
+
+class Holding(Around):
     """`edit`, and beside it an edit of each other attribute towards the class that the unedited image shows.
 
     An edit early in the trajectory also moves what is decided later. Each held edit has a gate, so that it acts only while
@@ -26,27 +68,10 @@ class Holding(SiteEdit):
     """
 
     def __init__(self, edit: SiteEdit, holders: Sequence[SiteEdit], *, ratio: float) -> None:
-        super().__init__(edit.attribute, site=edit.site, update=edit.update, window=edit.window)
+        super().__init__(edit)
         self.edit, *self.holders = edit.beside(holders)
-        self.focus, self.release = edit.focus, edit.release
-        self.ratio, self.neutral = ratio, edit.neutral
+        self.ratio = ratio
         self.held: tuple[Attribute, ...] = tuple(holder.attribute for holder in holders)  # type: ignore[misc]
-
-    @property
-    def strength(self) -> Float[Tensor, "slots"]:
-        """That of the edit."""
-        return self.edit.strength
-
-    def for_prompts(self, prompts: Sequence[str]) -> "Holding":
-        """See `SiteEdit.for_prompts`."""
-        return self._around(self.edit.for_prompts(prompts))
-
-    def with_strength(self, strength: Float[Tensor, "slots"]) -> "Holding":
-        """See `SiteEdit.with_strength`."""
-        return self._around(self.edit.with_strength(strength))
-
-    def _around(self, edit: SiteEdit) -> "Holding":
-        return Holding(edit, self.holders, ratio=self.ratio)
 
     def delta(self, z: Tensor, h: Tensor, step: int, images: PerImage) -> Tensor:
         """The edit's change and, weighted by its distance from neutral, those of all holders."""
@@ -60,20 +85,8 @@ class Holding(SiteEdit):
         # Each change keeps its limits by itself, their sum need not.
         return self.edit.limit(z, total)
 
-    def read(self, h: Tensor) -> Tensor:
-        """The coordinates that all of them share."""
-        return self.edit.read(h)
 
-    def change(self, z: Tensor, step: int, target: Tensor, strength: Tensor, shown: Tensor | None = None) -> Tensor:
-        """The edit's own."""
-        return self.edit.change(z, step, target, strength, shown)
-
-    def write(self, h: Tensor, delta: Tensor, touched: Tensor) -> Tensor:
-        """The edit's own."""
-        return self.edit.write(h, delta, touched)
-
-
-class NullSpace(SiteEdit):
+class NullSpace(Around):
     """`edit` without what the probes of other attributes would see of it: their logits of this very step stay as they are.
 
     h′ = h + (I − Q Qᵀ) Δh with Q an orthonormal basis of the differences of the probes' rows at the step. Nothing need be
@@ -88,27 +101,13 @@ class NullSpace(SiteEdit):
     """
 
     def __init__(self, edit: SiteEdit, probes: Sequence[Probe]) -> None:
-        super().__init__(edit.attribute, site=edit.site, update=edit.update, window=edit.window)
-        self.edit, self.probes, self.neutral = edit, tuple(probes), edit.neutral
-        self.focus, self.release = edit.focus, edit.release
+        super().__init__(edit)
+        self.probes = tuple(probes)
         self._bases: dict[int, Tensor] = {}
         if any(probe.affine_layer(0) is None for probe in probes):
             raise ValueError(
                 "mitigation.hold.by=null_space reads linear classifiers; use probe=linear, or hold.by=contrast."
             )
-
-    @property
-    def strength(self) -> Float[Tensor, "slots"]:
-        """That of the edit."""
-        return self.edit.strength
-
-    def for_prompts(self, prompts: Sequence[str]) -> "NullSpace":
-        """See `Steering.for_prompts`."""
-        return NullSpace(self.edit.for_prompts(prompts), self.probes)
-
-    def with_strength(self, strength: Float[Tensor, "slots"]) -> "NullSpace":
-        """See `Steering.with_strength`."""
-        return NullSpace(self.edit.with_strength(strength), self.probes)
 
     def __call__(
         self, h: Float[Tensor, "images channels height width"], step: int, images: PerImage
@@ -129,15 +128,3 @@ class NullSpace(SiteEdit):
             # A softmax does not see what all of its classes have in common: the last row follows from the others.
             self._bases[step] = torch.linalg.qr(torch.cat([each[:-1] for each in rows]).T)[0].float()
         return self._bases[step].to(device)
-
-    def read(self, h: Tensor) -> Tensor:
-        """The coordinates of the edit."""
-        return self.edit.read(h)
-
-    def change(self, z: Tensor, step: int, target: Tensor, strength: Tensor, shown: Tensor | None = None) -> Tensor:
-        """The edit's own, before the projection."""
-        return self.edit.change(z, step, target, strength, shown)
-
-    def write(self, h: Tensor, delta: Tensor, touched: Tensor) -> Tensor:
-        """The edit's own, before the projection."""
-        return self.edit.write(h, delta, touched)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from difflens.data.prompts import fill
 from difflens.data.sampled import as_bytes
-from difflens.methods.base import Given, Method, Steering, Window
+from difflens.methods.base import Given, Method, Steering, Window, class_counts
 from difflens.models.base import Batch
 from difflens.models.model import DiffusionModel
-from difflens.models.taps import as_tokens, attention_modules, like_tokens, tapped
+from difflens.models.taps import as_tokens, attention_modules, like_tokens, sampled_taps, tapped
 from difflens.probes.base import minimise, standardised
 from difflens.vocabulary import Attribute, GenerationPlan
 
@@ -53,7 +53,7 @@ class AttentionSteering(Method):
         for name in modules:
             steps = [
                 torch.stack([normal_of(x, labels == c) for c in range(len(given.attribute.classes))])
-                for x in means[name].unbind(1)
+                for x in means[name]
             ]
             found[name] = torch.stack(steps, 1)
         return found
@@ -80,7 +80,7 @@ def steered_modules(model: DiffusionModel) -> list[str]:
 
 def collect_means(
     given: Given, modules: list[str], images: int, seed: int
-) -> tuple[dict[str, Float[Tensor, "images steps dim"]], Tensor]:
+) -> tuple[dict[str, Float[Tensor, "steps images dim"]], Tensor]:
     """The spatial mean of each module's output at every step, and the class of each image [N].
 
     Raises:
@@ -94,28 +94,15 @@ def collect_means(
         texts = given.prompts
         # Classes vary faster than prompts, so that every prompt names every class equally often.
         prompts = tuple(fill(texts[i // classes % len(texts)], given.words[i % classes]) for i in range(images))
-    found: dict[str, list[Tensor]] = {name: [] for name in modules}
-    made = []
-    for start in range(0, images, model.micro_batch):
-        plan = GenerationPlan(seed, ids, None, prompts).part(start, start + model.micro_batch)
-        kept: dict[str, list[Tensor]] = {name: [] for name in modules}
-
-        def keep(name: str, step: int, values: Tensor, kept: dict[str, list[Tensor]] = kept) -> None:
-            # Averaged at once: outputs of all modules at every step would not fit into memory.
-            kept[name].append(as_tokens(values).float().mean(1).cpu())
-
-        with tapped(model, model.micro_batch, modules, keep):
-            (batch,) = model.sample(plan)
+    plan = GenerationPlan(seed, ids, None, prompts)
+    made, means = [], []
+    for batch, found in sampled_taps(model, plan, modules, lambda _, __, values: as_tokens(values).mean(1)):
         made.append(as_bytes(batch.images))
-        for name, steps in kept.items():
-            found[name].append(torch.stack(steps, 1)[: len(plan.image_ids)])
+        means.append(found)
     if not given.prompts:
         labels = given.classify(torch.cat(made))
-    counts = torch.bincount(labels[labels >= 0], minlength=classes)
-    if not bool(counts.all()):
-        name = given.attribute.classes[int(counts.argmin())]
-        raise ValueError(f"none of {images} images is {name!r} ({given.attribute.name}); raise mitigation.images.")
-    return {name: torch.cat(parts) for name, parts in found.items()}, labels
+    class_counts(given.attribute, labels, key="mitigation.images")
+    return {name: torch.cat([found[name] for found in means], 1) for name in modules}, labels
 
 
 def normal_of(x: Float[Tensor, "images dim"], member: Bool[Tensor, "images"]) -> Float[Tensor, "dim"]:
@@ -138,13 +125,7 @@ def normal_of(x: Float[Tensor, "images dim"], member: Bool[Tensor, "images"]) ->
 
 
 class AttentionEdit(Steering):
-    """Adds each image's direction at every position of several modules.
-
-    Args:
-        attribute: whose classes the directions are.
-        directions: module → [classes, steps, D].
-        window: the edited steps.
-    """
+    """Adds each image's direction at every position of several modules; `directions`: module → [classes, steps, D]."""
 
     def __init__(self, attribute: Attribute, directions: Mapping[str, Tensor], *, window: Window) -> None:
         super().__init__(attribute, window=window)

@@ -66,13 +66,9 @@ def texts_of(named: Mapping[str, Sequence[str]], batch: Batch) -> list[str]:
 
 
 class PromptEdit(Steering):
-    """Exchanges the prompts of a call before it is made.
+    """Exchanges the prompts of a call before it is made; `named`: neutral prompt → the same naming each class [C]."""
 
-    Args:
-        attribute: whose classes are named.
-        named: neutral prompt → the same naming each class [C].
-    """
-
+    # It must know a call's prompts before the call is made, so it cannot act inside one that a user makes.
     before_call = True
 
     def __init__(self, attribute: Attribute, named: Mapping[str, Sequence[str]]) -> None:

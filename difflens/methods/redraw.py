@@ -37,12 +37,7 @@ class Redraw(Method):
 
 
 class Redrawn(Steering):
-    """Gives images other noise before the call is made.
-
-    Args:
-        given: has the attribute and the labelling judge.
-        draws: see `Redraw`.
-    """
+    """Gives images other noise before the call is made."""
 
     # Images that show their class at once need no further draw.
     before_call = uneven = True

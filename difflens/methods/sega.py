@@ -54,13 +54,7 @@ class SemanticGuidance(Method):
 
 
 class GuidedByConcepts(Steering):
-    """Adds semantic guidance to the estimate that the scheduler is given.
-
-    Args:
-        attribute: whose classes the concepts are.
-        concepts: the text of each class [C].
-        settings: see `SemanticGuidance`.
-    """
+    """Adds semantic guidance to the estimate that the scheduler is given; `concepts` are the text of each class [C]."""
 
     before_call = True
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from difflens.data.prompts import fill
 from difflens.data.sampled import as_bytes
-from difflens.methods.base import Given, Method, Window, check_update
+from difflens.methods.base import Given, Method, Window, check_update, class_counts
 from difflens.methods.h_direction import DirectionEdit
 from difflens.models.hooks import SiteHooks
 from difflens.models.model import DiffusionModel
@@ -64,11 +64,10 @@ class SelfDiscovering(Method):
             ValueError: no image shows a class.
         """
         clean, prompts, labels = self._explained(given)
+        class_counts(given.attribute, labels, key="mitigation.images")
         maps = []
         for index, name in enumerate(given.attribute.classes):
             rows = (labels == index).nonzero()[:, 0]
-            if not len(rows):
-                raise ValueError(f"no image is {name!r} ({given.attribute.name}); raise mitigation.images.")
             texts = None if prompts is None else [prompts[row] for row in rows.tolist()]
             maps.append(self._trained(given, clean[rows], texts, title=f"map of {name}"))
         return {MAPS: torch.stack(maps)[:, None]}

@@ -206,13 +206,7 @@ def _adding(down: Tensor, up: Tensor, share: Tensor, active: Callable[[], bool])
 
 
 class SliderEdit(Steering):
-    """Adapts the denoiser for each image towards its class.
-
-    Args:
-        attribute: whose classes the adaptors are of.
-        weights: see `ConceptSliders.learn`.
-        window: the edited steps.
-    """
+    """Adapts the denoiser for each image towards its class; `weights` by `ConceptSliders.learn`."""
 
     def __init__(self, attribute: Attribute, weights: Mapping[str, Tensor], *, window: Window) -> None:
         super().__init__(attribute, window=window)

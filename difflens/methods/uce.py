@@ -145,12 +145,7 @@ def measured_shares(
 
 
 class EditedWeights(Steering):
-    """Other weights of some linear layers, for the images that have a class.
-
-    Args:
-        attribute: whose classes are balanced.
-        weights: module → its weight.
-    """
+    """Other weights of some linear layers (module → its weight), for the images that have a class."""
 
     def __init__(self, attribute: Attribute, weights: Mapping[str, Tensor]) -> None:
         super().__init__(attribute, window=Window())

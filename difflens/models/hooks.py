@@ -36,6 +36,10 @@ def unhooked() -> Iterator[None]:
         _replayed.reset(token)
 
 
+class SiteReachedError(Exception):
+    """Ends a forward pass at a site, behind which nothing is asked for."""
+
+
 class SiteHooks:
     """Hooks on one site of a denoiser for the length of a `with` block.
 

@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from copy import copy
 from functools import cached_property, partial
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from difflens.models.base import Attachable, Batch, Edit, Generated, vocabulary_fingerprint, weights_fingerprint
 from difflens.models.devices import autocast_denoiser, choose_precision
 from difflens.models.guidance import BATCHED, UNGUIDED, Guidance
-from difflens.models.hooks import Change, Read, SiteHooks
+from difflens.models.hooks import Change, Read, SiteHooks, SiteReachedError
 from difflens.models.sampling import (
     AsymmetricScheduler,
     OneStepScheduler,
@@ -74,10 +74,6 @@ class LatentPipeline(UnconditionalPipeline):
     def _pixels(self, x: Tensor) -> Tensor:
         images: Tensor = self.vae.decode(x / self.vae.config.scaling_factor, return_dict=False)[0]
         return images
-
-
-class _SiteReachedError(Exception):
-    """Ends a forward pass at the site, whose shape is all that was asked for."""
 
 
 class DiffusionModel:
@@ -280,7 +276,7 @@ class DiffusionModel:
 
         def read(_: int, h: Tensor) -> None:
             shapes.append(tuple(h.shape))
-            raise _SiteReachedError
+            raise SiteReachedError
 
         batch = Batch(
             PerImage(torch.zeros(1, dtype=torch.int64)),
@@ -289,11 +285,8 @@ class DiffusionModel:
         )
         # One row without guidance tells the shape of either branch.
         hooks = SiteHooks(self.unet, site, timesteps=self.timesteps, read=read)
-        try:
-            with self._autocast(), hooks:
-                self._call_once(batch, timestep=self.timesteps[0], guidance=1.0)
-        except _SiteReachedError:
-            pass
+        with suppress(SiteReachedError), self._autocast(), hooks:
+            self._call_once(batch, timestep=self.timesteps[0], guidance=1.0)
         ((_, channels, height, width),) = shapes
         return channels, height * (2 if branch == "both" else 1), width
 
@@ -370,13 +363,10 @@ class DiffusionModel:
                 if now == step:
                     # A copy, since h may be a view that holds the rows of both branches in memory.
                     found.append(h.clone())
-                    raise _SiteReachedError
+                    raise SiteReachedError
 
-            try:
-                with self._autocast(), self.hooks(site, images=self.micro_batch, read=read):
-                    self._call(batch, generator=batch.generators)
-            except _SiteReachedError:
-                pass
+            with suppress(SiteReachedError), self._autocast(), self.hooks(site, images=self.micro_batch, read=read):
+                self._call(batch, generator=batch.generators)
             yield found[0][: len(part.image_ids)]
 
     @torch.no_grad()

@@ -156,7 +156,8 @@ class SteeredPipeline(DiffusionModel):
         try:
             # Asked at every step, since a callback may switch guidance off in the middle of a call.
             self.guidance = guidance_of(self.pipeline)
-            if any(more.get(name) is not None for name in RESIDUALS) and self._asymmetric_edit:
+            asymmetric = getattr(self.method, "update", "") == "asymmetric"
+            if asymmetric and any(more.get(name) is not None for name in RESIDUALS):
                 raise ValueError(
                     f"{self.name} adds residuals inside its U-Net; use features with mitigation.update=symmetric."
                 )
@@ -164,10 +165,6 @@ class SteeredPipeline(DiffusionModel):
                 yield
         finally:
             self._busy.release()
-
-    @property
-    def _asymmetric_edit(self) -> bool:
-        return getattr(self.method, "update", "") == "asymmetric"
 
     def _images_of(self, sample: Tensor) -> PerImage:
         """What is known of the images that one call of the U-Net holds: those of the call before, in the pipeline's order."""

@@ -1,15 +1,33 @@
 """Reading and changing what several modules of a denoiser compute at once, in the conditional branch, step by step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import cycle
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from difflens.models.base import Generated
 from difflens.models.model import DiffusionModel
+from difflens.vocabulary import GenerationPlan
 
 Tap = Callable[[str, int, Tensor], Tensor | None]
 """(module, step, the conditional rows of its values [n, …]) → what takes their place, None where they stay."""
+
+
+def in_turn(
+    model: DiffusionModel, images: int
+) -> Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[int, slice | None]]:
+    """A function that is given the arguments of each denoiser call in turn: its step, and its conditional rows if any."""
+    # Counted: a call does not say which branch it holds, but their order within a step is declared.
+    step_of, rows = model.step_of, cycle(model.guidance.rows("cond", images))
+
+    def place(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int, slice | None]:
+        return step_of[float(args[1] if len(args) > 1 else kwargs["timestep"])], next(rows)
+
+    return place
 
 
 @contextmanager
@@ -21,20 +39,16 @@ def tapped(
     The modules are named within the denoiser. The tap is called for each of them in every denoiser call that holds the
     conditional branch, of `images` rows.
     """
-    step_of = model.step_of
-    calls = model.guidance.rows("cond", images)
-    state = {"step": -1, "call": -1}
+    place = in_turn(model, images)
+    step = -1
+    rows: slice | None = None
 
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-        state["step"] = step_of[float(timestep)]
-        state["call"] = (state["call"] + 1) % len(calls)
+        nonlocal step, rows
+        step, rows = place(args, kwargs)
 
     def exchanged(name: str, values: Tensor) -> Tensor | None:
-        rows = calls[state["call"]]
-        if rows is None:
-            return None
-        other = tap(name, state["step"], values[rows])
+        other = None if rows is None else tap(name, step, values[rows])
         if other is None:
             return None
         # In a copy, since other modules may be given the same tensor.
@@ -42,26 +56,49 @@ def tapped(
         values[rows] = other.to(values)
         return values
 
-    def after(name: str) -> Callable[[nn.Module, Any, Any], Any]:
-        return lambda _, __, output: exchanged(name, output)
+    def after(name: str, _: nn.Module, __: Any, output: Tensor) -> Tensor | None:
+        return exchanged(name, output)
 
-    def before(name: str) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            other = exchanged(name, args[0])
-            return None if other is None else (other, *args[1:])
-
-        return hook
+    def before(name: str, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        other = exchanged(name, args[0])
+        return None if other is None else (other, *args[1:])
 
     with ExitStack() as stack:
         stack.callback(model.unet.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for name in modules:
             module = model.unet.get_submodule(name)
-            handle = (
-                module.register_forward_pre_hook(before(name)) if inputs else module.register_forward_hook(after(name))
-            )
             # One by one, so that a module that does not exist leaves no hook behind.
-            stack.callback(handle.remove)
+            if inputs:
+                stack.callback(module.register_forward_pre_hook(partial(before, name)).remove)
+            else:
+                stack.callback(module.register_forward_hook(partial(after, name)).remove)
         yield
+
+
+def sampled_taps(
+    model: DiffusionModel,
+    plan: GenerationPlan,
+    modules: Sequence[str],
+    read: Callable[[str, int, Tensor], Tensor],
+    *,
+    inputs: bool = False,
+) -> Iterator[tuple[Generated, dict[str, Tensor]]]:
+    """Each micro-batch of a plan, and what `read` makes of each module's values: [steps, n, …] in float32, on the CPU.
+
+    `read` is called at once, since the values of all modules at every step would not fit into memory.
+    """
+    for start in range(0, len(plan.image_ids), model.micro_batch):
+        part = plan.part(start, start + model.micro_batch)
+        kept: dict[str, list[Tensor]] = {name: [] for name in modules}
+
+        # `kept` is bound here, since the loop gives its name to another dictionary.
+        def keep(name: str, step: int, values: Tensor, kept: dict[str, list[Tensor]] = kept) -> None:
+            kept[name].append(read(name, step, values.float()).cpu())
+
+        with tapped(model, model.micro_batch, modules, keep, inputs=inputs):
+            (made,) = model.sample(part)
+        # The last micro-batch is padded by repetition, and copies must not count.
+        yield made, {name: torch.stack(steps)[:, : len(part.image_ids)] for name, steps in kept.items()}
 
 
 def attention_modules(unet: nn.Module, kind: str) -> list[str]:

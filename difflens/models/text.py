@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from difflens.models.model import DiffusionModel
+from difflens.models.taps import in_turn
 
 
 class TextStates(NamedTuple):
@@ -53,22 +54,17 @@ def exchanged_text(model: DiffusionModel, images: int, exchange: Exchange) -> It
 
     It is called once for every denoiser call that holds the conditional branch, of `images` rows.
     """
-    step_of = model.step_of
-    calls = model.guidance.rows("cond", images)
-    counted = {"calls": 0}
+    place = in_turn(model, images)
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        # Counted: a call does not say which branch it holds, but their order within a step is declared.
-        rows = calls[counted["calls"] % len(calls)]
-        counted["calls"] += 1
+        step, rows = place(args, kwargs)
         if rows is None:
             return None
-        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
         hidden = args[2] if len(args) > 2 else kwargs["encoder_hidden_states"]
         added = kwargs.get("added_cond_kwargs") or {}
         pooled = added.get("text_embeds")
         own = TextStates(hidden[rows], None if pooled is None else pooled[rows])
-        other = exchange(step_of[float(timestep)], own)
+        other = exchange(step, own)
         if other is None:
             return None
         # In copies, since the pipeline gives the same tensors at every step.

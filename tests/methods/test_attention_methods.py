@@ -115,8 +115,3 @@ def test_the_gate_of_equisteer_does_not_depend_on_the_order_of_what_was_learnt()
     ]
     plain = images(model, plan([0, 1]))
     assert all(torch.equal(made[0][i], made[1][i]) and not torch.equal(made[0][i], plain[i]) for i in (0, 1))
-
-
-def test_equisteer_needs_prompts(model: DiffusionModel) -> None:
-    with pytest.raises(ValueError, match="takes no prompts"):
-        EquiSteer().learn(given(model))

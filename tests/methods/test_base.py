@@ -59,6 +59,9 @@ def test_towards_every_class_the_strengths_add_up() -> None:
 def test_a_window_holds_whole_steps() -> None:
     assert [step for step in range(50) if Window(0.14, 0.2).holds(step, 50)] == [7, 8, 9]
     assert [step for step in range(50) if Window(0.02, 0.98).holds(step, 50)] == [*range(1, 49)]
+    assert [step for step in range(10) if Window(0.001, 1.0).holds(step, 10)] == [*range(1, 10)]
+    with pytest.raises(ValueError, match="start < stop"):
+        Window(0.5, 0.5)
 
 
 def test_a_method_that_cannot_hold_says_so() -> None:

@@ -1,6 +1,5 @@
 """Concept sliders: an adaptor is a change of weights, training follows the objective, the edit knows images and steps."""
 
-import pytest
 import torch
 from tiny_pipeline import hook_free, images, plan, tiny_text_to_image
 from torch import Tensor
@@ -99,8 +98,3 @@ def test_an_adaptor_is_trained_as_it_would_be_alone() -> None:
     grads = [value.grad for value in weights.values()]
     assert all(grad is not None and float(grad[1].abs().max()) == 0 for grad in grads)
     assert any(float(grad[0].abs().max()) > 0 for grad in grads if grad is not None)
-
-
-def test_a_model_without_prompts_is_told_so(model: DiffusionModel) -> None:
-    with pytest.raises(ValueError, match="the model takes none"):
-        ConceptSliders().learn(Given(GENDER, Site(), 5, model=model))

@@ -10,8 +10,11 @@ from tiny_pipeline import images, plan, tiny_pipeline, tiny_text_to_image
 
 from difflens.methods.attribute_switching import AttributeSwitching
 from difflens.methods.base import Given, Steering
+from difflens.methods.equisteer import EquiSteer
 from difflens.methods.prompt import PromptIntervention
 from difflens.methods.sega import SemanticGuidance
+from difflens.methods.sliders import ConceptSliders
+from difflens.methods.uce import UnifiedConceptEditing
 from difflens.models.base import Batch
 from difflens.models.model import DiffusionModel
 from difflens.models.text import encode_prompts
@@ -51,9 +54,13 @@ def test_without_a_gate_a_prompt_that_names_a_class_is_given_anothers_word_and_a
 
 
 def test_a_model_without_prompts_is_told_so(model: DiffusionModel) -> None:
+    promptless = Given(GENDER, Site(), 5, model=model)
     for method in (PromptIntervention(), AttributeSwitching(), SemanticGuidance()):
         with pytest.raises(ValueError, match="the model takes none"):
-            method.edit(Given(GENDER, Site(), 5, model=model), {})
+            method.edit(promptless, {})
+    for learner in (ConceptSliders(), UnifiedConceptEditing(), EquiSteer()):
+        with pytest.raises(ValueError, match="the model takes no"):
+            learner.learn(promptless)
 
 
 def test_switching_at_the_first_step_is_naming_the_class_and_never_switching_is_nothing() -> None:

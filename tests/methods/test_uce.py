@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
 from tiny_pipeline import images, plan, tiny_text_to_image
 from torch import Tensor
@@ -94,8 +93,3 @@ def test_images_without_a_class_keep_the_old_weights() -> None:
     for name, weight in weights.items():
         model.unet.get_submodule(name).weight.data = weight
     torch.testing.assert_close(made[0], images(model, plan([0, 1]))[0], rtol=0, atol=1e-5)
-
-
-def test_a_model_without_prompts_is_told_so() -> None:
-    with pytest.raises(ValueError, match="the model takes none"):
-        UnifiedConceptEditing().learn(Given(GENDER, Site(), 4))

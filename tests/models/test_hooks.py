@@ -34,13 +34,8 @@ def test_a_fork_gives_the_unedited_and_the_edited_pass_at_once(unet: UNet2DModel
     torch.testing.assert_close(both[:3], plain, rtol=0, atol=1e-5)
     torch.testing.assert_close(both[3:], edited, rtol=0, atol=1e-5)
     assert (edited - plain).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("site", SITES, ids=str)
-def test_a_neutral_edit_changes_no_bit(unet: UNet2DModel, site: Site) -> None:
-    plain = unet(X, 500).sample.detach()
+    # A neutral edit, and a step that is not edited, change no bit.
     assert torch.equal(run(unet, site, lambda h, _: h, fork=False), plain)
-    assert torch.equal(run(unet, site, lambda h, _: None, fork=False), plain)
     assert torch.equal(run(unet, site, lambda h, _: None, fork=True), plain)
 
 
@@ -75,15 +70,11 @@ def test_a_module_that_changes_the_shape_has_no_update(unet: UNet2DModel) -> Non
 
 
 def test_everything_before_the_site_runs_once(unet: UNet2DModel) -> None:
-    batches: dict[str, int] = {}
-    for name in ("conv_in", "down_blocks.1", "mid_block", "up_blocks.0", "conv_out"):
-
-        def note(_: object, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], name: str = name) -> None:
-            batches[name] = len(args[0] if args else kwargs["hidden_states"])
-
-        unet.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True)
+    batches: list[int] = []
+    for name in ("conv_in", "down_blocks.1.resnets.0", "mid_block.resnets.0", "up_blocks.0.resnets.0", "conv_out"):
+        unet.get_submodule(name).register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
     run(unet, Site("mid_block"), lambda h, _: h * 2, fork=True)
-    assert batches == {"conv_in": 3, "down_blocks.1": 3, "mid_block": 3, "up_blocks.0": 6, "conv_out": 6}
+    assert batches == [3, 3, 3, 3, 3, 6], "the last block runs on the unedited and on the edited rows"
 
 
 def test_the_step_is_read_off_the_timestep_not_counted(unet: UNet2DModel) -> None:
@@ -93,9 +84,6 @@ def test_the_step_is_read_off_the_timestep_not_counted(unet: UNet2DModel) -> Non
             unet(X, t)
     assert [step for step, _ in seen] == [2, 0, 0]
     assert seen[0][1] == (3, 16, 4, 4)
-
-
-def test_a_timestep_off_the_grid_is_an_error(unet: UNet2DModel) -> None:
     with pytest.raises(ValueError, match="timestep 77"), SiteHooks(unet, Site(), timesteps=GRID):
         unet(X, 77)
 

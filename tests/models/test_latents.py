@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, LDMPipeline, UNet2DModel, VQModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, LDMPipeline, VQModel
 from tiny_pipeline import Shift, tiny_unet
 
 from difflens.models.load import load_unconditional
+from difflens.models.model import DiffusionModel
 from difflens.models.sampling import image_generator
 from difflens.models.steered import edited_pipeline
 from difflens.vocabulary import GenerationPlan, Site
@@ -37,17 +38,22 @@ def tiny() -> AutoencoderTiny:
     return AutoencoderTiny(latent_channels=3, **channels, **blocks)
 
 
-@pytest.fixture(params=[vq, kl, tiny], ids=["vq", "kl", "tiny"])
+@pytest.fixture(scope="module", params=[vq, kl, tiny], ids=["vq", "kl", "tiny"])
 def pipeline(request: pytest.FixtureRequest) -> LDMPipeline:
-    unet, scheduler = tiny_unet(), DDIMScheduler(clip_sample=False)
-    made = LDMPipeline(request.param().eval(), unet, scheduler)
+    torch.manual_seed(0)
+    made = LDMPipeline(request.param().eval(), tiny_unet(), DDIMScheduler(clip_sample=False))
     made.set_progress_bar_config(disable=True)
     return made
 
 
-def test_samples_are_those_of_the_pipeline_itself(pipeline: LDMPipeline, tmp_path: Path) -> None:
-    pipeline.save_pretrained(tmp_path)
-    model = load_unconditional(str(tmp_path), **SETTINGS)
+@pytest.fixture(scope="module")
+def model(pipeline: LDMPipeline, tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
+    folder = tmp_path_factory.mktemp("latents")
+    pipeline.save_pretrained(folder)
+    return load_unconditional(str(folder), **SETTINGS)
+
+
+def test_samples_are_those_of_the_pipeline_itself(pipeline: LDMPipeline, model: DiffusionModel) -> None:
     assert (model.height, model.width, model.latent_shape) == (16, 16, (3, 8, 8))
     noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     images = model.pipeline(latents=noise, num_inference_steps=3).images
@@ -57,9 +63,7 @@ def test_samples_are_those_of_the_pipeline_itself(pipeline: LDMPipeline, tmp_pat
     assert made.images.shape == (2, 3, 16, 16) and made.activations is not None
 
 
-def test_the_pipeline_itself_is_steered(pipeline: LDMPipeline, tmp_path: Path) -> None:
-    pipeline.save_pretrained(tmp_path)
-    model = load_unconditional(str(tmp_path), **SETTINGS)
+def test_the_pipeline_itself_is_steered(pipeline: LDMPipeline, model: DiffusionModel) -> None:
     edit = Shift(1.5, site=MIDDLE)
     (wanted,) = model.sample(GenerationPlan(3, torch.arange(2), torch.tensor([0, 0])), method=edit)
     (plain,) = model.sample(GenerationPlan(3, torch.arange(2)))
@@ -70,9 +74,7 @@ def test_the_pipeline_itself_is_steered(pipeline: LDMPipeline, tmp_path: Path) -
     assert not torch.allclose(plain.images, wanted.images, atol=1e-3)
 
 
-def test_losses_are_of_latents(pipeline: LDMPipeline, tmp_path: Path) -> None:
-    pipeline.save_pretrained(tmp_path)
-    model = load_unconditional(str(tmp_path), **SETTINGS)
+def test_losses_are_of_latents(model: DiffusionModel) -> None:
     images = torch.rand(2, 3, 16, 16)
     losses = [model.denoising_loss(images, step, site=MIDDLE) for step in (0, 2)]
     assert all(loss.shape == (2,) and bool(loss.isfinite().all()) for loss in losses)
@@ -91,16 +93,12 @@ def test_another_decoder_is_another_model(tmp_path: Path) -> None:
     assert len({unet for unet, _ in found}) == 1 and len({decoder for _, decoder in found}) == 2
 
 
-def test_an_unknown_decoder_is_named(tmp_path: Path) -> None:
+def test_decoders_that_are_unknown_or_lack_weights_are_named(tmp_path: Path) -> None:
     LDMPipeline(vq(), tiny_unet(), DDIMScheduler()).save_pretrained(tmp_path)
     config = tmp_path / "vqvae" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "AutoencoderOobleck"}))
     with pytest.raises(ValueError, match="belong to a AutoencoderOobleck; known here are VQModel"):
         load_unconditional(str(tmp_path), **SETTINGS)
-
-
-def test_a_decoder_without_weights_is_incomplete(tmp_path: Path) -> None:
-    LDMPipeline(vq(), tiny_unet(), DDIMScheduler()).save_pretrained(tmp_path)
     for file in (tmp_path / "vqvae").glob("*.safetensors"):
         file.unlink()
     with pytest.raises(ValueError, match=r"incomplete \(no weights beside vqvae/config.json\)"):
@@ -111,4 +109,3 @@ def test_pixels_have_no_decoder(tmp_path: Path) -> None:
     tiny_unet().save_pretrained(tmp_path / "unet")
     DDIMScheduler().save_pretrained(tmp_path / "scheduler")
     assert "vae" not in load_unconditional(str(tmp_path), **SETTINGS).spec()
-    assert isinstance(load_unconditional(str(tmp_path), **SETTINGS).unet, UNet2DModel)

@@ -52,6 +52,13 @@ def tiny() -> DiffusionModel:
     return tiny_text_to_image()
 
 
+@pytest.fixture(scope="module")
+def untouched() -> dict[str, tuple[DiffusionModel, dict[int, Tensor]]]:
+    """Models of both kinds, and their first two images."""
+    made = {kind: maker(micro_batch=2) for kind, maker in MAKERS.items()}
+    return {kind: (model, images(model, plan([0, 1]))) for kind, model in made.items()}
+
+
 @pytest.fixture(params=MAKERS)
 def make(request: pytest.FixtureRequest) -> Callable[..., DiffusionModel]:
     return MAKERS[request.param]
@@ -139,9 +146,10 @@ def test_without_guidance_there_is_one_branch() -> None:
 
 @pytest.mark.parametrize("site", [Site(), *SITES], ids=str)
 @pytest.mark.parametrize("update", ["symmetric", "asymmetric"])
-def test_a_neutral_edit_changes_no_bit_and_a_real_one_the_touched_image_alone(site: Site, update: str) -> None:
-    model = MAKERS["unconditional" if site.branch == "none" else "text"](micro_batch=2)
-    plain = images(model, plan([0, 1]))
+def test_a_neutral_edit_changes_no_bit_and_a_real_one_the_touched_image_alone(
+    untouched: dict[str, tuple[DiffusionModel, dict[int, Tensor]]], site: Site, update: str
+) -> None:
+    model, plain = untouched["unconditional" if site.branch == "none" else "text"]
     for image_id, image in images(model, plan([0, 1], [0, 0]), method=Shift(0.0, update, site)).items():
         assert torch.equal(image, plain[image_id])
     edit = Shift(3.0, update, site)
