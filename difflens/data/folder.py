@@ -147,7 +147,8 @@ def scan_folder(folder: str | Path, *, seen: Callable[[], None] = lambda: None) 
         digest.update(f"{told}\0{hashlib.sha256(content).hexdigest()}\n".encode())
         for conversion in conversions:
             converted.setdefault(conversion, []).append(told)
-    found = ImageFolder(path, dict(sorted(files.items())), _frozen(converted), _frozen(refused), digest.hexdigest())
+    done, spared = ({why: tuple(names) for why, names in sorted(groups.items())} for groups in (converted, refused))
+    found = ImageFolder(path, dict(sorted(files.items())), done, spared, digest.hexdigest())
     if not files:
         raise ValueError(f"no usable image: {found.describe()}.")
     return found
@@ -267,23 +268,11 @@ def _stacked(images: list[tuple[str, np.ndarray]]) -> Batch:
     return Batch(tuple(names), np.ascontiguousarray(np.stack(pixels).transpose(0, 3, 1, 2)))
 
 
-def _frozen(groups: Mapping[str, list[str]]) -> dict[str, tuple[str, ...]]:
-    return {why: tuple(names) for why, names in sorted(groups.items())}
-
-
 class Reference(NamedTuple):
     """Features [n, dim] in the order of the images' names, and their statistics."""
 
     features: Float[Tensor, "images dim"]
     statistics: ReferenceStatistics
-
-
-def collect_features(
-    images: ImageFolder, extractor: FeatureExtractor, *, batch: int = 64
-) -> Float[Tensor, "images dim"]:
-    """Features [n, dim] (float32) of a folder's images, which are never all in memory."""
-    parts = images.batches(batch)
-    return torch.cat([extractor(torch.from_numpy(part.pixels).float() / 255).cpu() for part in parts])
 
 
 def collect_reference(
@@ -300,7 +289,9 @@ def collect_reference(
     spec = {"images": images.sha256, "n": len(images.files), "extractor": made}
 
     def make(folder: Path) -> None:
-        save_file({"features": collect_features(images, extractor, batch=batch)}, folder / "features.safetensors")
+        # A batch at a time: the images of a folder are never all in memory.
+        parts = (torch.from_numpy(part.pixels).float() / 255 for part in images.batches(batch))
+        save_file({"features": torch.cat([extractor(part).cpu() for part in parts])}, folder / "features.safetensors")
         # Nothing is asked of it any more, and memory may have room for one network at a time.
         free(extractor)
 

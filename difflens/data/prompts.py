@@ -82,14 +82,7 @@ def crossed(
 ) -> PromptSet:
     """The prompts of all templates with all subjects, such as `a photo of a {} {subject}` with `doctor` and `nurse`.
 
-    Args:
-        templates: with the place `{subject}` and the slot of a prompt.
-        studied: subjects of the studied prompts.
-        unseen: likewise.
-        naming: see `PromptSet`.
-        worded: likewise.
-        labels: likewise.
-        gate: likewise.
+    `studied` and `unseen` are the subjects of such prompts; all else is as in `PromptSet`.
 
     Raises:
         ValueError: a template has not exactly one place for the subject; and as `PromptSet` does.

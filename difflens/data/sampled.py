@@ -33,7 +33,14 @@ class Shards:
         if batch.flops is not None:
             tensors["flops"] = torch.tensor(batch.flops)
         if self.site is not None:
-            tensors["activations"] = _finite(batch, self.site)
+            assert batch.activations is not None
+            # Recorded in half precision, in which all beyond 65504 is infinite: said here, before an SAE trains on it.
+            if not batch.activations.isfinite().all():
+                raise ValueError(
+                    f"activations at {self.site.module!r} are not finite in half precision; check the model's weights and "
+                    "precision."
+                )
+            tensors["activations"] = batch.activations
         write_shard(self.folder, _name(number), tensors)
 
     def images(self, image_ids: Int[Tensor, "images"]) -> UInt8[Tensor, "..."]:
@@ -88,16 +95,6 @@ def in_order(image_ids: Int[Tensor, "images"], batches: Iterable[tuple[Tensor, T
 
 def _positions(image_ids: Tensor) -> dict[int, int]:
     return {image_id: row for row, image_id in enumerate(image_ids.tolist())}
-
-
-def _finite(batch: Generated, site: Site) -> Tensor:
-    assert batch.activations is not None
-    # Recorded in half precision, in which all beyond 65504 is infinite: said here, before an SAE trains on it.
-    if not batch.activations.isfinite().all():
-        raise ValueError(
-            f"activations at {site.module!r} are not finite in half precision; check the model's weights and precision."
-        )
-    return batch.activations
 
 
 def _name(number: int) -> str:

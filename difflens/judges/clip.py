@@ -30,9 +30,6 @@ from difflens.store.fingerprints import fingerprint
 
 Tower = Literal["images", "texts"]
 
-VISION = "visual."
-"""Prefix of the image tower's tensors in all of open_clip's models."""
-
 NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
 """Numbers that OpenAI's archives keep among the weights."""
 
@@ -75,11 +72,15 @@ class ClipWeights:
         are kept in float32, for gradients.
         """
         network = self._untrained() if self._fits else self._whole()
-        blocks = list(_blocks(network)) if narrow and tower == "images" and device.type == "cpu" else []
+        # Attention blocks hold almost all of the tower's weights.
+        narrow = narrow and tower == "images" and device.type == "cpu"
+        blocks = [block for block in network.visual.modules() if narrow and isinstance(block, ResidualAttentionBlock)]  # type: ignore[union-attr]
         narrowed = {id(parameter) for block in blocks for parameter in block.parameters()}
-        places = dict(_places(network))
+        # The parameters and buffers themselves, not detached.
+        places = network.state_dict(keep_vars=True)
         dtypes = {name: place.dtype for name, place in places.items()}
-        wanted = [name for name in places if _serves(name, tower)]
+        # The image tower's tensors have this prefix in all of open_clip's models.
+        wanted = [name for name in places if name.startswith("visual.") == (tower == "images")]
         whole = {} if self._fits else {name: places[name].data for name in wanted}
         # Both towers give their memory up before one is filled, so that never more than one is held. An empty
         # place also fails where random numbers would go unnoticed.
@@ -128,23 +129,6 @@ class ClipWeights:
         dtypes = {name: value.dtype for name, value in network.state_dict().items()}
         tensors = ((name, value.to(dtypes[name])) for name, value in read_tensors(self.path, sorted(dtypes)))
         return tensors_fingerprint(tensors, config={})
-
-
-def _serves(name: str, tower: Tower) -> bool:
-    return name.startswith(VISION) == (tower == "images")
-
-
-def _places(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers that are saved with a network, by name."""
-    saved = network.state_dict().keys()
-    for group in (network.named_parameters(), network.named_buffers()):
-        yield from ((name, place) for name, place in group if name in saved)
-
-
-def _blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """Attention blocks of the image tower, which hold almost all of its weights."""
-    vision: Any = network.visual
-    yield from (module for module in vision.modules() if isinstance(module, ResidualAttentionBlock))
 
 
 def _narrowest(value: Tensor) -> Tensor:

@@ -52,10 +52,8 @@ class FixedBox:
     """The same part of every image, as where a model frames all its faces alike; black where it reaches beyond.
 
     Args:
-        left: of the box, as a share of the image's width.
-        top: of the box, as a share of its height.
-        width: of the box, as a share of the image's.
-        height: of the box, as a share of the image's.
+        left, width: of the box, as shares of the image's width.
+        top, height: of the box, as shares of the image's height.
 
     Raises:
         ValueError: the box is empty, or outside of the image.
@@ -124,10 +122,9 @@ class HaarFaces(LargestFace):
     def boxes(self, image: Image.Image) -> list[Box]:
         """See `LargestFace.boxes`; faces smaller than an eighth of the image are passed over."""
         least = max(1, min(image.size) // 8)
-        found = self._cascade.detectMultiScale(
-            np.asarray(image.convert("L")), scaleFactor=1.1, minNeighbors=5, minSize=(least, least)
-        )
-        return [Box(*(float(value) for value in box)) for box in found]
+        grey = np.asarray(image.convert("L"))
+        found = self._cascade.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=5, minSize=(least, least))
+        return [Box(*map(float, box)) for box in found]
 
 
 class YunetFaces(LargestFace):
@@ -167,7 +164,7 @@ class YunetFaces(LargestFace):
         self._network.setInputSize(image.size)
         # OpenCV takes blue first; each row begins with the box, then come landmarks and the score.
         _, found = self._network.detect(np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1]))
-        return [] if found is None else [Box(*(float(value) for value in row[:4])) for row in found]
+        return [] if found is None else [Box(*map(float, row[:4])) for row in found]
 
 
 class DlibFaces:

@@ -183,12 +183,8 @@ class Answer:
             return [[column] for column in range(len(self.classes))]
         return [_columns(value) for value in self.classes.values()]
 
-    def check(self, width: int) -> None:
-        """Check that an output of so many columns can be read so.
-
-        Raises:
-            ValueError: it cannot.
-        """
+    def _check(self, width: int) -> None:
+        """Refuse an output of so many columns that cannot be read so."""
         if self.values == "number":
             if width != 1:
                 raise ValueError(f"it has {width} columns, and a number is one.")
@@ -210,8 +206,9 @@ class Answer:
         """Logits of the classes, whose softmax is the probabilities that the network means.
 
         Raises:
-            ValueError: what should be probabilities are none, or what should be logits are probabilities.
+            ValueError: the columns do not fit, what should be probabilities are none, or what should be logits are some.
         """
+        self._check(numbers.shape[1])
         if self.values == "number":
             return self._between_cuts(numbers.double()).float()
         # softmax((0, z)) is sigmoid(z), so beside a lone sigmoid the class of all the rest has the logit 0.
@@ -244,11 +241,7 @@ class Answer:
 
 
 def _columns(value: Any) -> list[int]:
-    """The columns that a setting names.
-
-    Raises:
-        ValueError: it names none.
-    """
+    """The columns that a setting names (ValueError: it names none)."""
     if value is None:
         return []
     if isinstance(value, int) and not isinstance(value, bool):
@@ -322,14 +315,8 @@ class OnnxJudge:
             for a, each in self._answers.items()
         }
         # All that can change an answer: what was read off images before is looked up under this.
-        self.fingerprint = fingerprint(
-            {
-                "file": sha256_of(self._path),
-                "outputs": described,
-                "preparation": str(self._prepare),
-                "faces": self.faces.name,
-            }
-        )
+        decisive = {"file": sha256_of(self._path), "outputs": described, "preparation": str(self._prepare)}
+        self.fingerprint = fingerprint({**decisive, "faces": self.faces.name})
         self._read([Image.new("RGB", (64, 64), "grey")])  # what does not fit is known before images are made
         self.free()
 
@@ -414,20 +401,12 @@ class OnnxJudge:
         return numbers
 
     def _logits(self, attribute: str, numbers: Tensor) -> Tensor:
-        answer, where = (
-            self._answers[attribute],
-            f"{attribute}: output {self._outputs[attribute]!r} of {str(self._path)!r}",
-        )
-        _said(where, lambda: answer.check(numbers.shape[1]))
-        return _said(where, lambda: answer.logits(numbers))
+        where = f"{attribute}: output {self._outputs[attribute]!r} of {str(self._path)!r}"
+        return _said(where, partial(self._answers[attribute].logits, numbers))
 
 
 def _said(where: str, made: Callable[[], Any]) -> Any:
-    """What a call gives; its complaint begins with what it is about.
-
-    Raises:
-        ValueError: the call did, or was given arguments that it does not take.
-    """
+    """What a call gives; its complaint, a ValueError, begins with what it is about."""
     try:
         return made()
     except (ValueError, TypeError) as error:

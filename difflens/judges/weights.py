@@ -1,7 +1,8 @@
 """Weight files that a user brings: looked for where the configuration says, checked, never fetched."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ def find_weights(path: str, *, obtain: str, sha256: str | None = None, package: 
         ValueError: there is no such file, or it has another SHA-256.
     """
     found = place(path)
-    if package is not None and not found.is_file():
-        found = next(_inside(package, found.name), found)
+    if package is not None and not found.is_file() and (spec := importlib.util.find_spec(package)) is not None:
+        # Found without an import, which would run the package.
+        inside = (Path(folder).rglob(found.name) for folder in spec.submodule_search_locations or ())
+        found = next(chain.from_iterable(inside), found)
     if not found.is_file():
         raise ValueError(f"no file at {str(found)!r}; put it there or name where it lies; it comes from: {obtain}")
     # A flipped bit loads silently; only the hash tells such a file from the published one.
@@ -38,13 +41,6 @@ def find_weights(path: str, *, obtain: str, sha256: str | None = None, package: 
             f"the right one comes from: {obtain}"
         )
     return found
-
-
-def _inside(package: str, name: str) -> Iterator[Path]:
-    """The files of this name in an installed package, which is not imported."""
-    spec = importlib.util.find_spec(package)
-    for folder in (spec.submodule_search_locations if spec is not None else None) or ():
-        yield from Path(folder).rglob(name)
 
 
 def load_weights(network: nn.Module, path: Path) -> nn.Module:

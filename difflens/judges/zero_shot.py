@@ -47,13 +47,8 @@ class ZeroShotJudge:
             )
         self.classes: Mapping[str, tuple[str, ...]] = {a: tuple(classes) for a, classes in phrases.items()}
         self._phrases, self._templates = phrases, list(templates)
-        described = {
-            "clip": clip.fingerprint,
-            "prompts": phrases,
-            "templates": list(templates),
-            "faces": self.faces.name,
-        }
-        self.fingerprint = fingerprint(described)
+        described = {"clip": clip.fingerprint, "prompts": phrases, "templates": self._templates}
+        self.fingerprint = fingerprint({**described, "faces": self.faces.name})
 
     @torch.inference_mode()
     def __call__(self, images: Float[Tensor, "images channels height width"]) -> dict[str, Tensor]:

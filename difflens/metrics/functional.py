@@ -198,7 +198,8 @@ def share_shift(
     before: Int[Tensor, "images"], after: Int[Tensor, "images"], *, classes: int
 ) -> Float[Tensor, "classes"]:
     """Share after minus share before, per class; sums to 0."""
-    return _shares(after, classes=classes) - _shares(before, classes=classes)
+    new, old = (torch.nn.functional.one_hot(labels.long(), classes).double().mean(0) for labels in (after, before))
+    return new - old
 
 
 def editing_precision(
@@ -210,10 +211,6 @@ def editing_precision(
 
 def _norm(vectors: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape"]:
     return vectors.square().sum(-1).sqrt()
-
-
-def _shares(labels: Int[Tensor, "images"], *, classes: int) -> Float[Tensor, "classes"]:
-    return torch.nn.functional.one_hot(labels.long(), classes).double().mean(0)
 
 
 OUTPUTS = 18
@@ -243,11 +240,7 @@ def official_discrepancies(logits: Float[Tensor, "images outputs"]) -> OfficialD
     # As released, faults included: these numbers stand beside the paper's and nowhere else.
     race, gender, age = (part.double().softmax(-1).mean(0) for part in torch.split(logits, [7, 2, 9], dim=1))
     grouped = torch.stack([age[:3].sum(), age[3:7].sum(), age[7:].sum()])
-    return OfficialDiscrepancies(*(_from_uniform(p) for p in (gender, grouped, race[:4])))
-
-
-def _from_uniform(p: Tensor) -> float:
-    return float((p - 1 / len(p)).square().sum().sqrt())
+    return OfficialDiscrepancies(*(float(_norm(p - 1 / len(p))) for p in (gender, grouped, race[:4])))
 
 
 class Moments(NamedTuple):
@@ -334,20 +327,19 @@ def kernel_subsets(
         raise ValueError(f"KID needs at least one subset of two or more images, got {subsets} of {size}.")
     # On the CPU wherever the features lie: the same subsets on every device.
     generator = torch.Generator().manual_seed(seed)
-    pairs = ((_draw(x, size, generator), _draw(y, size, generator)) for _ in range(subsets))
-    values = torch.stack([kernel_distance(a, b) for a, b in pairs])
+
+    def draw(features: Tensor) -> Tensor:
+        return features[torch.randperm(len(features), generator=generator)[:size].to(features.device)]
+
+    values = torch.stack([kernel_distance(draw(x), draw(y)) for _ in range(subsets)])
     # The divisor of torchmetrics and torch-fidelity, so that spreads can be compared with theirs.
     return KernelSubsets(values.mean(), values.std(correction=0), size)
 
 
-def _draw(features: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    return features[torch.randperm(len(features), generator=generator)[:size].to(features.device)]
-
-
 def _total(x: Tensor, y: Tensor, block: int) -> Tensor:
     # Block by block: of 10,000 images the whole Gram matrix takes 800 MB in double precision.
-    parts = [_kernel(rows.double(), columns.double()).sum() for rows in x.split(block) for columns in y.split(block)]
-    return torch.stack(parts).sum()
+    pairs = ((rows.double(), columns.double()) for rows in x.split(block) for columns in y.split(block))
+    return torch.stack([(rows @ columns.mT / x.shape[1] + 1).pow(3).sum() for rows, columns in pairs]).sum()
 
 
 def _within(x: Tensor, block: int) -> Tensor:
@@ -355,7 +347,3 @@ def _within(x: Tensor, block: int) -> Tensor:
     lengths = torch.cat([rows.double().square().sum(1) for rows in x.split(block)])
     diagonal = (lengths / x.shape[1] + 1).pow(3).sum()
     return (_total(x, x, block) - diagonal) / (len(x) * (len(x) - 1))
-
-
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.mT / x.shape[1] + 1).pow(3)

@@ -103,23 +103,27 @@ def resamples(
         seed: of the draws.
     """
     generator, before = torch.Generator().manual_seed(seed), first % group
-    groups = groups_of(n, group=group, first=first)
+    groups = _groups_of(n, group=group, first=first)
     drawn = torch.randint(groups, (draws, groups), generator=generator)
     start = (drawn * group - before).clamp_min(0)
     size = ((drawn + 1) * group - before).clamp_max(n) - start
     return (start[:, :, None] + torch.arange(group) % size[:, :, None]).flatten(1)
 
 
-def groups_of(n: int, *, group: int, first: int = 0) -> int:
-    """How many groups of `group` in a row hold these n images, of which so many stand before the first."""
+def _groups_of(n: int, *, group: int, first: int) -> int:
+    """How many groups hold these n images, of which so many stand before the first."""
     return -(-(n + first % group) // group)
 
 
-def _of_few(groups: Sequence[int]) -> list[float]:
-    """For every part of a sample, what the deviations of its resamples must be multiplied by where it has few groups.
+def _of_few(parts: Sequence[tuple[Tensor, Tensor]], *, group: int) -> list[float]:
+    """What the deviations of each prompt's resamples must be multiplied by where it has few groups; [] where one has one.
 
     Resamples of G groups vary by √((G − 1)/G) too little, and ends that suit a normal distribution are too near (Student).
     """
+    groups = [_groups_of(len(rows), group=group, first=int(rows[0])) for rows, _ in parts]
+    # One group alone says nothing of how groups vary.
+    if min(groups) < 2 or group == 1:
+        return [1.0] * len(groups) if min(groups) > 1 else []
     heavier = t.ppf(0.975, sum(groups) - len(groups)) / norm.ppf(0.975)
     return [float(heavier * math.sqrt(each / (each - 1))) for each in groups]
 
@@ -167,13 +171,11 @@ def fd_interval(
     """
     distance = torch.zeros(draws, dtype=torch.float64)
     parts = _by_prompt(len(shown), target, prompt)
-    groups = [groups_of(len(rows), group=group, first=int(rows[0])) for rows, _ in parts]
     found = mean_discrepancy(shown, target, prompt)
     largest = sum(float(maximum_discrepancy(wanted)) for _, wanted in parts) / len(parts)
-    # One group alone says nothing of how groups vary.
-    if min(groups) < 2:
+    wider = _of_few(parts, group=group)
+    if not wider:
         return 0.0, largest
-    wider = _of_few(groups) if group > 1 else [1.0] * len(parts)
     for number, ((rows, wanted), factor) in enumerate(zip(parts, wider, strict=True)):
         own = shown[rows]
         observed = shares_of(own, len(wanted), torch.arange(len(own))[None])
@@ -224,13 +226,12 @@ def compare_fd(
     Raises:
         ValueError: the images are not the same.
     """
-    check_pairs(one, other)
+    if not torch.equal(one.image_ids, other.image_ids):
+        raise ValueError("two methods are compared on the same images, and these have different ids.")
     observed, drawn = 0.0, torch.zeros(draws, dtype=torch.float64)
     parts = _by_prompt(len(one.shown), target, prompt)
-    groups = [groups_of(len(rows), group=group, first=int(rows[0])) for rows, _ in parts]
-    known = min(groups) > 1
-    wider = _of_few(groups) if group > 1 and known else [1.0] * len(parts)
-    for number, ((rows, wanted), factor) in enumerate(zip(parts, wider, strict=True)):
+    wider = _of_few(parts, group=group)
+    for number, ((rows, wanted), factor) in enumerate(zip(parts, wider or [1.0] * len(parts), strict=True)):
         # The same draws for both methods: what their images have in common cancels in the difference.
         picked = resamples(len(rows), group=group, first=int(rows[0]), draws=draws, seed=number)
         whole = torch.arange(len(rows))[None]
@@ -238,7 +239,7 @@ def compare_fd(
             own = float(discrepancies(shown, wanted, whole))
             drawn += sign * (own + factor * (discrepancies(shown, wanted, picked) - own)) / len(parts)
             observed += sign * own / len(parts)
-    return Comparison(observed, *(bootstrap(drawn, observed) if known else (-math.inf, math.inf)))
+    return Comparison(observed, *(bootstrap(drawn, observed) if wider else (-math.inf, math.inf)))
 
 
 def compare_hits(one: Bool[Tensor, "images"], other: Bool[Tensor, "images"], *, group: int = 1) -> Comparison:
@@ -261,24 +262,18 @@ def compare_hits(one: Bool[Tensor, "images"], other: Bool[Tensor, "images"], *, 
 
 
 def _compare_groups(difference: Float[Tensor, "images"], *, group: int) -> Comparison:
-    """A mean difference of images that are coupled in groups in a row: Student's interval of their sums, and `signs_test`.
+    """A mean difference of images coupled in groups: Student's interval of their sums, and a randomisation test.
 
     Not by bootstrap: of four groups whose differences have one sign by chance, no resample has the other.
     """
-    sums = torch.stack([part.sum() for part in difference.double().split(group)])
-    observed, reach = float(difference.double().mean()), math.inf
+    sums = torch.stack([part.sum() for part in difference.split(group)])
+    observed, reach = float(difference.mean()), math.inf
     if len(sums) > 1:
         reach = float(t.ppf(0.975, len(sums) - 1) * sums.std() * math.sqrt(len(sums)) / len(difference))
-    return Comparison(observed, observed - reach, observed + reach, signs_test(difference, group=group))
-
-
-def signs_test(difference: Float[Tensor, "images"], *, group: int, draws: int = 10_000) -> float:
-    """p-value of a sum of differences if each group of `group` in a row had either sign alike (a randomisation test)."""
-    sums = torch.stack([part.sum() for part in difference.double().split(group)])
-    signs = torch.randint(2, (draws, len(sums)), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
-    # What rounding leaves of a tie is a tie.
+    # p-value of the sum if each group had either sign alike; what rounding leaves of a tie is a tie.
+    signs = torch.randint(2, (10_000, len(sums)), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
     extreme = (signs @ sums).abs() >= sums.sum().abs() - 1e-9
-    return float((extreme.sum() + 1) / (draws + 1))
+    return Comparison(observed, observed - reach, observed + reach, float((extreme.sum() + 1) / (len(signs) + 1)))
 
 
 def compare_means(
@@ -307,9 +302,3 @@ def holm(values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(values) - rank) * values[i]))
         adjusted[i] = largest
     return adjusted
-
-
-def check_pairs(one: Outcomes, other: Outcomes) -> None:
-    """Check that two methods were given the same images; else ValueError."""
-    if not torch.equal(one.image_ids, other.image_ids):
-        raise ValueError("two methods are compared on the same images, and these have different ids.")

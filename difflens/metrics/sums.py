@@ -38,18 +38,6 @@ class SumMetric(Metric):
         return super()._apply(move, exclude_state)
 
 
-def match_rows(image_ids: Int[Tensor, "batch"], known_ids: Int[Tensor, "images"]) -> Int[Tensor, "batch"]:
-    """Row of each image id in `known_ids` (ValueError: an id is unknown)."""
-    wanted = image_ids.to(known_ids)
-    ordered, order = known_ids.sort()
-    # An id beyond the largest is placed past the end; moved back, it is found to be another and refused.
-    position = torch.searchsorted(ordered, wanted).clamp(max=len(ordered) - 1)
-    unknown = wanted[ordered[position] != wanted]
-    if len(unknown):
-        raise ValueError(f"image ids {_some(unknown)} have no counterpart; use the same plan for both sets of images.")
-    return order[position]
-
-
 class RowMetric(SumMetric):
     """A sum metric with one row per image id, so that each image counts exactly once whatever the batches and ranks.
 
@@ -75,10 +63,19 @@ class RowMetric(SumMetric):
         Raises:
             ValueError: an id is unknown or came before, or a batch has another length.
         """
-        lengths = {len(image_ids), *(len(batch) for batch in batches)}
+        lengths = {len(image_ids), *map(len, batches)}
         if len(lengths) > 1:
             raise ValueError(f"a batch of {len(image_ids)} image ids came with tensors of {sorted(lengths)} rows.")
-        rows = match_rows(image_ids, self.image_ids)
+        wanted = image_ids.to(self.image_ids)
+        ordered, order = self.image_ids.sort()
+        # An id beyond the largest is placed past the end; moved back, it is found to be another and refused.
+        position = torch.searchsorted(ordered, wanted).clamp(max=len(ordered) - 1)
+        unknown = wanted[ordered[position] != wanted]
+        if len(unknown):
+            raise ValueError(
+                f"image ids {_some(unknown)} have no counterpart; use the same plan for both sets of images."
+            )
+        rows = order[position]
         seen = getattr(self, self._seen).index_add(0, rows, torch.ones_like(rows))
         # Before it is kept, so that a refused batch leaves the metric as it was.
         self._refuse_repeats(seen)

@@ -61,8 +61,7 @@ class ClipModel:
     @torch.inference_mode()
     def embed_images(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n embed"]:
         """Unit-norm float32 embeddings of images in [0, 1]."""
-        parts = [self.network.encode_image(x, normalize=True) for x in self._prepared(images)]
-        return torch.cat(parts).float().cpu()
+        return self.embed_pixels(images).cpu()
 
     def embed_pixels(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n embed"]:
         """The same as `embed_images`, with gradients."""

@@ -19,7 +19,6 @@ from difflens.judges.clip import OpenClipModel, _plain, load_open_clip
 from difflens.judges.faces import as_photographs
 from difflens.judges.protocol import Clip, Judge
 from difflens.judges.zero_shot import ZeroShotJudge
-from difflens.metrics import PromptSimilarity
 from difflens.miniature.clip import load_clip
 from difflens.models.base import weights_fingerprint
 from difflens.store.fingerprints import fingerprint
@@ -52,9 +51,14 @@ def random_weights(model: str, path: Path, *, half: bool = False) -> nn.Module:
     return network
 
 
-def test_a_tags_file_is_read_with_the_tags_activation_and_preparation(tiny: str, tmp_path: Path) -> None:
+def test_a_tags_file_is_read_without_a_word_and_with_the_tags_activation_and_preparation(
+    tiny: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
     network = random_weights(tiny, tmp_path / "tiny-test-faces.safetensors")
+    caplog.clear()
+    recwarn.clear()
     clip = load_open_clip(tiny, pretrained="faces", folder=str(tmp_path))
+    assert not caplog.records and not recwarn.list
     assert clip.name == "tiny-test faces" and clip.network.visual.preprocess_cfg["mean"] == (0.1, 0.2, 0.3)
     assert isinstance(clip.network.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)
     by_name = load_open_clip(tiny, pretrained=str(tmp_path / "tiny-test-faces.safetensors"), folder="unused")
@@ -68,9 +72,8 @@ def test_a_tags_file_is_read_with_the_tags_activation_and_preparation(tiny: str,
     assert not torch.allclose(clip.embed_images(images), expected, atol=1e-3)
     assert torch.allclose(by_name.embed_texts(["a man", "a woman"]), texts, atol=1e-6)
     assert clip.fingerprint != by_name.fingerprint
-    metric = PromptSimilarity()
-    metric.update(expected[:2], texts)
-    assert metric.compute().cosine == pytest.approx(float((expected[:2] * texts).sum(1).mean()), abs=1e-6)
+    judge = ZeroShotJudge(clip, prompts={"gender": {"female": ["a woman"], "male": ["a man"]}}, templates=["a {}"])
+    assert judge(images)["gender"].shape == (5, 2)
 
 
 def test_embeddings_do_not_depend_on_the_batches(tiny: str, tmp_path: Path) -> None:
@@ -211,20 +214,6 @@ def test_files_that_are_not_the_models_are_refused_on_one_line(tiny: str, tmp_pa
         with pytest.raises(ValueError, match="holds no weights of open_clip's tiny-test") as caught:
             load_open_clip(tiny, pretrained=str(path), folder="")
         assert "\n" not in str(caught.value)
-
-
-def test_the_true_vit_b_32_loads_without_a_word_and_runs_through_every_path(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
-) -> None:
-    random_weights("ViT-B-32", tmp_path / "ViT-B-32-openai.safetensors", half=True)
-    caplog.clear()
-    recwarn.clear()
-    clip = load_open_clip("ViT-B-32", pretrained="openai", folder=str(tmp_path))
-    assert not caplog.records and not recwarn.list
-    assert isinstance(clip.network.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)
-    judge = ZeroShotJudge(clip, prompts={"gender": {"female": ["a woman"], "male": ["a man"]}}, templates=["a {}"])
-    images = torch.rand(2, 3, 64, 48)
-    assert clip.embed_images(images).shape == (2, 512) and judge(images)["gender"].shape == (2, 2)
 
 
 class Planted(OpenClipModel):

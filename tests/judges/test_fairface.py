@@ -13,14 +13,12 @@ from torchvision import transforms
 from torchvision.models import resnet34
 
 from difflens.judges.fairface import FairFaceJudge, group_outputs, load_fairface
-from difflens.judges.protocol import faces_found
-from difflens.metrics import FairnessDiscrepancy, Judge, select_classes
-from difflens.metrics.fairness import count_others
+from difflens.judges.protocol import Judge, faces_found, select_classes
+from difflens.metrics.fairness import FairnessDiscrepancy, count_others
 from difflens.metrics.functional import official_discrepancies
 from difflens.vocabulary import Attribute
 
-ORACLE = load_file(Path(__file__).parents[1] / "fixtures" / "official_fairness.safetensors")
-LOGITS = ORACLE["fairface_logits"]
+LOGITS = load_file(Path(__file__).parents[1] / "fixtures" / "official_fairness.safetensors")["fairface_logits"]
 ATTRIBUTES = {
     "gender": Attribute("gender", ("female", "male")),
     "age": Attribute("age", ("young", "adult", "old")),
@@ -55,13 +53,14 @@ def numbered(n: int) -> Tensor:
     return colours[:, :, None, None].expand(-1, -1, 3, 5).contiguous()
 
 
-def test_outputs_and_official_numbers_are_those_of_the_released_code() -> None:
+def test_outputs_are_the_networks_and_an_image_without_a_face_has_none() -> None:
     judge = FairFaceJudge(Recorded(), protocol="official", batch=100)
     assert isinstance(judge, Judge)
-    outputs = judge.outputs(numbered(len(LOGITS)))
-    assert torch.equal(outputs, LOGITS)
-    found = torch.tensor(official_discrepancies(outputs), dtype=torch.float64)
-    assert torch.allclose(found, ORACLE["fd_official_gender_age_race"], atol=1e-6, rtol=0)
+    assert torch.equal(judge.outputs(numbered(len(LOGITS))), LOGITS)
+    images = torch.stack([torch.ones(3, 4, 4), torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 18))
+    logits = FairFaceJudge(network, faces=Bright())(images)
+    assert all(faces_found(rows).tolist() == [True, False, True] for rows in logits.values())
 
 
 def test_a_class_has_the_probability_of_its_outputs_together() -> None:
@@ -92,28 +91,15 @@ def test_ordinary_fd_is_the_official_one_for_gender_and_age_only() -> None:
 
 
 def test_images_of_other_races_are_counted() -> None:
-    judge = FairFaceJudge(Recorded(), faces=Bright())
-    images = torch.cat([numbered(len(LOGITS)), torch.zeros(3, 3, 3, 5)])
-    bright = images.mean((1, 2, 3)) * 255 > 100
-    assert not bright.any(), "the numbered images are dark in the mean"
-    columns = select_classes(judge, ATTRIBUTES["race"])
-    with pytest.raises(ValueError, match="none of 260 images has a face"):
-        count_others(judge(images)["race"], columns)
-    others = count_others(FairFaceJudge(Recorded())(numbered(len(LOGITS)))["race"], columns)
+    logits = FairFaceJudge(Recorded())(numbered(len(LOGITS)))["race"]
+    columns = select_classes(FairFaceJudge(Recorded()), ATTRIBUTES["race"])
+    with pytest.raises(ValueError, match="none of 4 images has a face"):
+        count_others(torch.full((4, 5), torch.nan), columns)
+    others = count_others(torch.cat([logits, torch.full((4, 5), torch.nan)]), columns)
     race = LOGITS[:, :7].double().softmax(-1)
     groups = torch.stack([race[:, [3, 4]].sum(1), race[:, [2, 6]].sum(1), race[:, 0], race[:, 1], race[:, 5]], dim=1)
     assert others.images == int((groups.argmax(1) == 1).sum()) > 0
     assert others.probability == pytest.approx(float(race[:, [2, 6]].sum(1).mean()), abs=1e-6) and others.n == 257
-
-
-def test_an_image_without_a_face_is_counted_not_judged() -> None:
-    images = torch.stack([torch.ones(3, 4, 4), torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
-    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 18))
-    logits = FairFaceJudge(network, faces=Bright())(images)
-    assert all(faces_found(rows).tolist() == [True, False, True] for rows in logits.values())
-    metric = FairnessDiscrepancy(("male", "female"), missing="count")
-    metric.update(logits["gender"])
-    assert (metric.compute().n, metric.compute().missing) == (2, 1)
 
 
 def test_images_are_prepared_as_the_released_code_does() -> None:
@@ -163,11 +149,7 @@ def test_the_true_architecture_loads_from_a_users_file(tmp_path: Path) -> None:
     images = torch.rand(2, 3, 40, 40)
     outputs = judge.outputs(images)
     assert outputs.shape == (2, 18) and outputs.isfinite().all() and not torch.equal(outputs[0], outputs[1])
-    assert {name: tuple(rows.shape) for name, rows in judge(images).items()} == {
-        "gender": (2, 2),
-        "age": (2, 3),
-        "race": (2, 5),
-    }
+    assert {name: rows.shape[1] for name, rows in judge(images).items()} == {"gender": 2, "age": 3, "race": 5}
     state = network.state_dict()
     torch.save({"extra": state.pop("fc.bias"), **state}, path)
     with pytest.raises(ValueError, match=r'(?s)another network.*"fc\.bias".*"extra"') as caught:

@@ -7,8 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from difflens.judges.protocol import faces_found, other_share
-from difflens.metrics import FeatureExtractor, Judge, ReferenceStatistics, select_classes
+from difflens.judges.protocol import (
+    FeatureExtractor,
+    Judge,
+    ReferenceStatistics,
+    faces_found,
+    other_share,
+    select_classes,
+)
 from difflens.vocabulary import Attribute
 
 
@@ -17,10 +23,7 @@ class Oracle:
 
     name, fingerprint = "oracle", "0"
 
-    classes: Mapping[str, tuple[str, ...]] = {
-        "race": ("white", "black", "latino", "asian"),
-        "gender": ("male", "female"),
-    }
+    classes: Mapping[str, tuple[str, ...]] = dict(race=("white", "black", "latino", "asian"), gender=("male", "female"))
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         return {name: torch.arange(float(len(names))).expand(len(images), -1) for name, names in self.classes.items()}
@@ -33,11 +36,6 @@ class Pixels:
 
     def __call__(self, images: Tensor) -> Tensor:
         return images.flatten(1)[:, :2]
-
-
-def statistics() -> ReferenceStatistics:
-    features = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
-    return ReferenceStatistics.from_features(features, extractor="pixels", resize="none")
 
 
 def test_columns_follow_the_attributes_order_by_name() -> None:
@@ -62,19 +60,14 @@ def test_probability_outside_the_selected_classes_is_reported() -> None:
     assert faces_found(logits).tolist() == [True, True, False]
 
 
-def test_statistics_are_the_moments_of_the_features() -> None:
-    features = torch.tensor([[0.0, 0.0], [2.0, 4.0]])
-    made = ReferenceStatistics.from_features(features, extractor="pixels", resize="none")
-    assert made.mean.tolist() == [1, 2] and made.covariance.tolist() == [[2, 4], [4, 8]] and made.n == 2
-    with pytest.raises(ValueError, match="n ≥ 2"):
-        ReferenceStatistics(made.mean, made.covariance[:1], 2, "pixels", "none")
-
-
 def test_the_hash_depends_on_everything() -> None:
-    made = statistics()
+    features = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
+    made = ReferenceStatistics.from_features(features, extractor="pixels", resize="none")
     others = [
         ReferenceStatistics(made.mean + 1e-12, made.covariance, 30, "pixels", "none"),
         ReferenceStatistics(made.mean, made.covariance, 31, "pixels", "none"),
         ReferenceStatistics(made.mean, made.covariance, 30, "pixels", "bicubic"),
     ]
     assert len({made.sha256, *(other.sha256 for other in others)}) == 4
+    with pytest.raises(ValueError, match="n ≥ 2"):
+        ReferenceStatistics(made.mean, made.covariance[:1], 2, "pixels", "none")

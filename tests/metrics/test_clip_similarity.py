@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from difflens.metrics import ClipSimilarity, PromptSimilarity
+from difflens.metrics.clip import ClipSimilarity, PromptSimilarity
 
 
 def embeddings(n: int, seed: int) -> Tensor:

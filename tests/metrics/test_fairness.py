@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
 
-from difflens.metrics import FairnessDiscrepancy, functional
+from difflens.metrics import functional
+from difflens.metrics.fairness import FairnessDiscrepancy
 
 CLASSES = ("young", "adult", "old")
 
@@ -65,19 +65,6 @@ def test_merged_ranks_equal_one_process_even_if_one_saw_nothing(cut: int) -> Non
     whole = feed(FairnessDiscrepancy(CLASSES), logits, 41).compute()
     assert ranks[1].compute().fd == pytest.approx(whole.fd, rel=1e-13)
     assert ranks[1].compute().shares == whole.shares
-
-
-def test_a_collection_keeps_metrics_apart_and_forward_gives_the_batch() -> None:
-    collection = MetricCollection(
-        {"fair": FairnessDiscrepancy(("a", "b")), "skewed": FairnessDiscrepancy(("a", "b"), torch.tensor([1.0, 0.0]))},
-        compute_groups=False,
-    )
-    first = collection(torch.tensor([[50.0, 0.0]]))
-    collection.update(torch.tensor([[0.0, 50.0]]))
-    results = collection.compute()
-    assert first["skewed"].fd == pytest.approx(0, abs=1e-9) and first["fair"].n == 1
-    assert results["fair"].fd == pytest.approx(0, abs=1e-9)
-    assert results["skewed"].fd == pytest.approx(math.sqrt(0.5))
 
 
 def test_missing_faces_are_counted_or_refused_but_never_dropped() -> None:

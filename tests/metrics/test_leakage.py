@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from difflens.metrics import Leakage
 from difflens.metrics.functional import editing_precision, flip_rate, share_shift
+from difflens.metrics.leakage import Leakage
 
 CLASSES = {"gender": ("f", "m"), "age": ("young", "adult", "old"), "hair": ("dark", "light")}
 IDS = torch.tensor([11, 4, 8, 2, 30, 7])
