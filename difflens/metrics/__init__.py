@@ -21,3 +21,53 @@ gets those of the following that its signature names:
 have no `originals`, models without prompts no `prompts`) has none. The number stands under the entry's key in `metrics.json`,
 and in all reports, tables and plots with what the entry says of it.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from difflens.judges.protocol import FeatureExtractor, Judge, ReferenceStatistics, select_classes
+    from difflens.metrics.clip import ClipSimilarity, PromptSimilarity, SimilarityResult
+    from difflens.metrics.fairness import FairnessDiscrepancy, FairnessResult, Share
+    from difflens.metrics.frechet import FrechetDistance, FrechetResult, KernelDistance, KernelResult
+    from difflens.metrics.leakage import AttributeLeakage, Leakage, LeakageResult
+    from difflens.metrics.pixels import PixelChange
+
+__all__ = [
+    "AttributeLeakage",
+    "ClipSimilarity",
+    "FairnessDiscrepancy",
+    "FairnessResult",
+    "FeatureExtractor",
+    "FrechetDistance",
+    "FrechetResult",
+    "Judge",
+    "KernelDistance",
+    "KernelResult",
+    "Leakage",
+    "LeakageResult",
+    "PixelChange",
+    "PromptSimilarity",
+    "ReferenceStatistics",
+    "Share",
+    "SimilarityResult",
+    "select_classes",
+]
+
+MODULES = (
+    "metrics.clip",
+    "metrics.fairness",
+    "metrics.frechet",
+    "judges.protocol",
+    "metrics.leakage",
+    "metrics.pixels",
+)
+
+
+def __getattr__(name: str) -> Any:
+    """A name of `__all__`, imported when it is asked for: torchmetrics alone takes 100 MB, beside a network too much."""
+    if name in __all__:
+        for module in map(import_module, (f"difflens.{module}" for module in MODULES)):
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
