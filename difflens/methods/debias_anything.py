@@ -186,7 +186,6 @@ class GuidedByPlaces(Steering):
         moved = (target >= 0) & (strength != 0)
         places = find_module(model.unet, self.site)
         calls, counted = model.guidance.rows("cond", len(target)), {"calls": 0}
-        step_of = {float(t): step for step, t in enumerate(model.timesteps)}
         weights = {name: value.to(model.device) for name, value in self.weights.items()}
         towards = (strength[:, None].to(self.directions) * self.directions.to(target.device)[target.clamp_min(0)])[
             moved
@@ -202,7 +201,7 @@ class GuidedByPlaces(Steering):
                 return None
             told = output[0] if isinstance(output, tuple) else output.sample
             own = map_rows((args, kwargs), len(told), lambda value: value[rows][moved])
-            slope = gradient(model, places, own, weights, step_of[float(timestep)], towards)
+            slope = gradient(model, places, own, weights, model.step_of[float(timestep)], towards)
             # By y = x/√ᾱ: ∇_y = √ᾱ ∇_x.
             shift = output_shift(model.pipeline.scheduler, sigma**2 * alpha**0.5 * slope, alpha)
             # The guided estimate is to move so far, and its conditional part counts as often as the guidance's scale says.

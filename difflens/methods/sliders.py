@@ -218,7 +218,7 @@ class SliderEdit(Steering):
         target, strength = batch.images.target, self.strength_of(batch.images)
         share = one_hot(target.clamp_min(0), len(self.attribute.classes)) * strength[:, None]
         share = torch.where((target >= 0)[:, None], share, 0.0)
-        step_of, now = {float(t): step for step, t in enumerate(model.timesteps)}, {"step": -1}
+        step_of, now = model.step_of, {"step": -1}
 
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             now["step"] = step_of[float(args[1] if len(args) > 1 else kwargs["timestep"])]

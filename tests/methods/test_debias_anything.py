@@ -5,6 +5,7 @@ import torch
 from tiny_pipeline import hook_free, images, plan, tiny_pipeline, tiny_text_to_image, tiny_unconditional
 from torch import Tensor
 
+from difflens.methods import debias_anything
 from difflens.methods.base import Given
 from difflens.methods.debias_anything import (
     DIRECTIONS,
@@ -102,6 +103,20 @@ def test_only_steps_in_the_range_of_noise_are_edited() -> None:
         keep.remove()
     same = [torch.equal(*pair) for pair in zip(outputs["plain"], outputs["guided"], strict=True)]
     assert same == [True, True, True, False, False]
+
+
+def test_the_adaptor_is_asked_at_the_studied_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, asked = tiny_unconditional(steps=8).resampled(steps=4), []
+
+    def gradient(
+        _: object, __: object, call: tuple[tuple[Tensor, ...], dict], ___: object, step: int, *____: object
+    ) -> Tensor:
+        asked.append(step)
+        return torch.zeros_like(call[0][0])
+
+    monkeypatch.setattr(debias_anything, "gradient", gradient)
+    images(few, plan([0], [0]), method=edit(few))
+    assert asked == [0, 2, 4, 6]
 
 
 def test_directions_lead_from_the_mean_of_the_classes_to_each() -> None:
