@@ -31,7 +31,7 @@ TINY = {
     "metric.images": 16,
     "metric.reference.images": 32,
     "metric.kid_subset": 8,
-    "metric.cards": 1,
+    "metric.cards": 2,
     "mitigation.calibration.images": 16,
     "mitigation.calibration.refinements": 1,
     "mitigation.calibration.first": 1,
