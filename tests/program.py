@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from network import refuse_network
 
 TINY = {
     "model.steps": 4,
-    "model.micro_batch": 16,
+    "model.micro_batch": 8,
     "data.images": 64,
     "data.buffer": 8192,
     "sae.expansion": 2,
@@ -26,12 +27,12 @@ TINY = {
     "sae.training.tokens": 40_000,
     "sae.training.batch": 1024,
     "probe.iterations": 5,
-    "attribution.images_per_class": 16,
-    "metric.images": 32,
-    "metric.reference.images": 64,
-    "metric.kid_subset": 16,
+    "attribution.images_per_class": 8,
+    "metric.images": 16,
+    "metric.reference.images": 32,
+    "metric.kid_subset": 8,
     "metric.cards": 2,
-    "mitigation.calibration.images": 32,
+    "mitigation.calibration.images": 16,
     "mitigation.calibration.refinements": 1,
     "mitigation.calibration.first": 1,
     "mitigation.calibration.largest": 2,
@@ -39,6 +40,7 @@ TINY = {
 """A study of seconds on the shipped miniature."""
 
 PRELOADED = [
+    "open_clip",  # seconds, which else every program that measures something would take
     "difflens.cli.job",
     "difflens.pipeline",
     "difflens.models.model",
@@ -134,6 +136,18 @@ class Program:
     def __call__(self, *overrides: str, prepare: Callable[[], None] | None = None) -> Ended:
         return self.ended(self.start(*overrides, prepare=prepare))
 
+    def done(self, *overrides: str, prepare: Callable[[], None] | None = None) -> Ended:
+        """How a program ends that must succeed."""
+        ended = self(*overrides, prepare=prepare)
+        assert ended.code == 0, ended.err + ended.out
+        return ended
+
+    def refused(self, *overrides: str) -> str:
+        """The line of a program that must find a mistake of the user's."""
+        ended = self(*overrides)
+        assert ended.code == 2, ended.err + ended.out
+        return ended.complaint
+
     def stop(self, process: BaseProcess, number: int, *, when: Callable[[], bool]) -> Ended:
         """How a started program ends that is sent a signal as soon as something has happened."""
         deadline = time.monotonic() + PATIENCE
@@ -153,6 +167,16 @@ class Program:
         """A JSON file of the last run."""
         return json.loads((self.latest / name).read_text())
 
+    @property
+    def reused(self) -> dict[str, bool]:
+        """Whether the last run found an artifact of each kind that it asked for, by the last of the kind."""
+        return {entry["kind"]: entry["reused"] for entry in self.json("manifest.json")["artifacts"]}
+
+    def used(self, kind: str) -> Path:
+        """The artifact of a kind that the last run made or used last."""
+        made = {entry["kind"]: entry["fingerprint"] for entry in self.json("manifest.json")["artifacts"]}
+        return self.folder / "outputs" / "artifacts" / kind / made[kind]
+
     def artifacts(self, kind: str = "*") -> list[Path]:
         """Finished artifacts, of one kind or of all."""
         return sorted(path for path in (self.folder / "outputs" / "artifacts").glob(f"{kind}/*") if not path.suffix)
@@ -165,6 +189,21 @@ class Program:
         """The program with a copy of all results so far."""
         shutil.copytree(self.folder, folder, symlinks=True)
         return Program(folder)
+
+
+def own_package(program: Program, module: str, code: str, choice: str, text: str) -> Callable[..., Ended]:
+    """Put a user's package beside a program, and a file of a configuration group that names it; then start it with both."""
+    (program.folder / f"{module}.py").write_text(code)
+    path = program.folder / "conf" / f"{choice}.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    return partial(program, f"--config-dir={path.parents[1]}", prepare=partial(let_in, str(program.folder), module))
+
+
+def let_in(folder: str, module: str) -> None:
+    """What a user does before the start: the package can be imported, and is named in the environment."""
+    sys.path.insert(0, folder)
+    os.environ["DIFFLENS_ALLOW_TARGETS"] = module
 
 
 SHARED: list[Path] = []
@@ -181,7 +220,6 @@ def undisturbed() -> Program:
     heard.mkdir(exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not done.exists():
-            ended = Program(folder, heard=heard)(prepare=speak_at_once)
-            assert ended.code == 0, ended.err + ended.out
+            Program(folder, heard=heard).done(prepare=speak_at_once)
             done.touch()
     return Program(folder)

@@ -71,7 +71,7 @@ def test_activations_that_are_not_finite_never_become_an_artifact(elsewhere: Pro
 
 
 def test_a_class_without_images_says_what_to_do(program: Program) -> None:
-    line = refused(program, "attribute=race", "data.images=16", code=1)
+    line = refused(program, "task=probe", "attribute=race", "data.images=16", code=1)
     assert "a probe needs at least 5 per class: collect more activations (data.images)" in line
 
 
@@ -86,8 +86,6 @@ def test_a_class_without_images_says_what_to_do(program: Program) -> None:
         ("model.folder=/nowhere", "/nowhere"),
         ("+sae.training.momentum=1", "SaeModule takes no 'momentum'"),
         ("+sae.topk=8", "TopKAutoencoder takes no 'topk'"),
-        ("+mitigation.strenght=2", "DiffLens takes no 'strenght'; take it away. Did you mean 'mitigation.strength'?"),
-        ("attribution.baseline=contrast", "attribution.baseline=contrast needs prompts"),
         ("preset=foo", "preset=foo: no such preset"),
         ("trainer.accelerator=abacus", "trainer: "),
         ("judge.others=[beard]", "judge.others names ['beard']"),
@@ -102,20 +100,20 @@ def test_a_mistake_in_the_configuration_is_told_before_the_first_stage(
     elsewhere: Program, override: str, words: str
 ) -> None:
     """Of what can only be found by building things; what the configuration alone tells is in conf/test_settings.py."""
-    ended = elsewhere(override)
-    assert ended.code == 2 and words in ended.complaint
+    assert words in elsewhere.refused(override)
     assert elsewhere.json("status.json")["exit_code"] == 2
     assert not elsewhere.json("manifest.json")["seconds"]
 
 
 def test_no_file_but_a_checkpoint_is_converted(elsewhere: Program) -> None:
-    ended = elsewhere("task=convert", "task.checkpoint=/etc/passwd")
-    assert ended.code == 2 and "/etc/passwd is nothing that torch.save wrote" in ended.complaint
+    assert "/etc/passwd is nothing that torch.save wrote" in elsewhere.refused(
+        "task=convert", "task.checkpoint=/etc/passwd"
+    )
 
 
 def test_an_artifact_made_for_another_site_is_refused(program: Program) -> None:
     (mine,) = program.artifacts("activations")
-    assert program("task=activations", "data.site.module=up_blocks.0").code == 0
+    program.done("task=activations", "data.site.module=up_blocks.0")
     (other,) = set(program.artifacts("activations")) - {mine}
     shutil.rmtree(mine)
     other.rename(mine)
@@ -125,9 +123,8 @@ def test_an_artifact_made_for_another_site_is_refused(program: Program) -> None:
 def test_a_saved_sae_is_used_where_it_was_trained_and_nowhere_else(program: Program) -> None:
     (own,) = program.artifacts("sae")
     saved = f"sae.saved={own / 'autoencoder'}"
-    for changed in ("data.site.module=up_blocks.0", "model.steps=5", "model.eta=0.5"):
-        assert f"{changed.split('.')[-1].split('=')[0]}" in refused(program, "task=sae", saved, changed, code=2)
-    assert program("task=sae", saved).code == 0
+    assert "eta" in refused(program, "task=sae", saved, "model.eta=0.5", code=2)
+    program.done("task=sae", saved)
     (copy,) = set(program.artifacts("sae")) - {own}
     name = "autoencoder/sae.safetensors"
     assert (copy / name).read_bytes() == (own / name).read_bytes()
@@ -160,8 +157,9 @@ def test_on_a_full_disk_the_run_says_so_and_goes_on_when_there_is_space(small_di
     assert line.startswith("sae: the disk of outputs/artifacts is full") and "run the same command again" in line
     assert [path.parent.name for path in program.artifacts()] == ["activations"]
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    assert program("task=steer").code == 0
-    assert (program.latest / "metrics.json").read_bytes() == (undisturbed().latest / "metrics.json").read_bytes()
+    program.done("task=sae")
+    made, whole = (study.artifacts("sae")[0] / "autoencoder" / "sae.safetensors" for study in (program, undisturbed()))
+    assert made.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("override", ["name=../../../../x", "paths.outputs="])

@@ -71,8 +71,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
 
 
 def test_a_model_is_audited_under_every_prompt_with_nothing_trained(program: Program) -> None:
-    ended = program("task=audit", "model=mini_sd", "model.micro_batch=8", "task.per_prompt=2")
-    assert ended.code == 0, ended.err
+    program.done("task=audit", "model=mini_sd", "model.micro_batch=8", "task.per_prompt=2")
     found = program.json("audit.json")
     assert len(found["prompts"]) == 8 and found["images"] == 16
     attributes = {row["attribute"] for row in found["rows"]}
@@ -86,8 +85,7 @@ def test_a_folder_is_audited_without_a_model(program: Program, tmp_path: Path) -
     made = Path(program.latest / "images" / "audit")
     for number, path in enumerate(sorted(made.glob("*.png"))):
         Image.open(path).save(tmp_path / f"face {number}.png")
-    ended = program("task=audit", f"images='{tmp_path}'")
-    assert ended.code == 0, ended.err
+    ended = program.done("task=audit", f"images='{tmp_path}'")
     found = program.json("audit.json")
     assert found["images"] == 16 and {row["prompt"] for row in found["rows"]} == {ALL}
     assert "drawn-proxies" not in (program.latest / "report.html").read_text() and "warning" not in ended.out
@@ -98,5 +96,4 @@ def test_a_folder_is_audited_without_a_model(program: Program, tmp_path: Path) -
     assert ended.code == 0 and "the numbers mean nothing on photographs" in " ".join(ended.out.split())
     empty = tmp_path / "empty"
     empty.mkdir()
-    ended = program("task=audit", f"images='{empty}'")
-    assert ended.code == 2 and "no usable image" in ended.complaint
+    assert "no usable image" in program.refused("task=audit", f"images='{empty}'")

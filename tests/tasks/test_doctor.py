@@ -13,8 +13,7 @@ from difflens.tasks.doctor import ask, missing, needs
 
 def test_the_miniature_lacks_nothing(tmp_path: Path) -> None:
     program = Program(tmp_path)
-    ended = program("task=doctor")
-    assert ended.code == 0, ended.err
+    ended = program.done("task=doctor")
     found = program.json("doctor.json")
     assert all(need["found"] for need in found["needs"])
     assert "judge.scores.weights" in found["experiments"]["table_p2_gender"]

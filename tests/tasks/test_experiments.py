@@ -1,7 +1,6 @@
 """The first experiments (METHOD section 10) on the tiny study: their numbers are there, consistent, and drawn."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -58,35 +57,30 @@ def test_doses_run_from_no_edit_to_twice_the_calibrated_strength(program: Progra
     assert (program.latest / "dose.svg").is_file()
 
 
-def made_by(program: Program, kind: str) -> Path:
-    """The artifact of a kind that the last run made or used."""
-    made = {entry["kind"]: entry["fingerprint"] for entry in program.json("manifest.json")["artifacts"]}
-    return program.folder / "outputs" / "artifacts" / kind / made[kind]
-
-
 def images_of(program: Program) -> tuple[torch.Tensor, torch.Tensor]:
     """The images of the last run without an edit, and with it."""
     ids = torch.arange(TINY["metric.images"])
-    before = Shards(made_by(program, "images")).images(ids)
-    return before, Shards(made_by(program, "steered")).replaced(before, ids)
+    before = Shards(program.used("images")).images(ids)
+    return before, Shards(program.used("steered")).replaced(before, ids)
 
 
 FIXED = ["task=steer", "mitigation.mode=scale", "mitigation.protocol=official", "mitigation.strength=3"]
 
 
 def test_no_times_the_strength_is_the_plain_model_though_the_official_protocol_adds_a_bias(program: Program) -> None:
-    assert program(*FIXED, "mitigation.assignment=exact", "mitigation.times=0").code == 0
+    program.done(*FIXED, "mitigation.assignment=exact", "mitigation.times=0")
     assert torch.equal(*images_of(program))
     rows = program.json("metrics.json")["rows"]
     assert rows[1]["edited"] == 0 and rows[1]["fd"] == rows[0]["fd"]
     # The strength that changes no code still adds the bias: only without an edit is nothing added.
-    assert program(*FIXED, "mitigation.assignment=exact", "mitigation.strength=1").code == 0
+    program.done(*FIXED, "mitigation.assignment=batch", "mitigation.strength=1")
     assert not torch.equal(*images_of(program))
+    targets = load_file(program.used("steered") / "targets.safetensors")["targets"]
+    assert len(targets) == 16 and len(targets.unique()) == 1, "sixteen images move as one"
 
 
 def test_all_strengths_act_on_every_image(program: Program) -> None:
-    ended = program(*FIXED, "task=report", "mitigation.assignment=everyone", "mitigation.strength={female: 1, male: 3}")
-    assert ended.code == 0, ended.err
+    program.done(*FIXED, "task=report", "mitigation.assignment=everyone", "mitigation.strength={female: 1, male: 3}")
     before, after = images_of(program)
     assert (before != after).flatten(1).any(1).all()
     metrics, moves = program.json("metrics.json"), program.json("images/edited.json")
@@ -97,16 +91,9 @@ def test_all_strengths_act_on_every_image(program: Program) -> None:
 
 def test_a_probe_with_a_hidden_layer_locates_and_gates(program: Program) -> None:
     # Nothing but the probe and what follows from it is made anew.
-    ended = program("task=steer", "probe=mlp", "probe.hidden=4", "mitigation.strength=1")
-    assert ended.code == 0, ended.err
-    made = {entry["kind"]: entry["reused"] for entry in program.json("manifest.json")["artifacts"]}
+    program.done("task=steer", "probe=mlp", "probe.hidden=4", "mitigation.strength=1")
+    made = program.reused
     assert made["sae"] and not made["probe"] and not made["attribution"] and not made["steered"]
-
-
-def test_sixteen_images_move_as_one(program: Program) -> None:
-    assert program(*FIXED, "mitigation.assignment=batch").code == 0
-    stored = load_file(made_by(program, "steered") / "targets.safetensors")["targets"]
-    assert (stored.reshape(-1, 16) == stored[::16, None]).all() and (stored >= 0).all()
 
 
 def test_evolution_follows_fresh_images(program: Program) -> None:

@@ -1,11 +1,9 @@
 """Every block is read in one pass, and pushes are tried where reading is best."""
 
-import json
-
 import pytest
 import torch
 import yaml
-from program import Program
+from program import Program, undisturbed
 from tiny_pipeline import images, plan, tiny_text_to_image, tiny_unconditional
 
 from difflens.models.hooks import readable_modules
@@ -53,36 +51,44 @@ def test_what_arrives_comes_first_and_then_what_stays_most_alike() -> None:
     assert [(each.reached, each.clip_i) for each in found] == wanted
 
 
-def test_a_study_says_where_its_bias_lives_and_finds_it_once(tmp_path) -> None:
-    program = Program(tmp_path)
-    asked = ("task=localise", "localise.images=32", "localise.tried=4", "localise.sites=2")
-    ended = program(*asked, "localise.windows=[[0.0,1.0],[0.5,1.0]]")
-    assert ended.code == 0, ended.err
-    found = json.loads((program.latest / "localise.json").read_text())
+SMALL = ("localise.images=32", "localise.tried=4", "localise.sites=2", "localise.windows=[[0.0,1.0],[0.5,1.0]]")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    return undisturbed().copied(tmp_path_factory.mktemp("localise") / "study")
+
+
+def test_nothing_is_chosen_for_what_acts_at_no_site(program: Program) -> None:
+    program.done("task=doctor", "data.site=auto", "mitigation.window=auto")
+    program.done("task=activations", "data.site=auto", "mitigation=redraw")
+    for words, complaint in (
+        (("data.site=auto", "mitigation.window=auto", "mitigation=icm"), "mitigation.window=auto"),
+        (("data.site=mid_block",), "must be auto, or"),
+        (("mitigation.window=early",), "must be auto, or"),
+        (("task=localise", "localise.windows=[[0.5,1.5]]"), "localise.windows"),
+    ):
+        assert complaint in program.refused(*words)
+    few = program("task=localise", "localise.images=8", "attribute=race")
+    assert few.code == 2 and "raise localise.images" in few.err
+    assert not program.artifacts("localisation")
+
+
+def test_a_study_says_where_its_bias_lives_and_acts_there(program: Program) -> None:
+    ended = program.done("task=localise", *SMALL)
+    found = program.json("localise.json")
     recall = torch.tensor(found["recall"])
     assert recall.shape == (len(found["sites"]), 4) and recall[:, -1].max() > 0.9
     assert len(found["trials"]) == 2 + 2 and "best: data.site.module=" in ended.out
     assert {trial["stop"] for trial in found["trials"]} == {1.0}
     assert (program.latest / "localise.svg").stat().st_size > 1000
-    again = program(*asked, "localise.windows=[[0.0,1.0],[0.5,1.0]]")
-    assert again.code == 0 and all(entry["reused"] for entry in program.json("manifest.json")["artifacts"])
-    few = program("task=localise", "localise.images=8", "attribute=race")
-    assert few.code == 2 and "raise localise.images" in few.err
-    refused = program("task=localise", "localise.windows=[[0.5,1.5]]")
-    assert refused.code == 2 and "localise.windows" in refused.complaint
-
-
-SMALL = ("localise.images=32", "localise.tried=4", "localise.sites=2", "localise.windows=[[0.0,1.0],[0.5,1.0]]")
-
-
-def test_a_study_chooses_where_and_when_by_itself_and_says_so(tmp_path) -> None:
-    program = Program(tmp_path)
-    ended = program("data.site=auto", "mitigation.window=auto", *SMALL)
-    assert ended.code == 0, ended.err
-    chosen, config = (
-        program.json("manifest.json")["chosen"],
-        yaml.safe_load((program.latest / "config.yaml").read_text()),
-    )
+    # From here on it chooses by itself, and says so.
+    given = (*SMALL, "mitigation.strength=2")
+    program.done("data.site=auto", "mitigation.window=auto", *given)
+    reused = program.reused
+    assert reused["localisation"], "it is found once"
+    chosen = program.json("manifest.json")["chosen"]
+    config = yaml.safe_load((program.latest / "config.yaml").read_text())
     # Whatever reads the run later sees plain values.
     assert config["data"]["site"]["module"] == chosen["values"]["data.site.module"]
     window = config["mitigation"]["window"]
@@ -92,31 +98,17 @@ def test_a_study_chooses_where_and_when_by_itself_and_says_so(tmp_path) -> None:
     page = (program.latest / "report.html").read_text()
     assert chosen["artifact"] in page and f"data.site.module={config['data']['site']['module']}" in page
     # The same values by hand are the same study: nothing is made anew.
-    given = (f"data.site.module={config['data']['site']['module']}", f"mitigation.window.start={window['start']}")
-    again = program(*given, f"mitigation.window.stop={window['stop']}", *SMALL)
+    named = (f"data.site.module={config['data']['site']['module']}", f"mitigation.window.start={window['start']}")
+    again = program(*named, f"mitigation.window.stop={window['stop']}", *given)
     assert again.code == 0 and all(entry["reused"] for entry in program.json("manifest.json")["artifacts"])
     assert "chosen" not in program.json("manifest.json")
 
 
-def test_of_site_and_window_each_may_be_chosen_alone(tmp_path) -> None:
-    program = Program(tmp_path)
-    ended = program("task=activations", "mitigation.window=auto", "data.site.module=up_blocks.1.resnets.0", *SMALL)
-    assert ended.code == 0, ended.err
+def test_of_site_and_window_each_may_be_chosen_alone(program: Program) -> None:
+    few = ("task=activations", "data.images=16", *SMALL, "localise.tried=2", "localise.sites=1")
+    program.done(*few, "mitigation.window=auto", "data.site.module=up_blocks.1.resnets.0")
     chosen = program.json("manifest.json")["chosen"]
     assert chosen["trial"]["site"] == "up_blocks.1.resnets.0" and "data.site.module" not in chosen["values"]
-    ended = program("task=activations", "data.site=auto", "mitigation.window.start=0.25", *SMALL)
-    assert ended.code == 0, ended.err
+    program.done(*few, "data.site=auto", "mitigation.window.start=0.25")
     chosen = program.json("manifest.json")["chosen"]
     assert (chosen["trial"]["start"], list(chosen["values"])) == (0.25, ["data.site.module"])
-
-
-def test_nothing_is_chosen_for_what_acts_at_no_site(tmp_path) -> None:
-    program = Program(tmp_path)
-    assert program("task=doctor", "data.site=auto", "mitigation.window=auto").code == 0
-    assert program("task=activations", "data.site=auto", "mitigation=redraw").code == 0
-    assert not program.artifacts("localisation")
-    refused = program("data.site=auto", "mitigation.window=auto", "mitigation=icm")
-    assert refused.code == 2 and "mitigation.window=auto" in refused.complaint
-    for word in ("data.site=mid_block", "mitigation.window=early"):
-        ended = program(word)
-        assert ended.code == 2 and "must be auto, or" in ended.complaint

@@ -1,19 +1,16 @@
 """What `mitigation._target_` names is what runs: a method without an autoencoder, and one of a user's own package."""
 
-import os
-import sys
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMPipeline
-from program import Program, undisturbed
+from program import Ended, Program, own_package, undisturbed
 
 import difflens
 from difflens.methods.h_direction import DirectionEdit
 
-EDITED = ("mitigation.strength=2", "mitigation.assignment=exact")
 MINE = """
 from difflens.methods.h_direction import HDirection
 
@@ -41,33 +38,23 @@ factor: 2.0
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """A program that finds the stages of another method done, and a user's package beside it."""
-    program = undisturbed().copied(tmp_path_factory.mktemp("methods") / "study")
-    (program.folder / "my_methods.py").write_text(MINE)
-    (program.folder / "conf" / "mitigation").mkdir(parents=True)
-    (program.folder / "conf" / "mitigation" / "mine.yaml").write_text(YAML)
-    return program
+    """A program that finds the stages of another method done."""
+    return undisturbed().copied(tmp_path_factory.mktemp("methods") / "study")
 
 
-def let_in(folder: str) -> None:
-    """What a user does before the start: the package can be imported, and is named in the environment."""
-    sys.path.insert(0, folder)
-    os.environ["DIFFLENS_ALLOW_TARGETS"] = "my_methods"
+@pytest.fixture(scope="module")
+def mine(program: Program) -> Callable[..., Ended]:
+    return own_package(program, "my_methods", MINE, "mitigation/mine", YAML)
 
 
-def images(program: Program, method: str) -> list[bytes]:
-    return [path.read_bytes() for path in sorted((program.latest / "images" / method).glob("*.png"))]
-
-
-def test_a_method_without_an_autoencoder_goes_the_whole_way_and_none_is_trained(tmp_path: Path) -> None:
-    program = Program(tmp_path)
-    holding = "mitigation.hold.attributes=[gender,age]"
-    done = program("mitigation=h_direction", "mitigation.assignment=exact", holding)
-    assert done.code == 0, done.err + done.out
+def test_a_method_without_an_autoencoder_goes_the_whole_way_and_none_is_trained(program: Program) -> None:
+    program.done("mitigation=h_direction", "mitigation.assignment=exact", "mitigation.hold.attributes=[gender,age]")
     assert [row["method"] for row in program.json("metrics.json")["rows"]] == ["original", "h_direction"]
-    assert program.artifacts("sae") == program.artifacts("attribution") == []
+    artifacts = program.json("manifest.json")["artifacts"]
+    used = [kind for kind, _ in {(entry["kind"], entry["fingerprint"]) for entry in artifacts}]
+    assert not {"sae", "attribution"} & set(used)
     # The attribute's own and that of the held one, which is held by its probe.
-    assert len(program.artifacts("fit")) == 2 and len(program.artifacts("probe")) == 1
+    assert used.count("fit") == 2 and used.count("probe") == 1
     report = program.json("report.json")
     assert report["dose"]["points"] and report["features"] == [] and "sae" not in report
     assert (program.latest / "report.html").stat().st_size > 10_000
@@ -77,7 +64,7 @@ def test_a_method_without_an_autoencoder_goes_the_whole_way_and_none_is_trained(
     pipe.set_progress_bar_config(disable=True)
 
     def made() -> torch.Tensor:
-        drawn = pipe(4, generator=torch.Generator().manual_seed(0), num_inference_steps=4, output_type="np").images
+        drawn = pipe(2, generator=torch.Generator().manual_seed(0), num_inference_steps=4, output_type="np").images
         return torch.from_numpy(drawn)
 
     plain = made()
@@ -86,48 +73,46 @@ def test_a_method_without_an_autoencoder_goes_the_whole_way_and_none_is_trained(
     assert torch.equal(made(), plain)
 
 
-def test_who_is_moved_is_read_anew_by_another_probe(program: Program) -> None:
-    """This method asks for no probe itself, but `early` reads by one who is to be moved."""
-    asked = ("task=steer", "mitigation=h_direction", "mitigation.assignment=early", "mitigation.strength=1")
-    for settings in ((), ("probe.l2=10",)):
-        done = program(*asked, *settings)
-        assert done.code == 0, done.err + done.out
-    made = {entry["kind"]: entry["reused"] for entry in program.json("manifest.json")["artifacts"]}
-    assert not made["states"] and not made["steered"]
+# This method asks for no probe itself, but `early` reads by one who is to be moved.
+EDITED = ("task=steer", "mitigation.assignment=early", "mitigation.target={female: 0.75, male: 0.25}")
 
 
-def test_a_users_own_method_is_what_runs_under_its_name(program: Program) -> None:
-    prepare = partial(let_in, str(program.folder))
-    conf = f"--config-dir={program.folder / 'conf'}"
-    assert program("mitigation=h_direction", *EDITED).code == 0
-    theirs = images(program, "h_direction")
-    done = program(conf, "mitigation=mine", *EDITED, prepare=prepare)
+def steered(program: Program) -> bytes:
+    """The edited images of the last run."""
+    return b"".join(path.read_bytes() for path in sorted(program.used("steered").glob("shard-*")))
+
+
+def test_a_users_own_method_is_what_runs_under_its_name(program: Program, mine: Callable[..., Ended]) -> None:
+    program.done("mitigation=h_direction", "mitigation.strength=2", *EDITED)
+    theirs = steered(program)
+    done = mine("mitigation=mine", "mitigation.strength=1", *EDITED)
     assert done.code == 0, done.err + done.out
-    assert program.json("metrics.json")["rows"][1]["method"] == "mine"
-    assert images(program, "mine") != theirs
-    # The same numbers where the class does the same.
-    assert program(conf, "mitigation=mine", "mitigation.factor=1.0", *EDITED, prepare=prepare).code == 0
-    assert images(program, "mine") == theirs
+    row = program.json("metrics.json")["rows"][1]
+    assert row["method"] == "mine" and row["clip_i_edited"] < 1
+    assert steered(program) == theirs, "twice its direction, half as strongly"
+
+
+def test_who_is_moved_is_read_anew_by_another_probe(program: Program) -> None:
+    program.done("mitigation=h_direction", "mitigation.strength=2", *EDITED, "probe.l2=10")
+    made = program.reused
+    assert made["images"] and not made["states"] and not made["steered"]
 
 
 @pytest.mark.parametrize(
-    ("overrides", "complaint"),
+    ("named", "complaint"),
     [
-        (["mitigation._target_=my_methods.Stranger"], "is no difflens.methods.base.Method; name a class of it"),
+        ("my_methods.Stranger", "is no difflens.methods.base.Method; name a class of it"),
         (
-            ["mitigation._target_=difflens.methods.base.Window"],
+            "difflens.methods.base.Window",
             "set DIFFLENS_ALLOW_TARGETS=<package>; else it must be one of difflens.methods.difflens",
         ),
-        (["+mitigation.strenght=2"], "got an unexpected keyword argument 'strenght'"),
-        (["mitigation.window.start=2"], "mitigation.window needs 0 ≤ start < stop ≤ 1"),
     ],
 )
-def test_what_is_no_method_is_refused_in_one_line(program: Program, overrides: list[str], complaint: str) -> None:
-    conf = f"--config-dir={program.folder / 'conf'}"
-    done = program(conf, "mitigation=mine", *overrides, prepare=partial(let_in, str(program.folder)))
+def test_what_is_no_method_is_refused_in_one_line(mine: Callable[..., Ended], named: str, complaint: str) -> None:
+    done = mine("mitigation=mine", f"mitigation._target_={named}")
     assert done.code == 2 and complaint in done.complaint
 
 
-def test_a_users_package_is_not_let_in_unless_the_environment_names_it(program: Program) -> None:
-    done = program(f"--config-dir={program.folder / 'conf'}", "mitigation=mine")
+def test_a_users_package_is_not_let_in_unless_the_environment_names_it(mine: Callable[..., Ended]) -> None:
+    done = mine("mitigation=mine", prepare=None)
     assert done.code == 2 and "set DIFFLENS_ALLOW_TARGETS=<package>" in done.complaint

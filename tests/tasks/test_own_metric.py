@@ -2,16 +2,17 @@
 
 import csv
 import json
-import os
+import re
 import shutil
-import sys
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from program import Program, undisturbed
+from program import Ended, Program, own_package, undisturbed
+
+from difflens.report.measures import Measure
 
 MINE = '''
 import torch
@@ -57,24 +58,20 @@ measures:
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """A program that finds every stage but the last done, and a user's package beside it."""
-    program = undisturbed().copied(tmp_path_factory.mktemp("metrics") / "study")
-    (program.folder / "my_metrics.py").write_text(MINE)
-    (program.folder / "conf" / "metric").mkdir(parents=True)
-    (program.folder / "conf" / "metric" / "mine.yaml").write_text(YAML)
-    return program
+    """A program that finds every stage but the last done."""
+    return undisturbed().copied(tmp_path_factory.mktemp("metrics") / "study")
 
 
-def let_in(folder: Path) -> None:
-    sys.path.insert(0, str(folder))
-    os.environ["DIFFLENS_ALLOW_TARGETS"] = "my_metrics"
+@pytest.fixture(scope="module")
+def mine(program: Program) -> Callable[..., Ended]:
+    return own_package(program, "my_metrics", MINE, "metric/mine", YAML)
 
 
-def test_a_users_own_metric_is_in_metrics_report_tables_comparison_and_sweep(program: Program) -> None:
+def test_a_users_own_metric_is_in_metrics_report_tables_comparison_and_sweep(
+    program: Program, mine: Callable[..., Ended]
+) -> None:
     before = json.loads((undisturbed().latest / "metrics.json").read_text())
-    asked = (f"--config-dir={program.folder / 'conf'}", "metric=mine")
-    prepare = partial(let_in, program.folder)
-    done = program(*asked, "-m", "seed=0", "name=one", "strength=none,calibrated", prepare=prepare)
+    done = mine("metric=mine", "-m", "seed=0", "name=one", "strength=none,calibrated")
     assert done.code == 0, done.err + done.out
     assert "twice the brightness" in done.out and "change of pixels" in done.out, "the table of the terminal"
     sweep = max((program.folder / "outputs" / "sweeps").glob("*"))
@@ -96,12 +93,11 @@ def test_a_users_own_metric_is_in_metrics_report_tables_comparison_and_sweep(pro
     assert float(row["change"]) == edited["change"]
 
 
-def test_folders_are_measured_by_it_too_and_pairs_by_name(program: Program) -> None:
+def test_folders_are_measured_by_it_too_and_pairs_by_name(program: Program, mine: Callable[..., Ended]) -> None:
     folders = program.folder / "folders"
     shutil.copytree(undisturbed().latest / "images", folders)
     roles = (f"images={folders / 'difflens'}", f"originals={folders / 'original'}", f"reference={folders / 'original'}")
-    asked = (f"--config-dir={program.folder / 'conf'}", "metric=mine", "task=evaluate", *roles)
-    done = program(*asked, prepare=partial(let_in, program.folder))
+    done = mine("metric=mine", "task=evaluate", *roles)
     assert done.code == 0, done.err + done.out
     original, made = program.json("metrics.json")["rows"]
     pixels = [
@@ -113,14 +109,23 @@ def test_folders_are_measured_by_it_too_and_pairs_by_name(program: Program) -> N
 
 
 @pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        (None, "metric.measures.fid must have label, unit, digits, better, meaning, got None"),
+        ({"label": "FID", "better": 2}, "metric.measures.fid.better must be -1 (less), 0 or 1 (more), got 2"),
+        ({"label": ""}, "metric.measures.fid.label must be a text that is not empty, got ''"),
+    ],
+)
+def test_an_entry_must_describe_its_measure(entry: Any, complaint: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        Measure.described("fid", entry, where="metric.measures")
+
+
+@pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (["metric.measures.fid=null"], "metric.measures.fid must have label, unit, digits, better, meaning, got None"),
         (["metric.measures.fid.digits=-1"], "metric.measures.fid.digits must be a whole number from 0 to 15, got -1"),
-        (["metric.measures.fid.better=2"], "metric.measures.fid.better must be -1 (less), 0 or 1 (more), got 2"),
-        (["metric.measures.fid.label=''"], "metric.measures.fid.label must be a text that is not empty, got ''"),
         (["metric.measures=null"], "metric.measures"),
-        (["metric.extractor=null"], "metric.extractor must be a group"),
         (["metric.measures.brightness._target_=my_metrics.Greedy"], "update asks for captions; it may ask for images,"),
         (["metric.measures.brightness._target_=os.system"], "_target_ of metric.measures.brightness is 'os.system'"),
         (
@@ -130,22 +135,20 @@ def test_folders_are_measured_by_it_too_and_pairs_by_name(program: Program) -> N
     ],
 )
 def test_a_broken_list_is_refused_in_one_line_before_any_stage(
-    program: Program, overrides: list[str], complaint: str
+    program: Program, mine: Callable[..., Ended], overrides: list[str], complaint: str
 ) -> None:
     known = len(program.artifacts())
-    conf = f"--config-dir={program.folder / 'conf'}"
-    done = program(conf, "metric=mine", *overrides, "data.base_seed=77", prepare=partial(let_in, program.folder))
+    done = mine("metric=mine", *overrides, "data.base_seed=77")
     assert done.code == 2 and complaint in done.complaint, done.err + done.out
     assert len(program.artifacts()) == known
 
 
 def test_more_cards_than_images_and_larger_subsets_than_images_are_cut_and_said(program: Program) -> None:
-    done = program("metric.cards=1000", "metric.kid_subset=1000000")
-    assert done.code == 0, done.err + done.out
+    done = program.done("metric.cards=1000", "metric.kid_subset=1000000")
     assert "have no learning image left to be shown on" in done.out
     protocol = program.json("metrics.json")["protocol"]
-    assert protocol["kid_subset"] == "32 images, of which there are no 1000000"
-    assert "kid subset 32 images" in (program.latest / "report.html").read_text()
+    assert protocol["kid_subset"] == "16 images, of which there are no 1000000"
+    assert "kid subset 16 images" in (program.latest / "report.html").read_text()
 
 
 def test_every_shipped_number_is_one_that_the_package_measures() -> None:

@@ -1,7 +1,7 @@
 """The whole program on a text-to-image model: random weights, so that the way is tested and not the outcome."""
 
 import json
-from pathlib import Path
+import shlex
 
 import pytest
 import torch
@@ -46,6 +46,9 @@ TINY = [
 ]
 
 
+SEEN, UNSEEN = ["firefighter", "doctor", "receptionist", "nurse"], ["pilot", "builder", "baker", "gardener"]
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     program = Program(tmp_path_factory.mktemp("prompted"))
@@ -53,8 +56,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     torch.manual_seed(1)
     pipeline.unet = UNet2DConditionModel.from_config({**pipeline.unet.config, "sample_size": 16})
     pipeline.save_pretrained(program.folder / "model")
-    done = program(*TINY)
-    assert done.code == 0, done.err + done.out
+    program.done(*TINY)
     return program
 
 
@@ -62,12 +64,7 @@ def test_every_prompt_is_measured_by_itself_and_pooled(program: Program) -> None
     metrics = program.json("metrics.json")
     assert metrics["n"] == 16
     for row in metrics["rows"]:
-        assert [prompt.rsplit(" ", 1)[-1] for prompt in row["prompts"]] == [
-            "firefighter",
-            "doctor",
-            "receptionist",
-            "nurse",
-        ]
+        assert [prompt.rsplit(" ", 1)[-1] for prompt in row["prompts"]] == SEEN
         assert all(entry["n"] == 4 for entry in row["prompts"].values())
         mean = sum(entry["fd_hard"] for entry in row["prompts"].values()) / 4
         assert row["fd_hard_prompt_mean"] == pytest.approx(mean)
@@ -78,9 +75,8 @@ def test_every_prompt_is_measured_by_itself_and_pooled(program: Program) -> None
 
 def test_a_product_is_asked_for_by_part_and_calibrated_per_prompt_and_class(program: Program) -> None:
     metrics, report = program.json("metrics.json"), program.json("report.json")
-    assert metrics["target"]["female+old"] == pytest.approx(0.25) and metrics["target"]["male+old"] == pytest.approx(
-        1 / 12
-    )
+    shares = metrics["target"]
+    assert shares["female+old"] == pytest.approx(0.25) and shares["male+old"] == pytest.approx(1 / 12)
     assert list(metrics["rows"][1]["parts"]) == ["gender", "age"]
     assert len(report["strength"]) == 4 * 6 and "a face of a nurse, male+young" in report["strength"]
     assert set(report["dose"]["chosen"]) == set(metrics["classes"])
@@ -88,14 +84,7 @@ def test_a_product_is_asked_for_by_part_and_calibrated_per_prompt_and_class(prog
 
 def test_prompts_kept_apart_are_measured_apart(program: Program) -> None:
     unseen = program.json("metrics_unseen.json")
-    assert {prompt.rsplit(" ", 1)[-1] for prompt in unseen["rows"][1]["prompts"]} == {
-        "pilot",
-        "builder",
-        "baker",
-        "gardener",
-    }
-    seen = program.json("metrics.json")
-    assert not set(unseen["rows"][0]["prompts"]) & set(seen["rows"][0]["prompts"])
+    assert {prompt.rsplit(" ", 1)[-1] for prompt in unseen["rows"][1]["prompts"]} == {*UNSEEN}
 
 
 def test_prompts_that_name_a_class_are_left_alone_and_their_obedience_is_a_column(program: Program) -> None:
@@ -111,62 +100,24 @@ def test_prompts_that_name_a_class_are_left_alone_and_their_obedience_is_a_colum
     assert len(alone) == 1 and load_file(alone[0] / "targets.safetensors")["targets"].eq(UNTOUCHED).all()
 
 
-def test_every_studied_prompt_naming_a_class_is_refused(program: Program) -> None:
-    done = program(*TINY, "prompt.studied=['a {} woman','a {} old nurse']")
-    assert done.code == 2 and "every studied prompt names a class of 'gender+age'" in done.complaint
-
-
-DRAWN = [
-    "task=attribution",
-    "model=mini_sd",
-    "model.micro_batch=8",
-    "data.images=96",
-    "attribution.images_per_class=4",
-]
-"""Of the shipped text-to-image model, which obeys its prompts."""
-
-
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    program = Program(tmp_path_factory.mktemp("drawn"))
-    done = program(*DRAWN)
-    assert done.code == 0, done.err + done.out
-    return program
-
-
-def last(program: Program, kind: str) -> Path:
-    """The artifact of a kind that the last run made or used last."""
-    made = {entry["kind"]: entry["fingerprint"] for entry in program.json("manifest.json")["artifacts"]}
-    return program.folder / "outputs" / "artifacts" / kind / made[kind]
-
-
-def probed(program: Program) -> int:
-    """How many images of each class the last run's probe was fitted on."""
-    return int(load_file(last(program, "probe") / "probe.safetensors")["images_per_class"])
-
-
-def complete(program: Program) -> bool:
-    """Whether the last run's scores sum to the probe's change of output."""
-    return float((last(program, "attribution") / "completeness.json").read_text()) < 1e-4
-
-
-def test_labels_by_the_judge_take_in_the_images_whose_prompts_name_no_class(drawn: Program) -> None:
-    assert drawn(*DRAWN).code == 0
-    assert probed(drawn) == round(0.8 * 96 / 2 / 2)
-    done = drawn(*DRAWN, "prompt.labels=judge")
-    assert done.code == 0, done.err
-    assert probed(drawn) > round(0.8 * 96 / 2 / 2) and complete(drawn)
-    reused = {entry["kind"]: entry["reused"] for entry in drawn.json("manifest.json")["artifacts"]}
-    assert reused["sae"] and not reused["probe"]
+    return Program(tmp_path_factory.mktemp("drawn"))
 
 
 @pytest.mark.parametrize("labels", ["prompt", "judge"])
 def test_a_contrast_starts_from_the_same_noise_under_a_prompt_of_another_class(drawn: Program, labels: str) -> None:
-    done = drawn(*DRAWN, "attribution.baseline=contrast", f"prompt.labels={labels}")
-    assert done.code == 0, done.err
+    """Of the shipped text-to-image model, which obeys its prompts."""
+    small = ("model=mini_sd", "model.micro_batch=8", "data.images=96", "attribution.images_per_class=4")
+    drawn.done("task=attribution", *small, "attribution.baseline=contrast", f"prompt.labels={labels}")
+    # A judge's labels take in the images whose prompts name no class.
+    probed, named = load_file(drawn.used("probe") / "probe.safetensors")["images_per_class"], round(0.8 * 96 / 2 / 2)
+    assert int(probed) == named if labels == "prompt" else int(probed) > named
     own, other = sorted(drawn.artifacts("activations"), key=lambda path: -len(ActivationStore(path)))
-    spec = json.loads((last(drawn, "attribution") / "spec.json").read_text())
-    assert spec["baseline"] == other.name and complete(drawn)
+    spec = json.loads((drawn.used("attribution") / "spec.json").read_text())
+    assert spec["baseline"] == other.name
+    # The scores sum to the probe's change of output.
+    assert float((drawn.used("attribution") / "completeness.json").read_text()) < 1e-4
     texts = {path: json.loads((path / "spec.json").read_text())["prompts"] for path in (own, other)}
     ids = ActivationStore(other).image_ids.tolist()
     swapped = {"female": "male", "male": "female"}
@@ -183,6 +134,7 @@ def test_a_contrast_starts_from_the_same_noise_under_a_prompt_of_another_class(d
     [
         ("~prompt", "prompt=workplace"),
         ("prompt.studied=[]", "prompt.studied is empty"),
+        ("\"prompt.studied=['a {} woman','a {} old nurse']\"", "every studied prompt names a class of 'gender+age'"),
         ("attribute.parts.age.words=null", "attribute.words gives no word"),
         ("data.images=8", "too few"),
         ("model.source=nowhere", "nowhere"),
@@ -190,5 +142,4 @@ def test_a_contrast_starts_from_the_same_noise_under_a_prompt_of_another_class(d
     ],
 )
 def test_mistakes_end_with_one_line(program: Program, override: str, message: str) -> None:
-    done = program(*TINY, *override.split())
-    assert done.code == 2 and message in done.complaint
+    assert message in program.refused(*TINY, *shlex.split(override))

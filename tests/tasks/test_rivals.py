@@ -35,7 +35,8 @@ PROMPTED = {
     "sliders": ["mitigation.updates=4", "mitigation.lr=0.05", "mitigation.strength=4"],
     "uce": ["mitigation.rounds=1", "mitigation.images=4"],
 }
-SMALL = ["model=mini_sd", "model.micro_batch=8", "data.images=32", "metric.images=4", "metric.named=2"]
+SMALL = ["model=mini_sd", "model.micro_batch=8", "data.images=32", "metric.images=2", "metric.named=2"]
+SMALL += ["prompt.unseen=[]"]
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +73,7 @@ def steers(program: Program, pipe: Any, **call: Any) -> None:
 
 @pytest.mark.parametrize("name", UNCONDITIONAL)
 def test_a_method_without_prompts_goes_the_whole_way(study: Program, name: str) -> None:
-    ended = study("task=steer", f"mitigation={name}", *UNCONDITIONAL[name])
-    assert ended.code == 0, ended.err + ended.out
+    study.done("task=steer", f"mitigation={name}", *UNCONDITIONAL[name])
     changed(study, name)
     if name == "asyrp":
         assert difflens.load_features(study.latest).mitigation.site.module == UPWARD  # type: ignore[attr-defined]
@@ -85,8 +85,7 @@ def test_a_method_without_prompts_goes_the_whole_way(study: Program, name: str) 
 
 @pytest.mark.parametrize("name", PROMPTED)
 def test_a_method_on_a_text_to_image_model_goes_the_whole_way(prompted: Program, name: str) -> None:
-    ended = prompted("task=steer", *SMALL, f"mitigation={name}", *PROMPTED[name])
-    assert ended.code == 0, ended.err + ended.out
+    prompted.done("task=steer", *SMALL, f"mitigation={name}", *PROMPTED[name])
     changed(prompted, name)
     original, row = prompted.json("metrics.json")["rows"]
     # Prompts that name a class are left alone, by every method.
@@ -100,8 +99,7 @@ def test_a_method_on_a_text_to_image_model_goes_the_whole_way(prompted: Program,
 
 
 def test_without_a_gate_named_classes_are_pushed_away(prompted: Program) -> None:
-    ended = prompted("task=steer", *SMALL, "mitigation=prompt", "prompt.gate=false")
-    assert ended.code == 0, ended.err + ended.out
+    prompted.done("task=steer", *SMALL, "mitigation=prompt", "prompt.gate=false")
     original, row = prompted.json("metrics.json")["rows"]
     # Half the images of each such prompt are given the other class.
     assert row["named_obeyed"] < original["named_obeyed"] - 0.2
@@ -109,34 +107,26 @@ def test_without_a_gate_named_classes_are_pushed_away(prompted: Program) -> None
 
 def test_a_fit_is_that_of_its_prompts(prompted: Program) -> None:
     asked = ("task=steer", *SMALL, "mitigation=uce", *PROMPTED["uce"], "prompt.studied=['a face of a {} doctor']")
-    ended = prompted(*asked)
-    assert ended.code == 0, ended.err + ended.out
-    made = {entry["kind"]: entry["reused"] for entry in prompted.json("manifest.json")["artifacts"]}
+    prompted.done(*asked)
+    made = prompted.reused
     assert not made["fit"], "what was learnt on other prompts is not this model's"
 
 
 def test_one_class_for_each_image_is_no_edit_towards_all(prompted: Program) -> None:
-    ended = prompted(
-        "task=steer",
-        *SMALL,
-        "mitigation=prompt",
-        "mitigation.assignment=everyone",
-        "mitigation.strength=1",
-        "mitigation.hold.attributes=[]",
+    towards_all = ("mitigation.assignment=everyone", "mitigation.strength=1", "mitigation.hold.attributes=[]")
+    assert "pushes an image towards one class" in prompted.refused(
+        "task=steer", *SMALL, "mitigation=prompt", *towards_all
     )
-    assert ended.code == 2 and "pushes an image towards one class" in ended.complaint
 
 
 def test_a_text_method_on_a_model_without_prompts_is_one_line(study: Program) -> None:
-    ended = study("task=steer", "mitigation=prompt")
-    assert ended.code == 2 and "the model takes none" in ended.complaint
+    assert "the model takes none" in study.refused("task=steer", "mitigation=prompt")
 
 
 def test_a_sweep_of_methods_compares_them_in_pairs(study: Program) -> None:
-    ended = study("-m", "task=steer", "mitigation=difflens,h_direction", "mitigation.strength=1")
-    assert ended.code == 0, ended.err + ended.out
+    study.done("-m", "task=steer", "mitigation=difflens,h_direction", "mitigation.strength=1")
     (sweep,) = (study.folder / "outputs" / "sweeps").iterdir()
-    assert study("task=aggregate", f"sweep={sweep}").code == 0
+    study.done("task=aggregate", f"sweep={sweep}")
     table = (sweep / "paired.md").read_text()
     assert "| mean difference of h |" in table or "| h_direction |" in table
     assert "Methods in pairs" in (Path(sweep) / "report.html").read_text()

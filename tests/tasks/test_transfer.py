@@ -20,8 +20,7 @@ def reused(program: Program) -> dict[str, set[bool]]:
 
 
 def test_one_calibration_is_measured_elsewhere_with_what_calibrating_there_gives(program: Program) -> None:
-    ended = program("task=transfer", "task.vary.steps=[3]", "task.vary.eta=[1.0]")
-    assert ended.code == 0, ended.err + ended.out
+    ended = program.done("task=transfer", "task.vary.steps=[3]", "task.vary.eta=[1.0]")
     assert "guidance: mini_ddpm has no such setting; left out" in " ".join(ended.out.split())
     # Nothing is learnt anew; images, calibration and measures of the other settings are made.
     made = reused(program)
@@ -51,8 +50,7 @@ def test_one_calibration_is_measured_elsewhere_with_what_calibrating_there_gives
 
 
 def test_a_strength_that_was_given_is_not_calibrated_anywhere(program: Program) -> None:
-    ended = program("task=transfer", "task.vary.steps=[3]", "task.vary.eta=[]", "mitigation.strength=1")
-    assert ended.code == 0, ended.err + ended.out
+    program.done("task=transfer", "task.vary.steps=[3]", "task.vary.eta=[]", "mitigation.strength=1")
     (setting,) = program.json("transfer.json")["settings"]
     assert setting["rows"]["recalibrated"] is None and setting["strength"] is None
     assert "calibration" not in reused(program)
@@ -71,19 +69,17 @@ def test_a_strength_that_was_given_is_not_calibrated_anywhere(program: Program) 
 def test_what_cannot_be_met_is_refused_before_anything_is_made(
     program: Program, overrides: list[str], complaint: str, tmp_path: Path
 ) -> None:
-    ended = program("task=transfer", *overrides)
-    assert ended.code == 2 and complaint in ended.complaint
+    assert complaint in program.refused("task=transfer", *overrides)
     assert not program.json("manifest.json")["artifacts"]
 
 
 def test_prompts_never_used_before_are_a_setting_and_so_is_guidance(tmp_path: Path) -> None:
     program = Program(tmp_path / "study")
-    few = ['prompt.studied=["a face of a {} doctor"]', 'prompt.unseen=["a face of a {} baker"]', "data.images=96"]
-    few += ["mitigation=prompt", "mitigation.calibration.images=16", "metric.images=16", "model.steps=2"]
-    ended = program(
+    few = ['prompt.studied=["a face of a {} doctor"]', 'prompt.unseen=["a face of a {} baker"]', "data.images=16"]
+    few += ["mitigation=prompt", "metric.images=8", "model.steps=2"]
+    program.done(
         "model=mini_sd", "task=transfer", "task.vary.steps=[]", "task.vary.eta=[]", "task.vary.guidance=[1,6]", *few
     )
-    assert ended.code == 0, ended.err + ended.out
     weak, strong, unseen = program.json("transfer.json")["settings"]
     assert (weak["value"], strong["value"], weak["studied"]) == (1, 6, 3.0)
     assert (unseen["axis"], unseen["value"], unseen["studied"]) == ("prompts", "unseen", "studied")

@@ -80,9 +80,9 @@ def test_two_processes_make_the_images_and_the_metrics_of_one(both: TwoProcesses
     remade = ("activations", "attribution", "calibration", "images", "steered", "metrics")
     for kind in remade:
         shutil.rmtree(alone.folder / "outputs" / "artifacts" / kind)
-    assert alone(*STRONG, prepare=take_half_the_threads).code == 0
+    alone.done(*STRONG, prepare=take_half_the_threads)
     made, expected = (files(program.latest, "images/**/*.png") for program in (both.ranks[0], alone))
-    assert len(made) > 64 and made == expected
+    assert len(made) >= 16 + 16 and made == expected
     assert made["images/original/1.png"] != made["images/difflens/1.png"]
     assert files(both.ranks[0].latest, "metrics.json") == files(alone.latest, "metrics.json")
     assert [path.name for path in both.ranks[0].artifacts()] == [path.name for path in alone.artifacts()]
@@ -102,7 +102,7 @@ def test_after_a_kill_two_processes_go_on_from_what_both_have_finished(both: Two
     assert (first.code, second.code) == (1, -signal.SIGKILL)
     assert [end.code for end in both(*settings)] == [0, 0]
     assert both.counter.stat().st_size == before + 2 + 2 + 1, "two originals, two edited, and the one in flight"
-    assert alone(*settings, prepare=take_half_the_threads).code == 0
+    alone.done(*settings, prepare=take_half_the_threads)
     one, two = (
         files(program.folder / "outputs" / "artifacts", "*/*/shard-*.safetensors") for program in (alone, both.ranks[0])
     )

@@ -84,4 +84,4 @@ def test_a_run_names_its_stages_and_leaves_no_blank_lines() -> None:
     stages = ["activations", "labelling", "SAE's training", "SAE's health", "denoising loss recovered", "cards"]
     stages += ["probe of gender", "attribution of gender", "usual activity", "calibrate", "originals", "steer"]
     assert not [stage for stage in stages if not any(line.startswith(f"{stage}: 1") for line in lines)]
-    assert {"activations: 4 of 4", "measuring original: 32 of 32"} <= {*lines}
+    assert {"activations: 8 of 8", "measuring original: 16 of 16"} <= {*lines}
