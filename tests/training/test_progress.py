@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from program import undisturbed
 
 from difflens.store.progress import progress
