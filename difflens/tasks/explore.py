@@ -127,6 +127,9 @@ def handler_of(explorer: Explorer) -> type[BaseHTTPRequestHandler]:
     """A request handler that serves one explorer."""
 
     class Handler(BaseHTTPRequestHandler):
+        # Seconds: a connection that says nothing would keep its thread for ever.
+        timeout = 60
+
         def do_GET(self) -> None:
             if not is_own_host(self.headers.get("Host"), self.server.server_address):
                 # A page of somebody else could otherwise reach the explorer by a name that it makes point here.

@@ -2,10 +2,13 @@
 
 import io
 import signal
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -54,6 +57,14 @@ def test_raising_a_latent_changes_the_images_and_nothing_else_does(address: str)
     # A page of somebody else, under a name that leads here.
     with pytest.raises(HTTPError, match="403"):
         urlopen(Request(address, headers={"Host": "example.org"}), timeout=60)
+
+
+def test_idle_connections_keep_nobody_out(address: str) -> None:
+    where = urlsplit(address)
+    with ExitStack() as idle:
+        for _ in range(200):
+            idle.enter_context(socket.create_connection((where.hostname, where.port), timeout=60))
+        assert urlopen(address, timeout=60).status == 200
 
 
 @pytest.mark.parametrize(
