@@ -29,6 +29,7 @@ Need = Literal["activations", "probe", "attribution"]
 brings what stands before it."""
 
 
+# Not `Self`, which beartype refuses in methods of classes that it does not decorate itself.
 Same = TypeVar("Same", bound="Steering")
 
 

@@ -13,10 +13,10 @@ from difflens.methods.base import SiteEdit
 from difflens.probes.base import Probe
 from difflens.vocabulary import UNTOUCHED, Attribute, PerImage
 
-Same = TypeVar("Same", bound="Around")
+Same = TypeVar("Same", bound="EditWrapper")
 
 
-class Around(SiteEdit):
+class EditWrapper(SiteEdit):
     """An edit around another one, which keeps its strengths and its coordinates."""
 
     def __init__(self, edit: SiteEdit) -> None:
@@ -30,13 +30,13 @@ class Around(SiteEdit):
 
     def for_prompts(self: Same, prompts: Sequence[str]) -> Same:
         """See `Steering.for_prompts`."""
-        return self._around(self.edit.for_prompts(prompts))
+        return self._wrapping(self.edit.for_prompts(prompts))
 
     def with_strength(self: Same, strength: Float[Tensor, "slots"]) -> Same:
         """See `Steering.with_strength`."""
-        return self._around(self.edit.with_strength(strength))
+        return self._wrapping(self.edit.with_strength(strength))
 
-    def _around(self: Same, edit: SiteEdit) -> Same:
+    def _wrapping(self: Same, edit: SiteEdit) -> Same:
         other = copy(self)
         other.edit = edit
         return other
@@ -54,7 +54,7 @@ class Around(SiteEdit):
         return self.edit.write(h, delta, touched)
 
 
-class Holding(Around):
+class Holding(EditWrapper):
     """`edit`, and beside it an edit of each other attribute towards the class that the unedited image shows.
 
     An edit early in the trajectory also moves what is decided later. Each held edit has a gate, so that it acts only while
@@ -86,7 +86,7 @@ class Holding(Around):
         return self.edit.limit(z, total)
 
 
-class NullSpace(Around):
+class NullSpace(EditWrapper):
     """`edit` without what the probes of other attributes would see of it: their logits of this very step stay as they are.
 
     h′ = h + (I − Q Qᵀ) Δh with Q an orthonormal basis of the differences of the probes' rows at the step. Nothing need be
