@@ -256,14 +256,11 @@ def _columns(value: Any) -> list[int]:
     )
 
 
-class OnnxJudge:
-    """A classifier in an ONNX file as a `Judge`, run by onnxruntime; an image without a face has rows of NaN.
+class OnnxNetwork:
+    """A network of images in an ONNX file, run by onnxruntime.
 
     Args:
         file: the network, in one file.
-        outputs: attribute → the arguments of its `Answer`.
-        faces: what of an image the network sees.
-        name: what tables call it; None takes the file's.
         sha256: of the file, None to accept any.
         obtain: where the file comes from, told if it is not there.
         device: where it runs: `cpu` or `cuda`.
@@ -278,54 +275,59 @@ class OnnxJudge:
         self,
         file: str,
         *,
-        outputs: Mapping[str, Mapping[str, Any]] | None,
-        faces: FaceCropper | None = None,
-        name: str | None = None,
         sha256: str | None = None,
         obtain: str = "whoever trained it",
         device: str = "cpu",
         batch: int = 16,
         **preparation: Any,
     ) -> None:
-        if not outputs:
-            raise ValueError(
-                "outputs is not given; say which numbers are which classes, as in {gender: {classes: [male, female]}}."
-            )
-        self._path = find_weights(file, obtain=obtain, sha256=sha256)
-        self._device, self.faces, self.name = check_device(device), faces or WholeImage(), name or self._path.stem
-        self._answers = {
-            attribute: _said(f"outputs.{attribute}", partial(Answer, **described))
-            for attribute, described in outputs.items()
-        }
-        self.classes: Mapping[str, tuple[str, ...]] = {a: answer.names for a, answer in self._answers.items()}
-        self.not_validated = tuple(a for a, answer in self._answers.items() if not answer.validated)
-        # Opened to check what fits, given back at the end: it is not known yet whether this judge will be asked.
+        self.path = find_weights(file, obtain=obtain, sha256=sha256)
+        self._device = check_device(device)
+        # Opened to check what fits; it is not known yet whether this network will be asked.
         self._session = OnDemand(self._open)
         asked = _said("preparation", partial(Preparation, **preparation))
         network = self._session()
         self._input = self._only_input(network)
-        self._prepare = asked.of(self._input.shape, path=self._path)
+        self._prepare = asked.of(self._input.shape, path=self.path)
         # Exported for one image, or for any fixed number, a network takes no other.
         fixed = self._input.shape[0]
         self._fixed = fixed if isinstance(fixed, int) and fixed > 0 else None
         self.batch = self._fixed or batch
-        self._outputs = {a: self._output_name(network, answer.output) for a, answer in self._answers.items()}
-        described = {
-            a: [each.columns, each.names, each.values, [*each.cuts], each.spread, each.validated, self._outputs[a]]
-            for a, each in self._answers.items()
-        }
-        # All that can change an answer: what was read off images before is looked up under this.
-        decisive = {"file": sha256_of(self._path), "outputs": described, "preparation": str(self._prepare)}
-        self.fingerprint = fingerprint({**decisive, "faces": self.faces.name})
-        self._read([Image.new("RGB", (64, 64), "grey")])  # what does not fit is known before images are made
-        self.free()
+        self._names = [output.name for output in network.get_outputs()]
+        self.decisive = {"file": sha256_of(self.path), "preparation": str(self._prepare)}
+        """What decides its numbers."""
 
-    @torch.inference_mode()
-    def __call__(self, images: Float[Tensor, "images channels height width"]) -> dict[str, Tensor]:
-        """See `Judge`."""
-        sizes = [len(names) for names in self.classes.values()]
-        rows = read_faces(images, self.faces, self._read, width=sum(sizes), batch=self.batch)
-        return dict(zip(self.classes, rows.split(sizes, dim=1), strict=True))
+    def output_name(self, wanted: str | int) -> str:
+        """The name of an output that is given by name or number (ValueError: there is none)."""
+        if isinstance(wanted, int) and 0 <= wanted < len(self._names):
+            return self._names[wanted]
+        if wanted not in self._names:
+            raise ValueError(f"{str(self.path)!r} has no output {wanted!r}; it has {', '.join(self._names)}.")
+        return str(wanted)
+
+    def read(self, photographs: Sequence[Image.Image], names: Sequence[str]) -> dict[str, Tensor]:
+        """What these outputs are of at most `batch` photographs: name → float32 [images, columns].
+
+        Raises:
+            ValueError: the network does not run on them, or gives no finite row for each.
+        """
+        pixels = np.stack([self._prepare(photograph) for photograph in photographs])
+        # A network of a fixed batch takes no fewer images; it gets the last one again, whose answers are dropped.
+        padding = (self._fixed or len(pixels)) - len(pixels)
+        pixels = np.pad(pixels, [(0, padding), (0, 0), (0, 0), (0, 0)], mode="edge")
+        # A plain cast would cut off the decimals, and 256 would become 0.
+        if DTYPES[self._input.type] is np.uint8:
+            pixels = pixels.round().clip(0, 255)
+        try:
+            found = self._session().run([*names], {self._input.name: pixels.astype(DTYPES[self._input.type])})
+        except Exception as error:  # onnxruntime's have no base in common
+            raise ValueError(
+                f"{str(self.path)!r} does not run on images of {self._prepare.size}: {_line(error)}"
+            ) from error
+        return {
+            name: self._numbers(name, value, len(pixels))[: len(photographs)]
+            for name, value in zip(names, found, strict=True)
+        }
 
     def free(self) -> None:
         """Give the network's memory back."""
@@ -344,65 +346,154 @@ class OnnxJudge:
             )
         try:
             # By its bytes: weights in further files would not be in the fingerprint.
-            return runtime.InferenceSession(self._path.read_bytes(), options, providers=[provider])
+            return runtime.InferenceSession(self.path.read_bytes(), options, providers=[provider])
         except Exception as error:  # onnxruntime's have no base in common
             raise ValueError(
-                f"{str(self._path)!r} is no network in one ONNX file that onnxruntime reads: {_line(error)}"
+                f"{str(self.path)!r} is no network in one ONNX file that onnxruntime reads: {_line(error)}"
             ) from error
 
     def _only_input(self, network: Any) -> Any:
         inputs = network.get_inputs()
         if len(inputs) != 1 or inputs[0].type not in DTYPES:
             found = ", ".join(f"{each.name} ({each.type})" for each in inputs)
-            raise ValueError(f"{str(self._path)!r} takes {found or 'nothing'}; a judge takes images alone, as numbers.")
+            raise ValueError(f"{str(self.path)!r} takes {found or 'nothing'}; it should take images alone, as numbers.")
         return inputs[0]
-
-    def _output_name(self, network: Any, wanted: str | int) -> str:
-        names = [output.name for output in network.get_outputs()]
-        if isinstance(wanted, int) and 0 <= wanted < len(names):
-            return names[wanted]
-        if wanted not in names:
-            raise ValueError(f"{str(self._path)!r} has no output {wanted!r}; it has {', '.join(names)}.")
-        return str(wanted)
-
-    def _read(self, photographs: Sequence[Image.Image]) -> Float[Tensor, "images classes"]:
-        """The logits of all attributes side by side."""
-        pixels = np.stack([self._prepare(photograph) for photograph in photographs])
-        # A network of a fixed batch takes no fewer images; it gets the last one again, whose answers are dropped.
-        padding = (self._fixed or len(pixels)) - len(pixels)
-        pixels = np.pad(pixels, [(0, padding), (0, 0), (0, 0), (0, 0)], mode="edge")
-        # A plain cast would cut off the decimals, and 256 would become 0.
-        if DTYPES[self._input.type] is np.uint8:
-            pixels = pixels.round().clip(0, 255)
-        # Several attributes may share one output, which is then computed and checked once.
-        names = list(dict.fromkeys(self._outputs.values()))
-        try:
-            found = self._session().run(names, {self._input.name: pixels.astype(DTYPES[self._input.type])})
-        except Exception as error:  # onnxruntime's have no base in common
-            raise ValueError(
-                f"{str(self._path)!r} does not run on images of {self._prepare.size}: {_line(error)}"
-            ) from error
-        numbers = {
-            name: self._numbers(name, value, len(pixels))[: len(photographs)]
-            for name, value in zip(names, found, strict=True)
-        }
-        return torch.cat([self._logits(a, numbers[self._outputs[a]]) for a in self.classes], dim=1)
 
     def _numbers(self, name: str, value: Any, images: int) -> Float[Tensor, "images columns"]:
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu" or value.shape[:1] != (images,):
             shape = list(value.shape) if isinstance(value, np.ndarray) else type(value).__name__
             raise ValueError(
-                f"output {name!r} of {str(self._path)!r} is {shape} for {images} images; a row for each is needed (batch=1?)."
+                f"output {name!r} of {str(self.path)!r} is {shape} for {images} images; a row for each is needed (batch=1?)."
             )
         numbers = torch.from_numpy(value.astype(np.float32).reshape(images, -1))
         # NaN means that no face was found, so a network may not say it for any other reason.
         if not bool(numbers.isfinite().all()):
-            raise ValueError(f"output {name!r} of {str(self._path)!r} is NaN or infinite; look at scale, mean and std.")
+            raise ValueError(f"output {name!r} of {str(self.path)!r} is NaN or infinite; look at scale, mean and std.")
         return numbers
 
+
+class OnnxJudge:
+    """A classifier in an ONNX file as a `Judge`; an image without a face has rows of NaN.
+
+    Args:
+        file: see `OnnxNetwork`.
+        outputs: attribute → the arguments of its `Answer`.
+        faces: what of an image the network sees.
+        name: what tables call it; None takes the file's.
+        network: the other arguments of `OnnxNetwork`.
+
+    Raises:
+        ValueError: see `OnnxNetwork`.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        *,
+        outputs: Mapping[str, Mapping[str, Any]] | None,
+        faces: FaceCropper | None = None,
+        name: str | None = None,
+        **network: Any,
+    ) -> None:
+        if not outputs:
+            raise ValueError(
+                "outputs is not given; say which numbers are which classes, as in {gender: {classes: [male, female]}}."
+            )
+        self._network = OnnxNetwork(file, **network)
+        self.faces, self.name = faces or WholeImage(), name or self._network.path.stem
+        self._answers = {
+            attribute: _said(f"outputs.{attribute}", partial(Answer, **described))
+            for attribute, described in outputs.items()
+        }
+        self.classes: Mapping[str, tuple[str, ...]] = {a: answer.names for a, answer in self._answers.items()}
+        self.not_validated = tuple(a for a, answer in self._answers.items() if not answer.validated)
+        self._outputs = {a: self._network.output_name(answer.output) for a, answer in self._answers.items()}
+        described = {
+            a: [each.columns, each.names, each.values, [*each.cuts], each.spread, each.validated, self._outputs[a]]
+            for a, each in self._answers.items()
+        }
+        # All that can change an answer: what was read off images before is looked up under this.
+        self.fingerprint = fingerprint({**self._network.decisive, "outputs": described, "faces": self.faces.name})
+        self._read([Image.new("RGB", (64, 64), "grey")])  # what does not fit is known before images are made
+        self.free()
+
+    @torch.inference_mode()
+    def __call__(self, images: Float[Tensor, "images channels height width"]) -> dict[str, Tensor]:
+        """See `Judge`."""
+        sizes = [len(names) for names in self.classes.values()]
+        rows = read_faces(images, self.faces, self._read, width=sum(sizes), batch=self._network.batch)
+        return dict(zip(self.classes, rows.split(sizes, dim=1), strict=True))
+
+    def free(self) -> None:
+        """Give the network's memory back."""
+        self._network.free()
+
+    def _read(self, photographs: Sequence[Image.Image]) -> Float[Tensor, "images classes"]:
+        """The logits of all attributes side by side."""
+        # Several attributes may share one output, which is then computed and checked once.
+        numbers = self._network.read(photographs, list(dict.fromkeys(self._outputs.values())))
+        return torch.cat([self._logits(a, numbers[self._outputs[a]]) for a in self.classes], dim=1)
+
     def _logits(self, attribute: str, numbers: Tensor) -> Tensor:
-        where = f"{attribute}: output {self._outputs[attribute]!r} of {str(self._path)!r}"
+        where = f"{attribute}: output {self._outputs[attribute]!r} of {str(self._network.path)!r}"
         return _said(where, partial(self._answers[attribute].logits, numbers))
+
+
+class OnnxFeatures:
+    """A network of faces in an ONNX file as a `FeatureExtractor`, whose features at unit length are also the embeddings.
+
+    Args:
+        file: see `OnnxNetwork`.
+        output: name or number of the output that holds the features.
+        faces: what of an image the network sees; it finds a face in every one.
+        name: what tables call it; None takes the file's.
+        network: the other arguments of `OnnxNetwork`.
+
+    Raises:
+        ValueError: see `OnnxNetwork`.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        *,
+        output: str | int = 0,
+        faces: FaceCropper | None = None,
+        name: str | None = None,
+        **network: Any,
+    ) -> None:
+        self._network = OnnxNetwork(file, **network)
+        self._output = self._network.output_name(output)
+        self._faces, self.name = faces or WholeImage(), name or self._network.path.stem
+        self.resize = f"8 bit, {self._network.decisive['preparation']}, faces: {self._faces.name}"
+        self.fingerprint = fingerprint({**self._network.decisive, "output": self._output, "faces": self._faces.name})
+        self.dim = self._read([Image.new("RGB", (64, 64), "grey")]).shape[1]
+        self.free()
+
+    @torch.inference_mode()
+    def __call__(self, images: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images dim"]:
+        """Features [N, dim] (float32) of images in [0, 1]."""
+        return read_faces(images, self._faces, self._read, width=self.dim, batch=self._network.batch)
+
+    def embed_images(self, images: Float[Tensor, "images channels height width"]) -> Float[Tensor, "images dim"]:
+        """The same at unit length."""
+        return torch.nn.functional.normalize(self(images), dim=-1)
+
+    @property
+    def parts(self) -> Mapping[str, tuple[Callable[[Tensor], dict[str, Tensor]], Callable[[], None]]]:
+        """What is read off images in one pass, and how the network's memory is given back."""
+        return {"features": (self._both, self.free)}
+
+    def free(self) -> None:
+        """Give the network's memory back."""
+        self._network.free()
+
+    def _both(self, images: Tensor) -> dict[str, Tensor]:
+        features = self(images)
+        return {"features": features, "embeddings": torch.nn.functional.normalize(features, dim=-1)}
+
+    def _read(self, photographs: Sequence[Image.Image]) -> Float[Tensor, "images dim"]:
+        return self._network.read(photographs, [self._output])[self._output]
 
 
 def _said(where: str, made: Callable[[], Any]) -> Any:

@@ -14,10 +14,15 @@ from torch import Tensor, nn
 from difflens.judges.protocol import Judge
 from difflens.methods.assignment import largest_remainder
 from difflens.miniature.diffusion_recipes import Autoencoding, Denoising, encode
+from difflens.miniature.photographs import save_sheet
 from difflens.models.devices import fast_autocast
 
 SURE = 0.8
 """Probability from which a judge counts as sure of a class."""
+
+
+SHEET = "generated_faces.webp"
+"""Pictures that a model of photographs is compared with, in its folder."""
 
 
 def resized(faces: UInt8[Tensor, "faces 3 _ _"], size: int) -> UInt8[Tensor, "faces 3 size size"]:
@@ -71,10 +76,11 @@ class PhotoRecipe(Denoising):
         photographs: of `FaceRecipe`.
         size: of the pictures, in pixels.
         shares: class of gender → its share of those trained on.
-        labels: a judge; `scores`: another one. Both see the faces at their full size.
+        labels: a judge; `scores`: another one. Both see the pictures as they are trained on.
         autoencoder: trained.
         unet: the constructor's arguments of `UNet2DModel`; `scheduler` those of `DDIMScheduler`.
         watched: number of samples a report judges; `watched_steps` their denoising steps.
+        reference: number of pictures, as many of each gender, that are kept beside the model for others to compare with.
     """
 
     photographs: UInt8[Tensor, "faces 3 _ _"]
@@ -87,16 +93,26 @@ class PhotoRecipe(Denoising):
     scheduler: Mapping[str, Any]
     watched: int
     watched_steps: int
+    reference: int
     name: str = "mini_photo"
+
+    @cached_property
+    def pictures(self) -> tuple[UInt8[Tensor, "faces 3 size size"], Int[Tensor, "faces"], Bool[Tensor, "faces"]]:
+        """All faces at that size, their gender, and whether both judges are sure of it."""
+        pictures = resized(self.photographs, self.size)
+        return pictures, *self.read(pictures)
 
     @cached_property
     def latents(self) -> Tensor:
         """Scaled latents of those trained on, each followed by its mirror image (float16 [pool, C, H, W])."""
-        first, sure = self.read(self.photographs)
-        rows = chosen(first, sure, self.shares, self.labels.classes["gender"])
-        pictures = resized(self.photographs[rows], self.size)
+        pictures = self.drawn(self.shares)
         pairs = torch.stack([pictures, pictures.flip(-1)], 1).flatten(0, 1)
         return torch.cat([encode(self.autoencoder, part) for part in pairs.split(256)])
+
+    def drawn(self, shares: Mapping[str, float]) -> UInt8[Tensor, "faces 3 size size"]:
+        """As many pictures as can be had in these shares."""
+        pictures, classes, sure = self.pictures
+        return pictures[chosen(classes, sure, shares, self.labels.classes["gender"])]
 
     @property
     def pool(self) -> int:  # type: ignore[override]
@@ -146,10 +162,12 @@ class PhotoRecipe(Denoising):
         return {"sure": float(sure.double().mean()), "gender_off": off, **shares}
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Write an `LDMPipeline`, whose part `vqvae` is the autoencoder, in half precision."""
+        """Write an `LDMPipeline`, whose part `vqvae` is the autoencoder, in half precision; and the pictures to compare with."""
         # What `LDMPipeline` calls the autoencoder of whatever kind.
         pipeline = LDMPipeline(vqvae=self.autoencoder.half(), unet=model.half(), scheduler=self.schedule)
         pipeline.save_pretrained(folder)
+        names = self.labels.classes["gender"]
+        save_sheet(self.drawn({name: 1 / len(names) for name in names})[: self.reference], folder / SHEET)
 
 
 def chosen(

@@ -4,6 +4,7 @@ The network is the MobileStyleGAN of the package `random-face` (Belousov 2021, a
 which learnt from FFHQ: what is trained on its faces is for research (CC BY-NC-SA 4.0).
 """
 
+import math
 import os
 import zipfile
 from collections.abc import Sequence
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from difflens.judges.faces import import_extra
 from difflens.store.artifacts import is_finished, read_shard, write_shard
 from difflens.store.errors import UserError
+from difflens.store.locations import locate
 from difflens.store.progress import progress
 
 OBTAIN = "pip download --no-deps random-face"
@@ -79,6 +82,31 @@ def load_faces(folder: str) -> UInt8[Tensor, "faces 3 height width"]:
     if not names:
         raise ValueError(f"task.recipes: no faces in {folder!r}; make them first, with task.models=[photo_faces].")
     return torch.cat([read_shard(place, name)["faces"] for name in names])
+
+
+def save_sheet(faces: UInt8[Tensor, "faces 3 side side"], file: Path) -> None:
+    """Write square pictures into one, row by row, without loss."""
+    side, columns = faces.shape[-1], math.isqrt(len(faces) - 1) + 1
+    sheet = Image.new("RGB", (columns * side, -(-len(faces) // columns) * side))
+    for number, face in enumerate(faces):
+        row, column = divmod(number, columns)
+        sheet.paste(Image.fromarray(face.permute(1, 2, 0).numpy()), (column * side, row * side))
+    sheet.save(file, lossless=True, method=6)
+
+
+def load_sheet(file: str, *, side: int, faces: int) -> UInt8[Tensor, "faces 3 side side"]:
+    """The pictures that `save_sheet` wrote into one.
+
+    Raises:
+        ValueError: the file is not there, or holds fewer.
+    """
+    with Image.open(locate(file)) as image:
+        sheet = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    rows, columns = sheet.shape[1] // side, sheet.shape[2] // side
+    if rows * columns < faces:
+        raise ValueError(f"{file!r} holds {rows * columns} pictures of {side} pixels, not {faces}.")
+    tiles = sheet[:, : rows * side, : columns * side].unflatten(2, (columns, side)).unflatten(1, (rows, side))
+    return tiles.permute(1, 3, 0, 2, 4).flatten(0, 1)[:faces].contiguous()
 
 
 class FaceNetwork:

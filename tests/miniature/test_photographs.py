@@ -11,8 +11,18 @@ from torch import Tensor
 
 from difflens.miniature.diffusion_recipes import load_vae
 from difflens.miniature.fit import FitSettings, fit
-from difflens.miniature.photo_recipes import PhotoRecipe, PhotoVaeRecipe, chosen
-from difflens.miniature.photographs import LEFT, MARGIN, SIDE, TOP, FaceNetwork, FaceRecipe, load_faces, mean_style
+from difflens.miniature.photo_recipes import SHEET, PhotoRecipe, PhotoVaeRecipe, chosen
+from difflens.miniature.photographs import (
+    LEFT,
+    MARGIN,
+    SIDE,
+    TOP,
+    FaceNetwork,
+    FaceRecipe,
+    load_faces,
+    load_sheet,
+    mean_style,
+)
 from difflens.models.load import load_unconditional
 from difflens.store.errors import UserError
 from difflens.vocabulary import GenerationPlan
@@ -127,12 +137,19 @@ def test_the_model_of_photographs_learns_latents_and_is_exported_as_a_pipeline(t
         scheduler={"num_train_timesteps": 10, "prediction_type": "v_prediction", "clip_sample": False},
         watched=6,
         watched_steps=2,
+        reference=4,
     )  # fmt: skip
-    _, sure = recipe.read(faces)
+    _, classes, sure = recipe.pictures
     assert 0 < int(sure.sum()) < 24, "of some the judges say different things"
     assert recipe.pool % 8 == 0 and recipe.latents.shape[1:] == (4, 8, 8)
     figures = fit(recipe, FitSettings(2, 4, 1e-3), workspace=tmp_path / "g", export_to=tmp_path / "photo")
     assert figures["male"] + figures["female"] == pytest.approx(1) and 0 <= figures["sure"] <= 1
+    kept = load_sheet(str(tmp_path / "photo" / SHEET), side=16, faces=4)
+    pictures = recipe.pictures[0]
+    of_whom = [int((pictures == face).flatten(1).all(1).nonzero()[0]) for face in kept]
+    assert bool(sure[of_whom].all()) and sorted(classes[of_whom].tolist()) == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="4 pictures"):
+        load_sheet(str(tmp_path / "photo" / SHEET), side=16, faces=5)
     model = load_unconditional(str(tmp_path / "photo"), name="mini_photo", steps=2, micro_batch=2)
     made = torch.cat([batch.images for batch in model.sample(GenerationPlan(1, torch.arange(2)))])
     assert made.shape == (2, 3, 16, 16)
