@@ -109,10 +109,10 @@ class PhotoRecipe(Denoising):
         pairs = torch.stack([pictures, pictures.flip(-1)], 1).flatten(0, 1)
         return torch.cat([encode(self.autoencoder, part) for part in pairs.split(256)])
 
-    def drawn(self, shares: Mapping[str, float]) -> UInt8[Tensor, "faces 3 size size"]:
+    def drawn(self, shares: Mapping[str, float], at_most: int | None = None) -> UInt8[Tensor, "faces 3 size size"]:
         """As many pictures as can be had in these shares."""
         pictures, classes, sure = self.pictures
-        return pictures[chosen(classes, sure, shares, self.labels.classes["gender"])]
+        return pictures[chosen(classes, sure, shares, self.labels.classes["gender"], at_most=at_most)]
 
     @property
     def pool(self) -> int:  # type: ignore[override]
@@ -167,13 +167,18 @@ class PhotoRecipe(Denoising):
         pipeline = LDMPipeline(vqvae=self.autoencoder.half(), unet=model.half(), scheduler=self.schedule)
         pipeline.save_pretrained(folder)
         names = self.labels.classes["gender"]
-        save_sheet(self.drawn({name: 1 / len(names) for name in names})[: self.reference], folder / SHEET)
+        save_sheet(self.drawn({name: 1 / len(names) for name in names}, self.reference), folder / SHEET)
 
 
 def chosen(
-    classes: Int[Tensor, "faces"], sure: Bool[Tensor, "faces"], shares: Mapping[str, float], names: tuple[str, ...]
+    classes: Int[Tensor, "faces"],
+    sure: Bool[Tensor, "faces"],
+    shares: Mapping[str, float],
+    names: tuple[str, ...],
+    *,
+    at_most: int | None = None,
 ) -> Int[Tensor, "rows"]:
-    """As many faces as can be had of sure classes in these shares, in their order.
+    """As many faces as can be had of sure classes in these shares, or so many, in their order.
 
     Raises:
         ValueError: the shares are not those of these classes, or there are no such faces.
@@ -182,7 +187,8 @@ def chosen(
         raise ValueError(f"task.recipes: shares of gender are those of {', '.join(names)}, got {dict(shares)}.")
     wanted = torch.tensor([shares[name] for name in names], dtype=torch.float64)
     have = torch.stack([(sure & (classes == index)).sum() for index in range(len(names))])
-    counts = largest_remainder(wanted, int((have / wanted).amin()))
+    most = int((have / wanted).amin())
+    counts = largest_remainder(wanted, most if at_most is None else min(most, at_most))
     if not counts.all():
         raise ValueError(
             f"task.recipes: {have.tolist()} faces of {', '.join(names)} are sure; raise task.recipes….faces."

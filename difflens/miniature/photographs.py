@@ -94,7 +94,7 @@ def save_sheet(faces: UInt8[Tensor, "faces 3 side side"], file: Path) -> None:
     sheet.save(file, lossless=True, method=6)
 
 
-def load_sheet(file: str, *, side: int, faces: int) -> UInt8[Tensor, "faces 3 side side"]:
+def load_sheet(file: str, *, side: int, images: int) -> UInt8[Tensor, "faces 3 side side"]:
     """The pictures that `save_sheet` wrote into one.
 
     Raises:
@@ -103,10 +103,10 @@ def load_sheet(file: str, *, side: int, faces: int) -> UInt8[Tensor, "faces 3 si
     with Image.open(locate(file)) as image:
         sheet = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     rows, columns = sheet.shape[1] // side, sheet.shape[2] // side
-    if rows * columns < faces:
-        raise ValueError(f"{file!r} holds {rows * columns} pictures of {side} pixels, not {faces}.")
+    if rows * columns < images:
+        raise ValueError(f"{file!r} holds {rows * columns} pictures of {side} pixels, not {images}.")
     tiles = sheet[:, : rows * side, : columns * side].unflatten(2, (columns, side)).unflatten(1, (rows, side))
-    return tiles.permute(1, 3, 0, 2, 4).flatten(0, 1)[:faces].contiguous()
+    return tiles.permute(1, 3, 0, 2, 4).flatten(0, 1)[:images].contiguous()
 
 
 class FaceNetwork:

@@ -48,6 +48,7 @@ JUDGE = Slot(
 EXTRACTOR = Slot(
     (
         *_all("judges", "clip.load_open_clip", "inception.PhotographFeatures", "inception.load_inception"),
+        "difflens.judges.onnx.OnnxFeatures",
         "difflens.miniature.clip.load_clip",
     ),
     "difflens.judges.protocol.FeatureExtractor",
@@ -112,12 +113,17 @@ SLOTS: Mapping[str, Slot] = {
     "judge.scores.clip": EXTRACTOR,
     "judge.scores.judges.*": JUDGE,
     "metric.extractor": EXTRACTOR,
+    "metric.extractor.faces": FACES,
     "metric.extractor.features": EXTRACTOR,
     "metric.extractor.embeddings": EXTRACTOR,
     "metric.measures.*": Slot(_all("metrics.pixels", "PixelChange"), "torchmetrics.Metric"),
     "metric.measures.*.where": Slot(_all("miniature.faces", "surroundings"), ""),
     "metric.reference": Slot(
-        ("difflens.data.folder.scan_folder", "difflens.miniature.reference.render_population"), ""
+        (
+            "difflens.data.folder.scan_folder",
+            *_all("miniature", "photographs.load_sheet", "reference.render_population"),
+        ),
+        "",
     ),
     "metric.reference.population": POPULATION,
     "logger": Slot(_all("training", "loggers.csv_tracker", "loggers.tensorboard_tracker", "loggers.wandb_tracker"), ""),

@@ -27,9 +27,9 @@ from difflens.tasks.forecast import describe_forecast, forecast
 
 PACKAGES = {
     **{"YunetFaces": ("cv2", "faces"), "HaarFaces": ("cv2", "faces"), "DlibFaces": ("dlib", "dlib")},
-    "OnnxJudge": ("onnxruntime", "onnx"),
+    **dict.fromkeys(("OnnxJudge", "OnnxFeatures"), ("onnxruntime", "onnx")),
 }
-"""What classes of face croppers and judges import, and the extra that installs it."""
+"""What classes of face croppers, judges and extractors import, and the extra that installs it."""
 
 SHOWN = 4
 """Missing things of an experiment that are named."""

@@ -62,10 +62,24 @@ def test_every_output_is_that_of_the_original(network: str, output: str) -> None
     number = {"output": output, "values": "number", "classes": ["less", "more"], "cuts": [70], "spread": 1}
     answer = whole if len(columns) > 1 else number
     judge = OnnxJudge(f"{SHIPPED}/{network}.onnx", outputs={"all": answer})
-    judge._prepare = lambda photograph: given[0].numpy()  # what the originals were given are no 8-bit pixels
+    judge._network._prepare = lambda photograph: given[0].numpy()  # what the originals were given are no 8-bit pixels
     found = judge(torch.zeros(1, 3, 8, 8))["all"]
     numbers = found.softmax(1) if len(columns) > 1 else 70 + found[:, 1:] - found[:, :1]
     assert torch.allclose(numbers, expected, atol=1e-4, rtol=0)
+
+
+def test_faces_are_told_apart_as_by_dlibs_own_network() -> None:
+    given, expected = VECTORS["face_recognition.input"], VECTORS["face_recognition.descriptor"]
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        whole = ["++metric.extractor.faces={left:0,top:0,width:1,height:1}"]
+        extractor = built(compose("config", overrides=["model=mini_photo", *whole]), "metric.extractor")
+    found = extractor(given.float() / 255)
+    # 8 bits of its weights were kept; other people are 0.6 away and further.
+    assert extractor.dim == 128 and bool(((found - expected).norm(dim=1) < 0.06).all())
+    assert torch.allclose(torch.cdist(found, found), torch.cdist(expected, expected), atol=0.03)
+    assert torch.allclose(extractor.embed_images(given.float() / 255).norm(dim=1), torch.ones(3))
+    both = extractor.parts["features"][0](given.float() / 255)
+    assert torch.equal(both["features"], found) and torch.equal(both["embeddings"], extractor.embed_images(given / 255))
 
 
 MEANS = (122.781998, 117.000999, 104.297997)
@@ -85,7 +99,7 @@ def test_pixels_are_prepared_as_each_network_wants_them(
 ) -> None:
     judge = configured("judge.labels", f"judge/network@judge.labels={network}")
     for colour, expected in (("black", black), ("white", white)):
-        pixels = judge._prepare(Image.new("RGB", (50, 50), colour))
+        pixels = judge._network._prepare(Image.new("RGB", (50, 50), colour))
         pixels = pixels if network == "gear" else pixels.transpose(1, 2, 0)
         assert pixels.shape == (size, size, 3) and np.allclose(pixels, expected, atol=1e-6)
 

@@ -101,6 +101,7 @@ class Brightness:
 def test_faces_are_those_of_which_both_judges_are_sure_in_the_shares_asked_for() -> None:
     classes, sure = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), torch.tensor([1, 0, 1, 1, 1, 1, 0, 1]).bool()
     assert chosen(classes, sure, {"a": 1 / 3, "b": 2 / 3}, ("a", "b")).tolist() == [0, 4, 5, 7]
+    assert chosen(classes, sure, {"a": 0.5, "b": 0.5}, ("a", "b"), at_most=2).tolist() == [0, 4]
     with pytest.raises(ValueError, match="are sure"):
         chosen(classes, torch.zeros(8, dtype=torch.bool), {"a": 0.5, "b": 0.5}, ("a", "b"))
     with pytest.raises(ValueError, match="shares of gender"):
@@ -144,12 +145,12 @@ def test_the_model_of_photographs_learns_latents_and_is_exported_as_a_pipeline(t
     assert recipe.pool % 8 == 0 and recipe.latents.shape[1:] == (4, 8, 8)
     figures = fit(recipe, FitSettings(2, 4, 1e-3), workspace=tmp_path / "g", export_to=tmp_path / "photo")
     assert figures["male"] + figures["female"] == pytest.approx(1) and 0 <= figures["sure"] <= 1
-    kept = load_sheet(str(tmp_path / "photo" / SHEET), side=16, faces=4)
+    kept = load_sheet(str(tmp_path / "photo" / SHEET), side=16, images=4)
     pictures = recipe.pictures[0]
     of_whom = [int((pictures == face).flatten(1).all(1).nonzero()[0]) for face in kept]
     assert bool(sure[of_whom].all()) and sorted(classes[of_whom].tolist()) == [0, 0, 1, 1]
     with pytest.raises(ValueError, match="4 pictures"):
-        load_sheet(str(tmp_path / "photo" / SHEET), side=16, faces=5)
+        load_sheet(str(tmp_path / "photo" / SHEET), side=16, images=5)
     model = load_unconditional(str(tmp_path / "photo"), name="mini_photo", steps=2, micro_batch=2)
     made = torch.cat([batch.images for batch in model.sample(GenerationPlan(1, torch.arange(2)))])
     assert made.shape == (2, 3, 16, 16)
