@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, LDMPipeline, UNet2DModel
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from difflens.judges.protocol import Judge
@@ -18,7 +18,7 @@ from difflens.miniature.photographs import save_sheet
 from difflens.models.devices import fast_autocast
 
 SURE = 0.8
-"""Probability from which a judge counts as sure of a class."""
+"""Probability from which a judge counts as sure of a sample's class."""
 
 
 SHEET = "generated_faces.webp"
@@ -76,7 +76,8 @@ class PhotoRecipe(Denoising):
         photographs: of `FaceRecipe`.
         size: of the pictures, in pixels.
         shares: class of gender → its share of those trained on.
-        labels: a judge; `scores`: another one. Both see the pictures as they are trained on.
+        labels: a judge; `scores`: another one. Both see the faces as the autoencoder gives them back.
+        sure: probability that both judges give the gender of a face that is trained on, or more.
         autoencoder: trained.
         unet: the constructor's arguments of `UNet2DModel`; `scheduler` those of `DDIMScheduler`.
         watched: number of samples a report judges; `watched_steps` their denoising steps.
@@ -88,6 +89,7 @@ class PhotoRecipe(Denoising):
     shares: Mapping[str, float]
     labels: Judge
     scores: Judge
+    sure: float
     autoencoder: AutoencoderKL
     unet: Mapping[str, Any]
     scheduler: Mapping[str, Any]
@@ -97,37 +99,53 @@ class PhotoRecipe(Denoising):
     name: str = "mini_photo"
 
     @cached_property
-    def pictures(self) -> tuple[UInt8[Tensor, "faces 3 size size"], Int[Tensor, "faces"], Bool[Tensor, "faces"]]:
-        """All faces at that size, their gender, and whether both judges are sure of it."""
-        pictures = resized(self.photographs, self.size)
-        return pictures, *self.read(pictures)
+    def pictures(self) -> UInt8[Tensor, "faces 3 size size"]:
+        """All faces at that size."""
+        return resized(self.photographs, self.size)
+
+    @cached_property
+    def seen(self) -> tuple[Int[Tensor, "faces"], Bool[Tensor, "faces"]]:
+        """What the judges see in the faces as the autoencoder gives them back: their gender, and whether both are sure."""
+        decoded = [self.decoded(encode(self.autoencoder, part).float()) for part in self.pictures.split(64)]
+        return self.read(torch.cat(decoded), self.sure)
 
     @cached_property
     def latents(self) -> Tensor:
         """Scaled latents of those trained on, each followed by its mirror image (float16 [pool, C, H, W])."""
         pictures = self.drawn(self.shares)
         pairs = torch.stack([pictures, pictures.flip(-1)], 1).flatten(0, 1)
-        return torch.cat([encode(self.autoencoder, part) for part in pairs.split(256)])
+        parts = [encode(self.autoencoder, part) for part in pairs.split(256)]
+        # Asked for in the midst of a step: under its autocast, half precision is refused on a CPU.
+        with torch.autocast("cpu", enabled=False):
+            return torch.cat(parts)
 
     def drawn(self, shares: Mapping[str, float], at_most: int | None = None) -> UInt8[Tensor, "faces 3 size size"]:
         """As many pictures as can be had in these shares."""
-        pictures, classes, sure = self.pictures
-        return pictures[chosen(classes, sure, shares, self.labels.classes["gender"], at_most=at_most)]
+        return self.pictures[chosen(*self.seen, shares, self.labels.classes["gender"], at_most=at_most)]
+
+    @torch.inference_mode()
+    def decoded(self, latents: Float[Tensor, "images _ _ _"]) -> UInt8[Tensor, "images 3 size size"]:
+        """The pictures of scaled latents."""
+        with fast_autocast():
+            images = self.autoencoder.decode(latents / self.autoencoder.config.scaling_factor).sample
+        return (127.5 * (images.float() + 1)).round().clamp(0, 255).byte()
 
     @property
     def pool(self) -> int:  # type: ignore[override]
         """How many are trained on."""
         return len(self.latents)
 
-    def read(self, images: UInt8[Tensor, "images 3 _ _"]) -> tuple[Int[Tensor, "images"], Bool[Tensor, "images"]]:
-        """The gender that the judge `labels` reads, and whether both are sure of it."""
+    def read(
+        self, images: UInt8[Tensor, "images 3 _ _"], least: float
+    ) -> tuple[Int[Tensor, "images"], Bool[Tensor, "images"]]:
+        """The gender that the judge `labels` reads, and whether both give it this probability at `least`."""
         order = self.labels.classes["gender"]
         found = []
         for judge in (self.labels, self.scores):
             answers = torch.cat([judge(part.float() / 255)["gender"] for part in images.split(256)]).softmax(-1)
             found.append(answers[:, [judge.classes["gender"].index(name) for name in order]])
         classes, others = (each.argmax(-1) for each in found)
-        sure = torch.stack([each.amax(-1) >= SURE for each in found]).all(0)
+        sure = torch.stack([each.amax(-1) >= least for each in found]).all(0)
         return classes, sure & (classes == others)
 
     def build(self) -> nn.Module:
@@ -146,16 +164,12 @@ class PhotoRecipe(Denoising):
     def sample(self, model: nn.Module, n: int, *, seed: int) -> UInt8[Tensor, "images 3 size size"]:
         """Plain DDIM samples."""
         shape = self.unet["in_channels"], self.unet["sample_size"], self.unet["sample_size"]
-        images = []
-        for latents in self.sampled(model, n, shape, steps=self.watched_steps, seed=seed):
-            with fast_autocast():
-                decoded = self.autoencoder.decode(latents / self.autoencoder.config.scaling_factor).sample
-            images.append((127.5 * (decoded.float() + 1)).round().clamp(0, 255).byte())
-        return torch.cat(images)
+        parts = self.sampled(model, n, shape, steps=self.watched_steps, seed=seed)
+        return torch.cat([self.decoded(latents) for latents in parts])
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """The shares of gender, how far they are off, and of how many samples both judges are sure."""
-        classes, sure = self.read(self.sample(model, self.watched, seed=7))
+        classes, sure = self.read(self.sample(model, self.watched, seed=7), SURE)
         names = self.labels.classes["gender"]
         shares = {name: float((classes == index).double().mean()) for index, name in enumerate(names)}
         off = max(abs(shares[name] - share) for name, share in self.shares.items())

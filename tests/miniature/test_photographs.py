@@ -123,13 +123,17 @@ def test_the_model_of_photographs_learns_latents_and_is_exported_as_a_pipeline(t
     both = torch.cat([pictures, pictures.flip(-1)])
     assert all(bool((image == both).flatten(1).all(1).any()) for image in drawn)
     assert any(bool((image == pictures.flip(-1)).flatten(1).all(1).any()) for image in drawn)
-    fit(autoencoder, FitSettings(2, 4, 1e-3), workspace=tmp_path / "w", export_to=tmp_path / "vae")
+    # Long enough to give brightness back, by which the judges below tell.
+    fit(
+        autoencoder, FitSettings(200, 8, 1e-2, ema=0.9, warmup=10), workspace=tmp_path / "w", export_to=tmp_path / "vae"
+    )
     recipe = PhotoRecipe(
         faces,
         16,
         shares={"female": 0.75, "male": 0.25},
         labels=Brightness(("male", "female")),
         scores=Brightness(("female", "male"), doubt=0.1),
+        sure=0.8,
         autoencoder=load_vae(str(tmp_path / "vae")),
         unet={
             "sample_size": 8, "in_channels": 4, "out_channels": 4, "down_block_types": ["DownBlock2D"],
@@ -140,14 +144,13 @@ def test_the_model_of_photographs_learns_latents_and_is_exported_as_a_pipeline(t
         watched_steps=2,
         reference=4,
     )  # fmt: skip
-    _, classes, sure = recipe.pictures
+    classes, sure = recipe.seen
     assert 0 < int(sure.sum()) < 24, "of some the judges say different things"
-    assert recipe.pool % 8 == 0 and recipe.latents.shape[1:] == (4, 8, 8)
+    assert recipe.pool == 2 * len(recipe.drawn(recipe.shares)) and recipe.latents.shape[1:] == (4, 8, 8)
     figures = fit(recipe, FitSettings(2, 4, 1e-3), workspace=tmp_path / "g", export_to=tmp_path / "photo")
     assert figures["male"] + figures["female"] == pytest.approx(1) and 0 <= figures["sure"] <= 1
     kept = load_sheet(str(tmp_path / "photo" / SHEET), side=16, images=4)
-    pictures = recipe.pictures[0]
-    of_whom = [int((pictures == face).flatten(1).all(1).nonzero()[0]) for face in kept]
+    of_whom = [int((recipe.pictures == face).flatten(1).all(1).nonzero()[0]) for face in kept]
     assert bool(sure[of_whom].all()) and sorted(classes[of_whom].tolist()) == [0, 0, 1, 1]
     with pytest.raises(ValueError, match="4 pictures"):
         load_sheet(str(tmp_path / "photo" / SHEET), side=16, images=5)
