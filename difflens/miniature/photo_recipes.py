@@ -176,7 +176,7 @@ class PhotoRecipe(Denoising):
         return {"sure": float(sure.double().mean()), "gender_off": off, **shares}
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Write an `LDMPipeline`, whose part `vqvae` is the autoencoder, in half precision; and the pictures to compare with."""
+        """Write an `LDMPipeline`, whose part `vqvae` is the autoencoder, in half precision, and pictures to compare with."""
         # What `LDMPipeline` calls the autoencoder of whatever kind.
         pipeline = LDMPipeline(vqvae=self.autoencoder.half(), unet=model.half(), scheduler=self.schedule)
         pipeline.save_pretrained(folder)
