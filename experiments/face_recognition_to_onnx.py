@@ -7,8 +7,8 @@ The network is dlib's face recognition (Davis King 2017, CC0), a residual networ
 other for two pictures of one person; face-api stores most of its weights in 8 bits, and so does the file made here.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -101,9 +101,13 @@ def read_weights(folder: Path) -> dict[str, tuple[NDArray[np.generic], float, fl
     return weights
 
 
-def main(folder: str, file: str) -> None:
+def main() -> None:
     """Write the network."""
-    graph = Graph(read_weights(Path(folder)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of face-api's models")
+    parser.add_argument("file", help="that is written")
+    options = parser.parse_args()
+    graph = Graph(read_weights(options.folder))
     value = graph.node("Relu", graph.conv("images", "conv32_down", stride=2))
     value = graph.node("MaxPool", value, kernel_shape=[3, 3], strides=[2, 2])
     for name in BLOCKS:
@@ -115,8 +119,8 @@ def main(folder: str, file: str) -> None:
     made = helper.make_graph(graph.nodes, "face_recognition", [images], [descriptor], graph.constants)
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, file)
+    onnx.save(model, options.file)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
