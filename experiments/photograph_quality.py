@@ -1,7 +1,8 @@
 """Is the photorealistic model what its card says? `uv run python experiments/photograph_quality.py`.
 
 Draws samples as `model=mini_photo` does, reads them with both judges, and looks for the nearest of the faces trained on: of
-those in the repository, or of all in a folder (`--faces outputs/photographs/photo_faces`). Writes figures and two pictures to `outputs/photographs`.
+those in the repository, or of all in a folder (`--faces outputs/photographs/photo_faces`). Writes figures and two pictures to
+`outputs/photographs`.
 """
 
 import argparse
