@@ -10,6 +10,7 @@ other for two pictures of one person; face-api stores most of its weights in 8 b
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,12 +27,12 @@ class Graph:
     """An ONNX graph that grows node by node; `weights` are face-api's, as name → values, and the scale and
     the least number that those of 8 bits stand for."""
 
-    def __init__(self, weights: dict[str, tuple[NDArray[np.generic], float, float]]) -> None:
+    def __init__(self, weights: dict[str, tuple[NDArray[Any], float, float]]) -> None:
         self.weights = weights
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
 
-    def node(self, kind: str, *inputs: str, **attributes: object) -> str:
+    def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node; the name of its output."""
         name = f"{kind}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
@@ -87,7 +88,7 @@ class Graph:
         return self.node("Relu", self.node("Add", inner, value))
 
 
-def read_weights(folder: Path) -> dict[str, tuple[NDArray[np.generic], float, float]]:
+def read_weights(folder: Path) -> dict[str, tuple[NDArray[Any], float, float]]:
     """face-api's weights, as `Graph` takes them."""
     (manifest,) = json.loads((folder / "face_recognition_model-weights_manifest.json").read_text())
     raw, weights, at = (folder / manifest["paths"][0]).read_bytes(), {}, 0
